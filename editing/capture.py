@@ -1,0 +1,124 @@
+"""Keys and value gradients of a turn's rows: one forward and one backward pass through the suffix.
+
+No parameter requires a gradient. The graph starts at the output of the lowest edited module, and the head sees rows
+only, a chunk at a time: its logits are gone before the backward pass through the layers begins. Sequences do not
+interact, so the mean over a group's rows becomes a weight on each row and any physical batching gives the same rows.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from editing.decoder import Decoder
+from editing.tokenization import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRows:
+    """What one turn's rows left behind. ``n`` rows, in the order of the turn's sequences.
+
+    Attributes:
+        keys: Per module ``(n, d_in)`` float32, the module's input at each row.
+        value_gradients: Per module ``(n, d_out)`` float32, gradient of the group's loss at the module's output.
+        losses: ``(n,)`` float32, cross-entropy of each row in nats, before the shift.
+        correct: ``(n,)`` bool, whether the row's likeliest token is the answer's.
+    """
+
+    keys: dict[str, Tensor]
+    value_gradients: dict[str, Tensor]
+    losses: Tensor
+    correct: Tensor
+
+
+def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
+    """Weight of each row in its group's mean, ``(n,)`` float32: one over the group's number of rows."""
+    lengths = list(answer_lengths)
+    weights: list[float] = []
+    for a in range(0, len(lengths), group_size):
+        rows = sum(lengths[a : a + group_size])
+        weights += [1.0 / rows] * rows
+    return torch.tensor(weights)
+
+
+def capture(
+    decoder: Decoder,
+    modules: Mapping[str, nn.Module],
+    inputs: Iterable[tuple[Batch, Tensor | None]],
+    weights: Tensor,
+    *,
+    start: int,
+) -> TurnRows:
+    """Run the suffix forward and back, and keep each module's rows.
+
+    Args:
+        decoder: The model.
+        modules: The edited modules by name.
+        inputs: Batches with the hidden states that layer ``start`` receives.
+        weights: ``(n,)`` from :func:`group_weights`.
+        start: First layer of the suffix.
+    """
+    n, device = len(weights), decoder.device
+    weights = weights.to(device)
+    rows = TurnRows(
+        keys={name: torch.empty(n, m.in_features, device=device) for name, m in modules.items()},
+        value_gradients={name: torch.empty(n, m.out_features, device=device) for name, m in modules.items()},
+        losses=torch.empty(n, device=device),
+        correct=torch.empty(n, dtype=torch.bool, device=device),
+    )
+    for batch, hidden in inputs:
+        with _Recorder(modules, batch, rows):
+            final = decoder.suffix(batch.input_ids, hidden, start)
+            gradient = _head_gradient(decoder, final, batch, weights, rows)
+            final.backward(gradient)
+    return rows
+
+
+def _head_gradient(decoder: Decoder, final: Tensor, batch: Batch, weights: Tensor, rows: TurnRows) -> Tensor:
+    """Gradient of the loss at the final hidden states ``(B, T, d)``; fills in losses and correctness."""
+    chosen = final.detach().flatten(0, 1)[batch.rows]
+    gradient = torch.zeros_like(final)
+    flat = gradient.flatten(0, 1)
+    for part in decoder.head_chunks(len(chosen)):
+        leaf = chosen[part].requires_grad_()
+        logits = decoder.logits(leaf).float()
+        labels, ids = batch.labels[part], batch.row_ids[part]
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        rows.losses[ids] = losses.detach()
+        rows.correct[ids] = logits.detach().argmax(-1) == labels
+        (flat[batch.rows[part]],) = torch.autograd.grad(losses, leaf, weights[ids])
+    return gradient
+
+
+class _Recorder:
+    """Forward hooks on the edited modules that copy the batch's rows of inputs and output gradients."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], batch: Batch, rows: TurnRows) -> None:
+        self._modules, self._batch, self._rows = modules, batch, rows
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handles = [m.register_forward_hook(self._hook(name)) for name, m in self._modules.items()]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            self._rows.keys[name][self._batch.row_ids] = self._select(inputs[0])
+            if not output.requires_grad:  # nothing edited lies below: the graph starts here
+                output.requires_grad_()
+            output.register_hook(store_gradient)
+            return output
+
+        def store_gradient(gradient: Tensor) -> None:
+            self._rows.value_gradients[name][self._batch.row_ids] = self._select(gradient)
+
+        return record
+
+    def _select(self, values: Tensor) -> Tensor:
+        return values.detach().flatten(0, -2)[self._batch.rows].float()

@@ -1,0 +1,164 @@
+"""Two halves of any Hugging Face decoder, and its head on chosen rows.
+
+    input_ids -> embeddings -> layers 0 .. s-1 | layers s .. L-1 -> final norm -> (chosen rows) -> head -> logits
+                 `------- prefix, frozen ------'  `-- suffix: holds every edited module --'
+
+The halves are run through the model's own forward, so that masks, positions and everything else a family does between
+its layers stay the model's business. A layer that shall not run keeps its place (families pick masks by index) and
+passes its input on; the last one below the suffix returns the cached hidden states instead.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing.errors import ModelError
+
+_HEAD_CHUNK_ELEMENTS = 2**25
+"""Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
+
+
+class Decoder:
+    """A view of a causal language model as prefix, suffix and head. Holds no weights of its own.
+
+    Args:
+        model: A Hugging Face causal language model.
+
+    Raises:
+        ModelError: The model has no decoder layers or no head that could be found.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.config = model.config.get_text_config(decoder=True)
+        self.body = _find_body(model)
+        self.head = _find_head(model)
+        self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
+        self._returns_tuple = False
+        self.layers[0].register_forward_hook(self._note_return_type)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.layers[-1].parameters()).device
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Context length, or ``None`` where the model states none."""
+        return getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+
+    def layer_of(self, module_name: str) -> int:
+        """Index of the decoder layer that holds a module.
+
+        Raises:
+            ModelError: The module lies outside the decoder layers.
+        """
+        head, _, rest = module_name.partition(self.layers_path + ".")
+        if head or not rest:
+            raise ModelError(f"module {module_name}: lies outside the decoder layers ({self.layers_path}.0 to .{self.num_layers - 1})")
+        return int(rest.split(".")[0])
+
+    def prefix(self, input_ids: Tensor, stop: int) -> Tensor:
+        """Hidden states ``(B, T, d)`` that layer ``stop`` receives. Layers from ``stop`` on do not run."""
+        received: list[Tensor] = []
+
+        def record(hidden: Tensor) -> Tensor:
+            received.append(hidden)
+            return hidden
+
+        with torch.no_grad(), ExitStack() as stack:
+            for i in range(stop, self.num_layers):
+                stack.enter_context(self._replaced(i, record if i == stop else _pass_on))
+            self.body(input_ids=input_ids, use_cache=False)
+        return received[0]
+
+    def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int) -> Tensor:
+        """Final, normalized hidden states ``(B, T, d)``, given what layer ``start`` receives.
+
+        Args:
+            input_ids: ``(B, T)``; gives masks and positions their shape.
+            hidden: ``(B, T, d)`` from :meth:`prefix`; ``None`` only with ``start == 0``.
+            start: First layer that runs.
+        """
+        with ExitStack() as stack:
+            for i in range(start):
+                stack.enter_context(self._replaced(i, (lambda _: hidden) if i == start - 1 else _pass_on))
+            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
+        logits = self.head(hidden)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def head_chunks(self, num_rows: int) -> Iterator[slice]:
+        """Slices of rows whose logits fit into a bounded memory."""
+        size = max(1, _HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
+        return (slice(a, min(a + size, num_rows)) for a in range(0, num_rows, size))
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Check on a short input that prefix, suffix and head together are the model.
+
+        Raises:
+            ModelError: They are not, so the family does something between its parts that this class does not know.
+        """
+        input_ids = torch.arange(1, 6, device=self.device).remainder(self.config.vocab_size).unsqueeze(0)
+        expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
+        middle = self.num_layers // 2
+        hidden = self.prefix(input_ids, middle) if middle else None
+        found = self.logits(self.suffix(input_ids, hidden, middle)[0]).float()
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()), equal_nan=True):
+            raise ModelError(
+                f"{type(self.model).__name__}: running its halves one by one does not give the model's logits; this family is not supported"
+            )
+
+    @contextmanager
+    def _replaced(self, index: int, output: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Let layer ``index`` return ``output(its input)`` without running."""
+        layer = self.layers[index]
+
+        def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+            result = output(hidden_states)
+            return (result, None) if self._returns_tuple else result
+
+        layer.forward = forward
+        try:
+            yield
+        finally:
+            del layer.forward  # the class's own forward shows again
+
+    def _note_return_type(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._returns_tuple = isinstance(output, tuple)  # GPT-J's blocks return (hidden, attention weights)
+
+
+def _pass_on(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _find_body(model: Any) -> nn.Module:
+    body = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if body is None or body is model:
+        raise ModelError(f"{type(model).__name__}: not a decoder-only causal language model that can be edited")
+    return body
+
+
+def _find_head(model: Any) -> nn.Module:
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__}: has no language-model head")
+    return head
+
+
+def _find_layers(model: Any, body: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    inside = {id(m) for m in body.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and id(module) in inside:
+            return name, module
+    raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found")

@@ -1,0 +1,354 @@
+"""One model with its lifelong moments, edited turn by turn.
+
+    requests --tokenize, sort, group--> turn --prefix (frozen, many turns at once)--> hidden states
+      --suffix forward, head on rows, suffix backward--> keys K, value gradients G of every edited module
+      --moments merged, K^ and G^--> targets T --n x n solve--> thin shift --> weights
+
+A turn is applied whole or not at all: everything is computed aside, checked to be finite, and only then committed.
+"""
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing import pretrained
+from editing.capture import TurnRows, capture, group_weights
+from editing.decoder import Decoder
+from editing.errors import InputError, TurnRefused
+from editing.modules import describe_editable, resolve
+from editing.normalizer import MomentRule, Moments
+from editing.prefix import predict, run_prefix
+from editing.presets import find_preset
+from editing.reductions import NoReductions, Reductions
+from editing.requests import EditRequest
+from editing.shift import Shift, SolveForm, gram_matrix, solve_features, solve_rows, targets
+from editing.tokenization import DEFAULT_BATCH_TOKENS
+from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorConfig:
+    """How edits are made.
+
+    Attributes:
+        modules: Names or patterns of the linears to edit.
+        learning_rate: Scale of the targets.
+        edits_per_turn: Edits that share one shift per module.
+        group_size: Edits over whose answer tokens the loss is averaged.
+        moments: Rule of the lifelong moments.
+        ridge: Strength of the ridge in the solve.
+        solve: Which linear system is solved; ``auto`` takes the smaller.
+        masters: Keep float32 copies of edited modules whose weights are of lower precision.
+        batch_tokens: Padded tokens in one physical batch; changes speed and memory, not results.
+        cache_prefix: Run the layers below the lowest edited one apart, for many turns at once.
+    """
+
+    modules: tuple[str, ...]
+    learning_rate: float
+    edits_per_turn: int = 100
+    group_size: int = 10
+    moments: MomentRule = "published"
+    ridge: float = 1.0
+    solve: SolveForm = "auto"
+    masters: bool = True
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    cache_prefix: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "ridge"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise InputError(f"{name}: expected a finite number above 0, found {value!r}")
+        for name in ("edits_per_turn", "group_size", "batch_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
+        for name, allowed in (("moments", ("published", "exact")), ("solve", ("auto", "row", "d_in"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+
+
+class Editor:
+    """A causal language model that can be edited.
+
+    Args:
+        model: A Hugging Face causal language model. It is frozen, and edited in place.
+        tokenizer: Its tokenizer.
+        config: How edits are made.
+        reductions: How partial results of fellow workers become whole; one worker needs none.
+
+    Attributes:
+        model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
+        moments: Lifelong moments by module shape ``(d_in, d_out)``.
+        turns: Turns applied so far.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: EditorConfig, reductions: Reductions | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.decoder = Decoder(model)
+        self.modules = resolve(self.decoder, config.modules)
+        self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
+        self.moments: dict[Shape, Moments] = {}
+        self.turns = 0
+        self._reductions = reductions or NoReductions()
+        self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
+        self._masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        modules: Sequence[str] | None = None,
+        learning_rate: float | None = None,
+        preset: str | None = None,
+        device: str = "auto",
+        dtype: pretrained.DTypeName = "auto",
+        **options: Any,
+    ) -> "Editor":
+        """Load a model and get it ready to be edited.
+
+        Args:
+            name: A folder, or a repository id of the Hugging Face Hub.
+            modules: Names or patterns of the linears to edit; by default the preset's.
+            learning_rate: By default the preset's.
+            preset: Name of a preset; by default the one for the model's architecture and size.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: ``auto``, ``float32`` or ``bfloat16``.
+            **options: Further fields of :class:`EditorConfig`.
+
+        Raises:
+            ModelError: The model cannot be loaded or is not supported.
+            InputError: An option is not usable, or there is no preset and ``modules`` or ``learning_rate`` is not given.
+        """
+        model, tokenizer = pretrained.load(name, device=pretrained.choose_device(device), dtype=dtype)
+        decoder = Decoder(model)
+        decoder.verify()
+        if modules is None or learning_rate is None:
+            found = find_preset(decoder.config, type(model).__name__, preset)
+            if found is None:
+                raise InputError(
+                    f"{name}: no preset knows this model, so both modules and a learning rate must be given; it could edit {describe_editable(decoder)}"
+                )
+            modules = found.modules if modules is None else modules
+            learning_rate = found.learning_rate if learning_rate is None else learning_rate
+        return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options))
+
+    @property
+    def uses_masters(self) -> bool:
+        """Whether float32 copies of the edited modules are kept beside lower-precision weights."""
+        return bool(self._masters)
+
+    def apply(self, requests: Iterable[EditRequest], *, measure: bool = True) -> list[TurnReport]:
+        """Write facts into the model.
+
+        Args:
+            requests: Any number of edits; they are cut into turns of ``edits_per_turn``.
+            measure: Also measure the edits' efficacy after each turn.
+
+        Returns:
+            What each turn did.
+
+        Raises:
+            InvalidRequest: A request cannot be tokenized for this model. Nothing was applied.
+            TurnRefused: A turn's numbers were not finite. Earlier turns of this call stay applied, it and later ones were not.
+        """
+        edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
+        return [self.apply_turn(self.prepare([turn])[0], measure=measure) for turn in in_turns(edits, self.config.edits_per_turn)]
+
+    def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
+        """Run the prefix for several coming turns at once. Applying turns does not make the result stale."""
+        began = time.perf_counter()
+        sequences = [sequence for turn in turns for sequence in turn.sequences]
+        prefixed = run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
+        seconds = (time.perf_counter() - began) / max(1, len(turns))
+        prepared, offset = [], 0
+        for turn in turns:
+            part = range(offset, offset + len(turn.edits))
+            prepared.append(PreparedTurn(turn, prefixed.part(part), seconds))
+            offset = part.stop
+        return prepared
+
+    def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
+        """Compute and commit one turn.
+
+        Raises:
+            TurnRefused: Loss, gradients or shift are not finite. Weights and moments are as they were.
+        """
+        clock = _Clock()
+        rows = self._capture(prepared)
+        clock.lap("capture")
+        moments = self._merged_moments(rows, prepared.turn)
+        shifts = {name: self._solve(name, rows, moments[_shape(m)]) for name, m in self.modules.items()}
+        norms = {name: shift.norm() for name, shift in shifts.items()}
+        _check_shifts(shifts, norms)
+        clock.lap("solve")
+        with _uninterrupted():
+            self._commit(shifts, moments)
+        clock.lap("apply")
+        after = self._efficacy(prepared) if measure else None
+        clock.lap("measure")
+        return TurnReport(
+            turn=self.turns,
+            edits=len(prepared.turn.edits),
+            rows=len(rows.losses),
+            loss=rows.losses.mean().item(),
+            efficacy_before=_mean_accuracy(rows.correct, [len(s.answer_ids) for s in prepared.turn.sequences]),
+            efficacy_after=after,
+            shift_norms=norms,
+            seconds={"prefix": prepared.prefix_seconds, **clock.laps},
+        )
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Within this context the model has the weights that it had before the first edit."""
+        edited = {name: m.weight.data for name, m in self.modules.items()}
+        try:
+            for name, module in self.modules.items():
+                module.weight.data = self._originals[name].to(module.weight.device)
+            yield
+        finally:
+            for name, module in self.modules.items():
+                module.weight.data = edited[name]
+
+    def restore(self) -> None:
+        """Go back to the weights and moments from before the first edit."""
+        for name, module in self.modules.items():
+            module.weight.data.copy_(self._originals[name])
+            if name in self._masters:
+                self._masters[name].copy_(self._originals[name])
+        self.moments, self.turns = {}, 0
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each edited module's weight, as stored in memory."""
+        return {name: _digest(m.weight) for name, m in self.modules.items()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them."""
+        pretrained.save(self.model, self.tokenizer, Path(folder))
+
+    def _capture(self, prepared: PreparedTurn) -> TurnRows:
+        turn = prepared.turn
+        lengths = [len(s.answer_ids) for s in turn.sequences]
+        weights = group_weights(lengths, self.config.group_size)
+        inputs = prepared.prefixed.batches(batch_tokens=self.config.batch_tokens, device=self.decoder.device)
+        rows = self._reductions.gather_rows(capture(self.decoder, self.modules, inputs, weights, start=self.start))
+        _check_rows(rows, turn)
+        return rows
+
+    def _merged_moments(self, rows: TurnRows, turn: Turn) -> dict[Shape, Moments]:
+        merged = dict(self.moments)
+        sizes = turn.group_row_counts(self.config.group_size)
+        for name, module in self.modules.items():
+            shape = _shape(module)
+            features = torch.cat((rows.keys[name], rows.value_gradients[name]), dim=1)
+            before = merged.get(shape) or Moments.empty(features.shape[1], features.device)
+            merged[shape] = before.merge(Moments.of_groups(features, sizes, self.config.moments))
+        return merged
+
+    def _solve(self, name: str, rows: TurnRows, moments: Moments) -> Shift:
+        keys, gradients = rows.keys[name], rows.value_gradients[name]
+        norms = self._reductions.sum_over_key_slices(moments.normalize(keys).square().sum(1), name)
+        goal = targets(norms, moments.normalize(gradients, first_feature=keys.shape[1]), self.config.learning_rate)
+        form = self.config.solve
+        if form == "auto":
+            form = "row" if len(keys) <= self.modules[name].in_features else "d_in"
+        try:
+            if form == "d_in":
+                return solve_features(keys, goal, self.config.ridge)
+            gram = self._reductions.sum_over_key_slices(gram_matrix(keys), name)
+            return solve_rows(keys, gram, goal, self.config.ridge)
+        except torch.linalg.LinAlgError as error:
+            raise TurnRefused(f"the solve of {name} broke down: {error}") from error
+
+    def _commit(self, shifts: dict[str, Shift], moments: dict[Shape, Moments]) -> None:
+        for name, shift in shifts.items():
+            weight = self.modules[name].weight.data
+            exact = self._masters.get(name)
+            if exact is None:
+                exact = weight.float()  # the weight itself where it is float32
+            shift.add_to(exact)
+            if exact is not weight:
+                weight.copy_(exact)
+        self.moments = moments
+        self.turns += 1
+
+    def _efficacy(self, prepared: PreparedTurn) -> float:
+        predictions = predict(self.decoder, prepared.prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
+        correct = [a == b for p, s in zip(predictions, prepared.turn.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
+        return _mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prepared.turn.sequences])
+
+
+class _Clock:
+    """Wall time of consecutive phases."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.laps[phase], self._last = now - self._last, now
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done, so that no turn is left half applied."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    held: list[Any] = []
+    previous = signal.signal(signal.SIGINT, lambda *received: held.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _shape(module: nn.Linear) -> Shape:
+    return module.in_features, module.out_features
+
+
+def _digest(weight: Tensor) -> str:
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+
+
+def _mean_accuracy(correct: Tensor, lengths: Sequence[int]) -> float:
+    shares = [part.double().mean() for part in correct.split(list(lengths))]
+    return float(torch.stack(shares).mean())
+
+
+def _check_rows(rows: TurnRows, turn: Turn) -> None:
+    finite = rows.losses.isfinite()
+    for values in (*rows.keys.values(), *rows.value_gradients.values()):
+        finite &= values.isfinite().all(1)
+    if finite.all():
+        return
+    by_edit = finite.split([len(s.answer_ids) for s in turn.sequences])
+    culprits = tuple(sorted(turn.order[i] for i, part in enumerate(by_edit) if not part.all()))
+    raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)
+
+
+def _check_shifts(shifts: dict[str, Shift], norms: dict[str, float]) -> None:
+    for name, shift in shifts.items():
+        if not shift.is_finite() or not norms[name] < float("inf"):
+            raise TurnRefused(f"the shift of {name} is not finite")
+        if norms[name] == 0:
+            raise TurnRefused(f"the shift of {name} is 0, so nothing would change")

@@ -1,0 +1,40 @@
+"""Errors that a person reads. Each message is one clear line: what was found, where, what was expected."""
+
+
+class UltraEditError(Exception):
+    """Base of every error that this project raises on purpose. ``str(error)`` is ready to be shown."""
+
+
+class InputError(UltraEditError):
+    """An option, a file or a request is not usable as given."""
+
+
+class ModelError(UltraEditError):
+    """A model cannot be loaded, or is not one that can be edited."""
+
+
+class InvalidRequest(InputError):
+    """One edit request is not usable; the others may go on.
+
+    Args:
+        field: Name of the offending field.
+        reason: What was expected and what was found.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class TurnRefused(UltraEditError):
+    """A turn was not applied; weights and moments are as they were before it.
+
+    Args:
+        reason: What was not finite, and where.
+        culprits: Positions, in the turn's request order, of the edits that caused it; empty if it was not a single edit.
+    """
+
+    def __init__(self, reason: str, culprits: tuple[int, ...] = ()) -> None:
+        super().__init__(reason)
+        self.culprits = culprits

@@ -1,0 +1,161 @@
+"""Whether edits worked, and what else they changed.
+
+Teacher-forced metrics compare the model's likeliest token at every row with the expected one, and average the share of
+right tokens over edits, as the published evaluation does:
+
+    efficacy            prompt            against the target
+    generalization      rephrased prompt  against the target
+    specificity         locality prompt   against the locality answer, which the unedited model may not know either
+    locality_retention  locality prompt   share of probes where every token is still the unedited model's own choice
+
+Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_generated`` and
+``generalization_generated`` are the shares of prompts whose text begins with the target.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from editing.decoder import Decoder
+from editing.editor import Editor
+from editing.prefix import Prefixed, predict, run_prefix
+from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
+from editing.turn import TokenizedEdit
+
+PROBES = ("sequence", "rephrase", "locality")
+
+Predictions = list[dict[str, tuple[int, ...]]]
+"""Per edit, by probe name, the likeliest token at each row."""
+
+Owners = list[tuple[int, str]]
+"""Whose probe a sequence is: the edit's position and the probe's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditResult:
+    """Metrics of one edit; ``None`` where the request has no such probe or there is no unedited model to compare with."""
+
+    efficacy: float
+    generalization: float | None
+    specificity: float | None
+    locality_retained: bool | None
+    efficacy_before: float | None
+    generalization_before: float | None
+    specificity_before: float | None
+
+
+def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+    """Metrics of edits with the editor's model, before its first edit and now. The prefix runs once for both."""
+    owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
+    after = predict_prefixed(editor, owners, prefixed, len(edits))
+    with editor.unedited():
+        before = predict_prefixed(editor, owners, prefixed, len(edits))
+    return score(edits, after, before)
+
+
+def predict_probes(decoder: Decoder, edits: Sequence[TokenizedEdit], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Predictions:
+    """Predictions of any model on all probes of edits."""
+    owners, prefixed = run_probe_prefix(decoder, edits, 0, batch_tokens)
+    return _by_edit(owners, predict(decoder, prefixed, start=0, batch_tokens=batch_tokens), len(edits))
+
+
+def predict_prefixed(editor: Editor, owners: Owners, prefixed: Prefixed, count: int) -> Predictions:
+    """Predictions of the editor's model as it is now on probes whose prefix has been run."""
+    tokens = predict(editor.decoder, prefixed, start=editor.start, batch_tokens=editor.config.batch_tokens)
+    return _by_edit(owners, tokens, count)
+
+
+def probe_sequences(edits: Sequence[TokenizedEdit]) -> tuple[Owners, list[AnswerSequence]]:
+    """All probes of edits, with the edit's position and the probe's name for each."""
+    owners = [(i, probe) for i, edit in enumerate(edits) for probe in PROBES if getattr(edit, probe) is not None]
+    return owners, [getattr(edits[i], probe) for i, probe in owners]
+
+
+def run_probe_prefix(decoder: Decoder, edits: Sequence[TokenizedEdit], stop: int, batch_tokens: int) -> tuple[Owners, Prefixed]:
+    """Run the prefix over all probes of edits."""
+    owners, sequences = probe_sequences(edits)
+    return owners, run_prefix(decoder, sequences, stop=stop, batch_tokens=batch_tokens)
+
+
+def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Predictions | None) -> list[EditResult]:
+    """Compare predictions with the expected answers and with each other."""
+    results = []
+    for i, edit in enumerate(edits):
+        kept = None if before is None or edit.locality is None else after[i]["locality"] == before[i]["locality"]
+        now, then = _shares(edit, after[i]), _shares(edit, before[i]) if before is not None else {}
+        results.append(
+            EditResult(
+                efficacy=now["sequence"],
+                generalization=now.get("rephrase"),
+                specificity=now.get("locality"),
+                locality_retained=kept,
+                efficacy_before=then.get("sequence"),
+                generalization_before=then.get("rephrase"),
+                specificity_before=then.get("locality"),
+            )
+        )
+    return results
+
+
+def summarize(results: Sequence[EditResult]) -> dict[str, float | None]:
+    """Mean of each metric over the edits that have it; ``None`` where no edit has it."""
+    columns = {name: [getattr(r, name) for r in results] for name in EditResult.__slots__}
+    columns["locality_retention"] = columns.pop("locality_retained")
+    return {name: _mean(values) for name, values in columns.items()}
+
+
+def begins_with(text: str, target: str) -> bool:
+    """Whether generated text begins with the target, as whole words."""
+    text = text.lstrip()
+    return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
+
+
+@torch.no_grad()
+def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 16, batch_size: int = 32) -> list[str]:
+    """What the model writes after each prompt, greedily."""
+    texts = [""] * len(prompts)
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    for a in range(0, len(order), batch_size):
+        chosen = order[a : a + batch_size]
+        width = max(len(encoded[i]) for i in chosen)
+        pads = torch.tensor([width - len(encoded[i]) for i in chosen], device=model.device)
+        input_ids = torch.tensor([[0] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
+        mask = (torch.arange(width, device=model.device) >= pads.unsqueeze(1)).long()  # generation needs pads at the left
+        output = model.generate(
+            input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad_token(tokenizer)
+        )
+        for i, ids in zip(chosen, output[:, width:].tolist(), strict=True):
+            texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int) -> Predictions:
+    result: Predictions = [{} for _ in range(count)]
+    for (i, probe), tokens in zip(owners, predictions, strict=True):
+        result[i][probe] = tokens
+    return result
+
+
+def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    shares = {}
+    for probe, tokens in predictions.items():
+        if probe == "locality" and edit.request.locality_answer is None:
+            continue
+        expected = getattr(edit, probe).answer_ids
+        shares[probe] = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
+    return shares
+
+
+def _mean(values: Sequence[float | bool | None]) -> float | None:
+    present = [float(v) for v in values if v is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _pad_token(tokenizer: Any) -> int:
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0

@@ -1,0 +1,118 @@
+"""A turn: the edits that share one shift per module, in the order that the method wants them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from editing.prefix import Prefixed
+from editing.requests import EditRequest
+from editing.tokenization import AnswerSequence, encode
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedEdit:
+    """A request with its edit and its probes as token ids.
+
+    Attributes:
+        request: The request.
+        sequence: Prompt and target: what is written, and the probe of efficacy.
+        rephrase: Rephrased prompt and target, the probe of generalization, or ``None``.
+        locality: Locality prompt and answer, the probe of specificity and retention, or ``None``. Where the request
+            has no locality answer, the sequence has one row and no meaningful answer.
+    """
+
+    request: EditRequest
+    sequence: AnswerSequence
+    rephrase: AnswerSequence | None = None
+    locality: AnswerSequence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Edits of one turn, longest input first (stable), which decides who shares a group.
+
+    Attributes:
+        edits: In the method's order.
+        order: ``order[i]`` is the position of ``edits[i]`` among the requests as they were given.
+    """
+
+    edits: tuple[TokenizedEdit, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, edits: Sequence[TokenizedEdit]) -> "Turn":
+        order = sorted(range(len(edits)), key=lambda i: -len(edits[i].sequence.input_ids))
+        return cls(tuple(edits[i] for i in order), tuple(order))
+
+    @property
+    def sequences(self) -> list[AnswerSequence]:
+        return [edit.sequence for edit in self.edits]
+
+    def group_row_counts(self, group_size: int) -> list[int]:
+        """Rows of each group; the last one may hold fewer edits."""
+        lengths = [len(s.answer_ids) for s in self.sequences]
+        return [sum(lengths[a : a + group_size]) for a in range(0, len(lengths), group_size)]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTurn:
+    """A turn whose prefix has been run, and the seconds of that which fall to it."""
+
+    turn: Turn
+    prefixed: Prefixed
+    prefix_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReport:
+    """What one turn did.
+
+    Attributes:
+        turn: Number of the turn, the first is 1.
+        edits: Number of edits.
+        rows: Number of answer tokens.
+        loss: Mean cross-entropy over all rows before the shift, in nats.
+        efficacy_before: Mean share of answer tokens that were right before the shift.
+        efficacy_after: The same after it; ``None`` if it was not measured.
+        shift_norms: Frobenius norm of each module's shift.
+        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``.
+    """
+
+    turn: int
+    edits: int
+    rows: int
+    loss: float
+    efficacy_before: float
+    efficacy_after: float | None
+    shift_norms: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None) -> TokenizedEdit:
+    """Tokenize one request with all its probes.
+
+    Raises:
+        InvalidRequest: An answer gives no token, or a prompt with its answer exceeds the model's context.
+    """
+
+    def encoded(prompt_field: str, answer_field: str) -> AnswerSequence | None:
+        prompt, answer = getattr(request, prompt_field), getattr(request, answer_field)
+        if prompt is None:
+            return None
+        return encode(tokenizer, prompt, answer, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
+
+    edit = encoded("prompt", "target")
+    assert edit is not None  # a request always has a prompt
+    return TokenizedEdit(request, edit, encoded("rephrase", "target"), encoded("locality_prompt", "locality_answer"))
+
+
+def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int) -> Iterator[Turn]:
+    """Cut a stream of edits into turns; the last one may be short."""
+    pending: list[TokenizedEdit] = []
+    for edit in edits:
+        pending.append(edit)
+        if len(pending) == edits_per_turn:
+            yield Turn.of(pending)
+            pending = []
+    if pending:
+        yield Turn.of(pending)

@@ -1,0 +1,178 @@
+"""The command line: ``ultraedit edit``, ``evaluate``, ``show``, ``demo``. Every expected failure is one line and a non-zero exit."""
+
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+
+from editing import UltraEditError
+from editing.datasets import FORMATS
+from editing.modules import split_patterns
+from orchestrator.config import RunConfig
+from orchestrator.progress import Progress
+from orchestrator.report import metrics_table, show_run
+
+_FORMATS = click.Choice(["auto", *FORMATS])
+_DTYPES = click.Choice(["auto", "float32", "bfloat16"])
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_data_options = _options(
+    click.option("--format", type=_FORMATS, help="Record format of the edits.  [default: auto]"),
+    click.option("--limit", type=int, help="Use the first N usable records only."),
+    click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
+    click.option("--dtype", type=_DTYPES, help="Precision of the weights; auto keeps the checkpoint's.  [default: auto]"),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ultraedit-orchestrator")
+def cli() -> None:
+    """Write facts into a language model's weights, without training (UltraEdit, arXiv 2505.14679)."""
+
+
+@cli.command()
+@click.option("--model", help="Folder or Hugging Face Hub id of the model.")
+@click.option("--edits", help="File with the edits: JSON lines or a JSON array.")
+@click.option("--output", help="Folder for the edited model and the results.")
+@_data_options
+@click.option("--preset", help="Modules and learning rate by name; by default the model's own.")
+@click.option("--modules", help="Modules to edit, comma separated; a.{2..5}.{x,y} stands for eight.")
+@click.option("--learning-rate", type=float, help="Scale of the targets.")
+@click.option("--edits-per-turn", type=int, help="Edits that share one shift per module.  [default: 100]")
+@click.option("--group-size", type=int, help="Edits over whose answer tokens the loss is averaged.  [default: 10]")
+@click.option("--lookahead", type=int, help="Coming turns that go through the frozen layers in one pass.  [default: 4]")
+@click.option("--moments", type=click.Choice(["published", "exact"]), help="Rule of the lifelong moments.  [default: published]")
+@click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")
+@click.option("--tracking-uri", help="MLflow tracking URI, or none.  [default: sqlite:///mlflow.db]")
+@click.option("--experiment", help="MLflow experiment.  [default: ultraedit]")
+@click.option("--eval/--no-eval", "eval", default=None, help="Evaluate all edits at the end.  [default: eval]")
+@click.option("--generate", type=int, help="Edits for which text is generated before and after.  [default: 50]")
+@click.option("--seed", type=int, help="Seed of the samples.  [default: 0]")
+@click.option("--strict", is_flag=True, default=None, help="Stop at the first bad record instead of setting it aside.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier run in the output folder.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file with any of these options; flags win.")
+def edit(config_file: Path | None, **flags: Any) -> None:
+    """Edit a model with the facts of a file."""
+    if flags["modules"] is not None:
+        flags["modules"] = split_patterns(flags["modules"])
+    run_edit(RunConfig.build(flags, config_file))
+
+
+@cli.command()
+@click.option("--model", required=True, help="Folder or Hub id of the model to measure.")
+@click.option("--edits", required=True, help="File with the edits and their probes.")
+@click.option("--base", help="The unedited model; gives locality retention and the metrics before.")
+@_data_options
+@click.option("--generate", type=int, default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the metrics to this JSON file.")
+def evaluate(output: Path | None, **options: Any) -> None:
+    """Measure any model on a file of edits."""
+    from orchestrator.measure import measure_model
+
+    metrics = measure_model(**{k: v for k, v in options.items() if v is not None}, progress=Progress(_errors()))
+    if output:
+        output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    Console().print(metrics_table(metrics))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--samples", default=12, show_default=True, help="Prompts to show.")
+def show(run_dir: Path, samples: int) -> None:
+    """Print a finished run: text before and after, metrics, places."""
+    show_run(run_dir, Console(), samples=samples)
+
+
+@cli.command()
+@click.option("--output", default="runs/demo", show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache"), show_default=True, help="Where the converted model is kept.")
+def demo(output: str, cache: Path) -> None:
+    """Edit Gemma 3 270M with 240 facts that it does not know."""
+    from orchestrator.demo import FACTS, gemma_folder
+
+    progress = Progress(_errors())
+    model = gemma_folder(cache, progress)
+    run_edit(RunConfig(model=str(model), edits=str(FACTS), output=output, generate=240, overwrite=True))
+
+
+def run_edit(config: RunConfig) -> None:
+    """One run from a configuration, shown to a person."""
+    from orchestrator.coordinator import Coordinator
+    from orchestrator.tracking import make_tracker
+    from workers.worker import Worker
+
+    tracker = make_tracker(config.tracking_uri, config.experiment)
+    path = Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors())).run()
+    show_run(path, Console())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``ultraedit``."""
+    _quiet_libraries()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        result = cli.main(args=arguments, prog_name="ultraedit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        return _fail(
+            f"{error.format_message()} (see ultraedit {error.ctx.info_name if error.ctx and error.ctx.parent else ''} --help)".replace("  ", " "), 2
+        )
+    except UltraEditError as error:
+        return _fail(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; nothing was written", 130)
+    except torch.cuda.OutOfMemoryError:
+        return _fail("the GPU's memory is full; try a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16", 1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO):
+            return _fail(f"{error.filename or 'output'}: {os.strerror(error.errno)}; nothing was written", 1)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    return code
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+def _quiet_libraries() -> None:
+    """Our own lines only: libraries report through errors, which are shown."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    handler = RichHandler(console=_errors(), show_time=False, show_path=False, show_level=False, markup=False, highlighter=None)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("ultraedit")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

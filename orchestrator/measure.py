@@ -1,0 +1,80 @@
+"""Measure any model, edited here or not, on a file of edits."""
+
+import random
+from itertools import islice
+from typing import Any
+
+from editing import pretrained
+from editing.datasets import EditFile
+from editing.decoder import Decoder
+from editing.evaluation import begins_with, generate, predict_probes, score, summarize
+from editing.turn import TokenizedEdit
+from orchestrator.intake import Intake, count_records
+from orchestrator.progress import Progress
+
+_CHUNK = 200
+
+
+def measure_model(
+    *,
+    model: str,
+    edits: str,
+    base: str | None = None,
+    format: str = "auto",
+    limit: int | None = None,
+    device: str = "auto",
+    dtype: pretrained.DTypeName = "auto",
+    generate: int = 50,
+    seed: int = 0,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Metrics of a model, and against ``base`` if it is given. One model is in memory at a time.
+
+    Raises:
+        UltraEditError: A model or the file cannot be used.
+    """
+    source = EditFile(edits, format)
+    count_records(source)
+    loaded, tokenizer, decoder = _load(model, device, dtype)
+    intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
+    tokenized = [edit for _, edit in intake.edits()]
+    after = _predict(decoder, tokenized, "evaluating", progress)
+    generated = _generated(loaded, tokenizer, tokenized, generate, seed)
+    del loaded, decoder
+    before = None
+    if base is not None:
+        _, _, base_decoder = _load(base, device, dtype)
+        before = _predict(base_decoder, tokenized, "base model", progress)
+    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized)}
+
+
+def _load(name: str, device: str, dtype: pretrained.DTypeName) -> tuple[Any, Any, Decoder]:
+    model, tokenizer = pretrained.load(name, device=pretrained.choose_device(device), dtype=dtype)
+    decoder = Decoder(model)
+    decoder.verify()
+    return model, tokenizer, decoder
+
+
+def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress: Progress) -> list[dict[str, tuple[int, ...]]]:
+    predictions = []
+    iterator = iter(edits)
+    with progress.bar(title, len(edits)) as advance:
+        while chunk := list(islice(iterator, _CHUNK)):
+            predictions += predict_probes(decoder, chunk)
+            advance(len(chunk))
+    return predictions
+
+
+def _generated(model: Any, tokenizer: Any, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
+    chosen = random.Random(seed).sample(edits, min(count, len(edits)))
+    rephrased = [edit for edit in chosen if edit.request.rephrase]
+    return {
+        "efficacy_generated": _hits(chosen, generate(model, tokenizer, [e.request.prompt for e in chosen])),
+        "generalization_generated": _hits(rephrased, generate(model, tokenizer, [e.request.rephrase or "" for e in rephrased])),
+        "generated": len(chosen),
+    }
+
+
+def _hits(edits: list[TokenizedEdit], texts: list[str]) -> float | None:
+    hits = [begins_with(text, edit.request.target) for edit, text in zip(edits, texts, strict=True)]
+    return sum(hits) / len(hits) if hits else None

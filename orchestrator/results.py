@@ -1,0 +1,100 @@
+"""``edits.parquet``: one row an edit, with what was asked, what happened, and what the model wrote before and after."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from editing.evaluation import EditResult, begins_with
+from editing.turn import TokenizedEdit
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the model wrote for one edit."""
+
+    text_before: str
+    text_after: str
+    rephrase_text_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EditRow:
+    """One edit with all that is known of it.
+
+    Attributes:
+        record: Number of its record in the input, from 1.
+        turn: Number of its turn, from 1, refused turns counted too.
+        applied: Whether its turn was applied.
+        edit: The edit.
+        result: Its metrics, if it was evaluated.
+        generated: Its texts, if it was among the generated ones.
+    """
+
+    record: int
+    turn: int
+    applied: bool
+    edit: TokenizedEdit
+    result: EditResult | None = None
+    generated: Generated | None = None
+
+    @property
+    def efficacy_generated(self) -> bool | None:
+        return self.generated and begins_with(self.generated.text_after, self.edit.request.target)
+
+    @property
+    def generalization_generated(self) -> bool | None:
+        text = self.generated and self.generated.rephrase_text_after
+        return None if text is None else begins_with(text, self.edit.request.target)
+
+    def as_dict(self) -> dict[str, object]:
+        """The row as written."""
+        request = self.edit.request
+        return {
+            **asdict(request),
+            "id": request.id or str(self.record),
+            "record": self.record,
+            "turn": self.turn,
+            "applied": self.applied,
+            **(asdict(self.result) if self.result else {}),
+            **(asdict(self.generated) if self.generated else {}),
+            "efficacy_generated": self.efficacy_generated,
+            "generalization_generated": self.generalization_generated,
+        }
+
+
+_TEXT, _SHARE, _YES_NO = pa.string(), pa.float64(), pa.bool_()
+SCHEMA = pa.schema(
+    [
+        ("id", _TEXT),
+        ("record", pa.int64()),
+        ("turn", pa.int64()),
+        ("applied", _YES_NO),
+        *((name, _TEXT) for name in ("prompt", "target", "subject", "rephrase", "locality_prompt", "locality_answer")),
+        *((f.name, _YES_NO if f.name == "locality_retained" else _SHARE) for f in fields(EditResult)),
+        *((f.name, _TEXT) for f in fields(Generated)),
+        ("efficacy_generated", _YES_NO),
+        ("generalization_generated", _YES_NO),
+    ]
+)
+
+
+class EditsFile:
+    """Writes ``edits.parquet`` a chunk at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+
+    def __enter__(self) -> "EditsFile":
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._writer.close()
+
+    def write(self, rows: Sequence[EditRow]) -> None:
+        """Append rows."""
+        columns = [row.as_dict() for row in rows]
+        self._writer.write_table(pa.Table.from_pylist(columns, schema=SCHEMA))

@@ -1,0 +1,158 @@
+"""Following a run in MLflow. Tracking never stops a run: it works in a thread of its own and an outage costs warnings.
+
+What could not be sent stays queued and is tried again with every later send, and once more at the end.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from editing.errors import InputError
+
+logger = logging.getLogger("ultraedit")
+
+_MAX_METRICS = 1000  # MLflow's own limits for one batch
+_MAX_PARAMS = 100
+_MAX_PARAM_LENGTH = 6000
+_CLOSE_TIMEOUT = 60.0
+"""Seconds that the end of a run waits for a slow tracking server."""
+
+
+class Tracker(Protocol):
+    """Where a run's parameters, metrics and files are sent."""
+
+    def start(self, name: str, params: Mapping[str, Any]) -> None:
+        """Open the run."""
+
+    def log(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """Metrics at a number of applied edits; ``None`` values are left out."""
+
+    def artifact(self, path: Path) -> None:
+        """A file or folder."""
+
+    def close(self, status: str) -> None:
+        """Send what is left and end the run as ``FINISHED`` or ``FAILED``."""
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    def start(self, name: str, params: Mapping[str, Any]) -> None: ...
+    def log(self, metrics: Mapping[str, float | None], step: int) -> None: ...
+    def artifact(self, path: Path) -> None: ...
+    def close(self, status: str) -> None: ...
+
+
+class MlflowTracker:
+    """Sends a run to an MLflow tracking server or database.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment, made if missing.
+
+    Attributes:
+        run_id: Id of the MLflow run once it exists.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri, self.run_id = uri, ""
+        self._experiment = experiment
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._waiting: list[Callable[[], None]] = []
+        self._down = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def start(self, name: str, params: Mapping[str, Any]) -> None:
+        self._jobs.put(lambda: self._create_run(name, params))
+
+    def log(self, metrics: Mapping[str, float | None], step: int) -> None:
+        now = int(time.time() * 1000)
+        present = {key: float(value) for key, value in metrics.items() if value is not None}
+        self._jobs.put(lambda: self._log(present, step, now))
+
+    def artifact(self, path: Path) -> None:
+        # copied by the thread, so the caller keeps the file until close
+        send = "log_artifacts" if path.is_dir() else "log_artifact"
+        self._jobs.put(lambda: getattr(self._client, send)(self.run_id, str(path), *([path.name] if path.is_dir() else [])))
+
+    def close(self, status: str) -> None:
+        self._jobs.put(lambda: self._client.set_terminated(self.run_id, status))
+        self._jobs.put(None)
+        self._thread.join(_CLOSE_TIMEOUT)
+        if self._thread.is_alive():
+            logger.warning("tracking: %s did not answer within %.0f s; the run's last values are not there", self.uri, _CLOSE_TIMEOUT)
+        elif self._waiting:
+            logger.warning("tracking: %d sends to %s failed for good; the run itself is complete on disk", len(self._waiting), self.uri)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._waiting.append(job)
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Send in order; stop at the first failure and keep the rest for later."""
+        while self._waiting:
+            try:
+                self._waiting[0]()
+            except Exception as error:  # whatever a client or network raises, the run goes on
+                if not self._down:
+                    logger.warning("tracking: cannot reach %s (%s); the run goes on", self.uri, str(error).strip().splitlines()[0][:200])
+                self._down = True
+                return
+            self._waiting.pop(0)
+            if self._down:
+                logger.warning("tracking: %s answers again", self.uri)
+                self._down = False
+
+    def _create_run(self, name: str, params: Mapping[str, Any]) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self._client = MlflowClient(tracking_uri=self.uri)
+        found = self._client.get_experiment_by_name(self._experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment, artifact_location=_artifact_root(self.uri))
+        if not self.run_id:
+            self.run_id = self._client.create_run(experiment, run_name=name).info.run_id
+        rows = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
+        for a in range(0, len(rows), _MAX_PARAMS):
+            self._client.log_batch(self.run_id, params=rows[a : a + _MAX_PARAMS])
+
+    def _log(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
+        from mlflow.entities import Metric
+
+        rows = [Metric(key, value, timestamp, step) for key, value in metrics.items()]
+        for a in range(0, len(rows), _MAX_METRICS):
+            self._client.log_batch(self.run_id, metrics=rows[a : a + _MAX_METRICS])
+
+
+def make_tracker(uri: str, experiment: str) -> Tracker:
+    """The tracker of a URI; ``none`` tracks nothing and needs no MLflow.
+
+    Raises:
+        InputError: MLflow is not installed.
+    """
+    if uri.lower() == "none":
+        return NoTracker()
+    # a server that is down shall cost seconds, not the minutes of MLflow's default retries
+    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        import mlflow  # noqa: F401
+    except ImportError:
+        raise InputError("tracking_uri: MLflow is not installed; install the extra [tracking] or give --tracking-uri none") from None
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return MlflowTracker(uri, experiment)
+
+
+def _artifact_root(uri: str) -> str | None:
+    """Beside a local database; a server chooses its own."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()

@@ -1,0 +1,120 @@
+"""Where a model lives: loads it, edits it, measures it. Holds no formula; each verb calls ``editing``.
+
+A plain class, so that a test constructs it in process. The constructor is cheap; :meth:`load` does the heavy part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editing import Editor, TurnReport, pretrained
+from editing.evaluation import EditResult, evaluate, generate
+from editing.turn import PreparedTurn, TokenizedEdit, Turn
+from editing.watch import Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """What a worker loads and how it edits.
+
+    Attributes:
+        model: Folder or Hub id of the model.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        preset: Name of a preset, or ``None`` for the model's own.
+        modules: Patterns of the edited modules, or ``None`` for the preset's.
+        learning_rate: Or ``None`` for the preset's.
+        options: Further fields of :class:`editing.EditorConfig`.
+        watch_size: Edits in the sample that is measured after every turn.
+        seed: Seed of that sample.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: pretrained.DTypeName = "auto"
+    preset: str | None = None
+    modules: tuple[str, ...] | None = None
+    learning_rate: float | None = None
+    options: dict[str, Any]
+    watch_size: int = 20
+    seed: int = 0
+
+
+class Worker:
+    """One copy of one model and its lifelong moments."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+
+    def load(self) -> None:
+        """Load the model and get it ready to be edited."""
+        spec = self.spec
+        self.editor = Editor.from_pretrained(
+            spec.model,
+            modules=spec.modules,
+            learning_rate=spec.learning_rate,
+            preset=spec.preset,
+            device=spec.device,
+            dtype=spec.dtype,
+            **spec.options,
+        )
+        self._watch = Watch(self.editor, size=spec.watch_size, seed=spec.seed)
+
+    def describe(self) -> dict[str, Any]:
+        """What was loaded, for the run's log and ``run.json``."""
+        editor = self.editor
+        weights = next(iter(editor.modules.values())).weight
+        return {
+            "architecture": type(editor.model).__name__,
+            "parameters": sum(p.numel() for p in editor.model.parameters()),
+            "device": str(weights.device),
+            "dtype": str(weights.dtype).removeprefix("torch."),
+            "modules": list(editor.modules),
+            "learning_rate": editor.config.learning_rate,
+            "suffix_starts_at_layer": editor.start,
+            "layers": editor.decoder.num_layers,
+            "float32_masters": editor.uses_masters,
+        }
+
+    def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
+        """Run the prefix for coming turns."""
+        return self.editor.prepare(turns)
+
+    def apply(self, prepared: PreparedTurn) -> TurnReport:
+        """Apply one turn. Raises :class:`editing.TurnRefused` with nothing changed."""
+        report = self.editor.apply_turn(prepared, measure=False)
+        self._watch.offer(prepared.turn.edits)
+        return report
+
+    def watch(self) -> dict[str, float | None]:
+        """Metrics of the watched sample of applied edits."""
+        return self._watch.measure()
+
+    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+        """Metrics of edits, before the first edit and now."""
+        return evaluate(self.editor, edits)
+
+    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 16) -> list[str]:
+        """Greedy text after prompts, from the model as it is now or as it was before the first edit."""
+        model, tokenizer = self.editor.model, self.editor.tokenizer
+        if not unedited:
+            return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        with self.editor.unedited():
+            return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+
+    def digest(self) -> dict[str, str]:
+        """SHA-256 of each edited module's weight."""
+        return self.editor.digests()
+
+    def saved_size(self) -> int:
+        """Bytes that :meth:`save` writes, nearly."""
+        return pretrained.saved_size(self.editor.model)
+
+    def save(self, folder: Path) -> None:
+        """Write the edited model."""
+        self.editor.save(folder)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        del self.editor, self._watch
