@@ -68,6 +68,10 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write a model that plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.glob("*.safetensors"):  # which are written for their owner alone
+        file.chmod(0o666 & ~umask)
 
 
 def saved_size(model: PreTrainedModel) -> int:
