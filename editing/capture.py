@@ -46,7 +46,7 @@ def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
 
 def capture(
     decoder: Decoder,
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, nn.Linear],
     inputs: Iterable[tuple[Batch, Tensor | None]],
     weights: Tensor,
     *,
@@ -96,7 +96,7 @@ def _head_gradient(decoder: Decoder, final: Tensor, batch: Batch, weights: Tenso
 class _Recorder:
     """Forward hooks on the edited modules that copy the batch's rows of inputs and output gradients."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], batch: Batch, rows: TurnRows) -> None:
+    def __init__(self, modules: Mapping[str, nn.Linear], batch: Batch, rows: TurnRows) -> None:
         self._modules, self._batch, self._rows = modules, batch, rows
         self._handles: list[Any] = []
 

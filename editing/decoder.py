@@ -89,11 +89,12 @@ class Decoder:
         with ExitStack() as stack:
             for i in range(start):
                 stack.enter_context(self._replaced(i, (lambda _: hidden) if i == start - 1 else _pass_on))
-            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+            final: Tensor = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        return final
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
-        logits = self.head(hidden)
+        logits: Tensor = self.head(hidden)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -120,7 +121,7 @@ class Decoder:
             )
 
     @contextmanager
-    def _replaced(self, index: int, output: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def _replaced(self, index: int, output: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
         """Let layer ``index`` return ``output(its input)`` without running."""
         layer = self.layers[index]
 
@@ -143,14 +144,14 @@ def _pass_on(hidden: Tensor) -> Tensor:
 
 
 def _find_body(model: Any) -> nn.Module:
-    body = model.get_decoder() if hasattr(model, "get_decoder") else None
+    body: nn.Module | None = model.get_decoder() if hasattr(model, "get_decoder") else None
     if body is None or body is model:
         raise ModelError(f"{type(model).__name__}: not a decoder-only causal language model that can be edited")
     return body
 
 
 def _find_head(model: Any) -> nn.Module:
-    head = model.get_output_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__}: has no language-model head")
     return head

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 from editing import pretrained
 from editing.capture import TurnRows, capture, group_weights
@@ -140,9 +141,7 @@ class Editor:
         if modules is None or learning_rate is None:
             found = find_preset(decoder.config, type(model).__name__, preset)
             if found is None:
-                raise InputError(
-                    f"{name}: no preset knows this model, so both modules and a learning rate must be given; it could edit {describe_editable(decoder)}"
-                )
+                raise InputError(f"{name}: no preset knows this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
             modules = found.modules if modules is None else modules
             learning_rate = found.learning_rate if learning_rate is None else learning_rate
         return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options))
@@ -271,7 +270,7 @@ class Editor:
                 return solve_features(keys, goal, self.config.ridge)
             gram = self._reductions.sum_over_key_slices(gram_matrix(keys), name)
             return solve_rows(keys, gram, goal, self.config.ridge)
-        except torch.linalg.LinAlgError as error:
+        except LinAlgError as error:
             raise TurnRefused(f"the solve of {name} broke down: {error}") from error
 
     def _commit(self, shifts: dict[str, Shift], moments: dict[Shape, Moments]) -> None:
@@ -327,7 +326,7 @@ def _shape(module: nn.Linear) -> Shape:
 
 
 def _digest(weight: Tensor) -> str:
-    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _mean_accuracy(correct: Tensor, lengths: Sequence[int]) -> float:

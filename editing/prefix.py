@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from editing.decoder import Decoder
 from editing.tokenization import AnswerSequence, Batch, batches
@@ -28,12 +29,20 @@ class Prefixed:
 
     def part(self, indices: Sequence[int]) -> "Prefixed":
         """The given sequences alone."""
-        return Prefixed([self.sequences[i] for i in indices], self.hidden and [self.hidden[i] for i in indices])
+        hidden = None if self.hidden is None else [self.hidden[i] for i in indices]
+        return Prefixed([self.sequences[i] for i in indices], hidden)
+
+    def detached(self) -> "Prefixed":
+        """The same with hidden states of its own, not views that keep a large batch in memory."""
+        return Prefixed(self.sequences, None if self.hidden is None else [h.clone() for h in self.hidden])
 
     def batches(self, *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
         """Right-padded batches with their hidden states ``(B, T, d)``, zero at the pads."""
         for batch in batches(self.sequences, batch_tokens=batch_tokens, device=device):
-            yield batch, self.hidden and torch.nn.utils.rnn.pad_sequence([self.hidden[i] for i in batch.indices], batch_first=True)
+            if self.hidden is None:
+                yield batch, None
+            else:
+                yield batch, pad_sequence([self.hidden[i] for i in batch.indices], batch_first=True)
 
 
 def run_prefix(decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int) -> Prefixed:

@@ -81,7 +81,7 @@ def saved_size(model: PreTrainedModel) -> int:
 
 def _resolve_dtype(config: Any, dtype: DTypeName) -> torch.dtype:
     if dtype != "auto":
-        return getattr(torch, dtype)
+        return torch.float32 if dtype == "float32" else torch.bfloat16
     stored = config.get_text_config().dtype or config.dtype
     return torch.float32 if stored in (None, torch.float32, torch.float64) else torch.bfloat16
 

@@ -129,12 +129,13 @@ def _plan(lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]
 def _collate(sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: list[int], device: torch.device | str) -> Batch:
     width = max(len(sequences[i].input_ids) for i in indices)
     input_ids = torch.zeros(len(indices), width, dtype=torch.long)
-    rows, row_ids, labels = [], [], []
+    rows: list[int] = []
+    row_ids: list[int] = []
+    labels: list[int] = []
     for b, i in enumerate(indices):
         sequence = sequences[i]
         input_ids[b, : len(sequence.input_ids)] = torch.tensor(sequence.input_ids)
         rows += range(b * width + sequence.first_row, b * width + len(sequence.input_ids))
         row_ids += range(offsets[i], offsets[i + 1])
         labels += sequence.answer_ids
-    as_tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
-    return Batch(indices, input_ids.to(device), as_tensor(rows), as_tensor(row_ids), as_tensor(labels))
+    return Batch(indices, input_ids.to(device), *(torch.tensor(values, device=device) for values in (rows, row_ids, labels)))

@@ -7,11 +7,10 @@ a few sequences through the suffix.
 
 import random
 from collections.abc import Sequence
-
-import torch
+from dataclasses import dataclass
 
 from editing.editor import Editor
-from editing.evaluation import EditResult, Predictions, predict_prefixed, probe_sequences, run_probe_prefix, score, summarize
+from editing.evaluation import EditResult, predict_prefixed, probe_sequences, run_probe_prefix, score, summarize
 from editing.prefix import Prefixed
 from editing.turn import TokenizedEdit
 
@@ -30,44 +29,47 @@ class Watch:
         self._size = size
         self._random = random.Random(seed)
         self._offered = 0
-        self._edits: list[TokenizedEdit] = []
-        self._prefixed: list[Prefixed] = []
-        self._before: Predictions = []
+        self._members: list[_Member] = []
 
     def offer(self, edits: Sequence[TokenizedEdit]) -> None:
         """Let applied edits take their chance to join the sample."""
-        joined: dict[int, TokenizedEdit] = {}
+        seats: dict[int, TokenizedEdit] = {}
         for edit in edits:
+            seat = self._offered if self._offered < self._size else self._random.randrange(self._offered + 1)
             self._offered += 1
-            seats = len(self._edits) + sum(seat >= len(self._edits) for seat in joined)
-            seat = seats if seats < self._size else self._random.randrange(self._offered)
             if seat < self._size:
-                joined[seat] = edit
-        if joined:
-            self._seat(joined)
+                seats[seat] = edit
+        for seat, member in zip(seats, self._admit(list(seats.values())), strict=True):
+            self._members[seat : seat + 1] = [member]  # seats are filled in order first, so this appends or replaces
 
     def measure(self) -> dict[str, float | None]:
-        """Mean metrics of the sample with the model as it is now."""
-        if not self._edits:
-            return {}
-        return summarize(self.results())
+        """Mean metrics of the sample with the model as it is now; empty if there is no sample yet."""
+        return summarize(self.results()) if self._members else {}
 
     def results(self) -> list[EditResult]:
         """Metrics of each member."""
-        owners = probe_sequences(self._edits)[0]
-        hidden = None if self._prefixed[0].hidden is None else [h for p in self._prefixed for h in p.hidden or ()]
-        prefixed = Prefixed([s for p in self._prefixed for s in p.sequences], hidden)
-        return score(self._edits, predict_prefixed(self._editor, owners, prefixed, len(self._edits)), self._before)
+        edits = [member.edit for member in self._members]
+        sequences = [s for member in self._members for s in member.prefixed.sequences]
+        hidden = [h for member in self._members for h in member.prefixed.hidden or ()]
+        prefixed = Prefixed(sequences, hidden or None)
+        after = predict_prefixed(self._editor, probe_sequences(edits)[0], prefixed, len(edits))
+        return score(edits, after, [member.before for member in self._members])
 
-    def _seat(self, joined: dict[int, TokenizedEdit]) -> None:
-        editor, edits = self._editor, list(joined.values())
+    def _admit(self, edits: list[TokenizedEdit]) -> list["_Member"]:
+        if not edits:
+            return []
+        editor = self._editor
         owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
-        with editor.unedited(), torch.no_grad():
+        with editor.unedited():
             before = predict_prefixed(editor, owners, prefixed, len(edits))
-        for k, (seat, edit) in enumerate(joined.items()):
-            own = prefixed.part([j for j, (i, _) in enumerate(owners) if i == k])
-            if own.hidden is not None:
-                own = Prefixed(own.sequences, [h.clone() for h in own.hidden])  # not a view of a large batch
-            member = (edit, own, before[k])
-            for column, value in zip((self._edits, self._prefixed, self._before), member, strict=True):
-                column[seat : seat + 1] = [value]  # appends where the seat is the next free one
+        own = [prefixed.part([j for j, (i, _) in enumerate(owners) if i == k]) for k in range(len(edits))]
+        return [_Member(edit, part.detached(), answers) for edit, part, answers in zip(edits, own, before, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """An edit of the sample, its probes' prefix, and the unedited model's answers to them."""
+
+    edit: TokenizedEdit
+    prefixed: Prefixed
+    before: dict[str, tuple[int, ...]]

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from editing import InputError, TurnRefused, UltraEditError
+from editing import TurnRefused, UltraEditError
 from editing.datasets import BadRecord, EditFile
 from editing.evaluation import EditResult, summarize
 from editing.turn import PreparedTurn, TokenizedEdit, TurnReport, in_turns
@@ -53,6 +53,7 @@ class _Tally:
 
     edits: int = 0
     turns: int = 0
+    rejected: int = 0
     refused: int = 0
     refused_turns: set[int] = field(default_factory=set)
     last_refusal: str = ""
@@ -124,6 +125,7 @@ class Coordinator:
         def set_aside(bad: BadRecord) -> None:
             logger.warning("record %d set aside: %s", bad.number, bad.reason)
             rejected.add(bad.number, bad.reason, bad.raw)
+            self._tally.rejected += 1
 
         try:
             with self.progress.bar("editing", total) as advance, (out.staging / "turns.jsonl").open("w") as turns_file:
@@ -134,10 +136,8 @@ class Coordinator:
                     advance(len(prepared.turn.edits))
         finally:
             rejected.close()
-        self._tally.refused = self._tally.refused or 0
-        self._rejected = rejected.count - self._tally.refused
         if not self._tally.edits:
-            raise UltraEditError(f"no edit was applied: {self._tally.last_refusal or f'all {rejected.count} records were rejected'}")
+            raise UltraEditError(f"no edit was applied: {self._tally.last_refusal or f'all {self._tally.rejected} records were rejected'}")
 
     def _prepared(self, turns: Iterator[Any]) -> Iterator[PreparedTurn]:
         while window := list(islice(turns, self.config.lookahead)):
@@ -241,23 +241,29 @@ class Coordinator:
         return run
 
     def _finish(self, out: RunDirectory, run: dict[str, Any], metrics: dict[str, float | None]) -> None:
-        tally = self._tally
+        tally, memory = self._tally, _peak_memory()
         final = {
             **metrics,
             "edits": tally.edits,
             "turns": tally.turns,
-            "rejected": self._rejected,
+            "rejected": tally.rejected,
             "refused": tally.refused,
             "seconds": {name: round(value, 4) for name, value in tally.seconds.items()},
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": memory,
         }
-        run["mlflow_run_id"] = getattr(self.tracker, "run_id", "") or None
+        run["mlflow_run_id"] = self.tracker.run_id()
         out.write_json("run.json", run)
         out.write_json("metrics.json", final)
         plot_run(self._history, out.staging / "plots" / "run.png")
-        flat = {f"final_{k}": v for k, v in metrics.items()} | {f"seconds_{k}": v for k, v in tally.seconds.items()}
         self.tracker.log(
-            {**flat, "rejected": self._rejected, "refused": tally.refused, "peak_memory_bytes": final["peak_memory_bytes"]}, step=tally.edits
+            {
+                **{f"final_{name}": value for name, value in metrics.items()},
+                **{f"seconds_{name}": value for name, value in tally.seconds.items()},
+                "rejected": tally.rejected,
+                "refused": tally.refused,
+                "peak_memory_bytes": memory,
+            },
+            step=tally.edits,
         )
         for name in ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots"):
             self.tracker.artifact(out.staging / name)
@@ -316,6 +322,3 @@ def _peak_memory() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return max(peak, torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else peak
-
-
-__all__ = ["Coordinator", "InputError"]

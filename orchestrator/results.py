@@ -43,12 +43,13 @@ class EditRow:
 
     @property
     def efficacy_generated(self) -> bool | None:
-        return self.generated and begins_with(self.generated.text_after, self.edit.request.target)
+        return None if self.generated is None else begins_with(self.generated.text_after, self.edit.request.target)
 
     @property
     def generalization_generated(self) -> bool | None:
-        text = self.generated and self.generated.rephrase_text_after
-        return None if text is None else begins_with(text, self.edit.request.target)
+        if self.generated is None or self.generated.rephrase_text_after is None:
+            return None
+        return begins_with(self.generated.rephrase_text_after, self.edit.request.target)
 
     def as_dict(self) -> dict[str, object]:
         """The row as written."""

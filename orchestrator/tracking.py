@@ -22,12 +22,18 @@ _MAX_PARAM_LENGTH = 6000
 _CLOSE_TIMEOUT = 60.0
 """Seconds that the end of a run waits for a slow tracking server."""
 
+_FAILED_TIMEOUT = 10.0
+"""The same for a run that failed or was interrupted, where a person waits."""
+
 
 class Tracker(Protocol):
     """Where a run's parameters, metrics and files are sent."""
 
     def start(self, name: str, params: Mapping[str, Any]) -> None:
         """Open the run."""
+
+    def run_id(self) -> str | None:
+        """Id of the run where it is tracked, or ``None``; waits until the first answer is there."""
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Metrics at a number of applied edits; ``None`` values are left out."""
@@ -43,6 +49,7 @@ class NoTracker:
     """Tracks nothing."""
 
     def start(self, name: str, params: Mapping[str, Any]) -> None: ...
+    def run_id(self) -> None: ...
     def log(self, metrics: Mapping[str, float | None], step: int) -> None: ...
     def artifact(self, path: Path) -> None: ...
     def close(self, status: str) -> None: ...
@@ -54,13 +61,12 @@ class MlflowTracker:
     Args:
         uri: Tracking URI.
         experiment: Name of the experiment, made if missing.
-
-    Attributes:
-        run_id: Id of the MLflow run once it exists.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri, self.run_id = uri, ""
+        self.uri = uri
+        self._run_id = ""
+        self._answered = threading.Event()
         self._experiment = experiment
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: list[Callable[[], None]] = []
@@ -71,6 +77,10 @@ class MlflowTracker:
     def start(self, name: str, params: Mapping[str, Any]) -> None:
         self._jobs.put(lambda: self._create_run(name, params))
 
+    def run_id(self) -> str | None:
+        self._answered.wait(_CLOSE_TIMEOUT)
+        return self._run_id or None
+
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         now = int(time.time() * 1000)
         present = {key: float(value) for key, value in metrics.items() if value is not None}
@@ -79,12 +89,12 @@ class MlflowTracker:
     def artifact(self, path: Path) -> None:
         # copied by the thread, so the caller keeps the file until close
         send = "log_artifacts" if path.is_dir() else "log_artifact"
-        self._jobs.put(lambda: getattr(self._client, send)(self.run_id, str(path), *([path.name] if path.is_dir() else [])))
+        self._jobs.put(lambda: getattr(self._client, send)(self._run_id, str(path), *([path.name] if path.is_dir() else [])))
 
     def close(self, status: str) -> None:
-        self._jobs.put(lambda: self._client.set_terminated(self.run_id, status))
+        self._jobs.put(lambda: self._client.set_terminated(self._run_id, status))
         self._jobs.put(None)
-        self._thread.join(_CLOSE_TIMEOUT)
+        self._thread.join(_CLOSE_TIMEOUT if status == "FINISHED" else _FAILED_TIMEOUT)
         if self._thread.is_alive():
             logger.warning("tracking: %s did not answer within %.0f s; the run's last values are not there", self.uri, _CLOSE_TIMEOUT)
         elif self._waiting:
@@ -104,8 +114,10 @@ class MlflowTracker:
                 if not self._down:
                     logger.warning("tracking: cannot reach %s (%s); the run goes on", self.uri, str(error).strip().splitlines()[0][:200])
                 self._down = True
+                self._answered.set()
                 return
             self._waiting.pop(0)
+            self._answered.set()
             if self._down:
                 logger.warning("tracking: %s answers again", self.uri)
                 self._down = False
@@ -117,18 +129,18 @@ class MlflowTracker:
         self._client = MlflowClient(tracking_uri=self.uri)
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._experiment, artifact_location=_artifact_root(self.uri))
-        if not self.run_id:
-            self.run_id = self._client.create_run(experiment, run_name=name).info.run_id
+        if not self._run_id:
+            self._run_id = self._client.create_run(experiment, run_name=name).info.run_id
         rows = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
         for a in range(0, len(rows), _MAX_PARAMS):
-            self._client.log_batch(self.run_id, params=rows[a : a + _MAX_PARAMS])
+            self._client.log_batch(self._run_id, params=rows[a : a + _MAX_PARAMS])
 
     def _log(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         from mlflow.entities import Metric
 
         rows = [Metric(key, value, timestamp, step) for key, value in metrics.items()]
         for a in range(0, len(rows), _MAX_METRICS):
-            self._client.log_batch(self.run_id, metrics=rows[a : a + _MAX_METRICS])
+            self._client.log_batch(self._run_id, metrics=rows[a : a + _MAX_METRICS])
 
 
 def make_tracker(uri: str, experiment: str) -> Tracker:

@@ -3,6 +3,7 @@
 A line that is not JSON is one bad record. A JSON array that breaks off cannot be read past that point, so it is an error.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import ijson
-import json
 
 from editing.errors import InputError
 

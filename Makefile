@@ -1,0 +1,40 @@
+# make demo     edit Gemma 3 270M with 240 facts        make check    ruff and mypy
+# make test     all tests but the slow ones             make bench    this project against a plain baseline
+PYTHON ?= python3.11
+VENV   ?= .venv
+# A GPU machine brings its own: make demo TORCH=torch, or VENV=/a/venv/with/torch TORCH=
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-slow check format bench clean
+demo: $(READY)
+	$(BIN)/ultraedit demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m orchestrator.demo
+	$(BIN)/python -m tests.benchmarks.bench
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache runs mlruns mlartifacts mlflow.db

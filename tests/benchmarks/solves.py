@@ -1,0 +1,85 @@
+"""The solve alone, at the shapes of the modules that the paper edits: baseline's d_in x d_in system against row form.
+
+Rows are random: time does not depend on their values, and keys of unit scale keep the baseline's float32 system well
+conditioned, so both shifts can be compared.
+"""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from editing.shift import Shift, gram_matrix, solve_rows
+from tests.benchmarks.baseline import solve_dense
+from tests.benchmarks.workload import relative_difference, seconds
+
+NUM_ROWS = 400
+LARGE = 6000
+"""Above this ``d_in`` the baseline takes tens of seconds: it runs once, and not at all in a quick run."""
+
+
+@dataclass(frozen=True)
+class SolveShape:
+    """One edited linear of the paper."""
+
+    model: str
+    module: str
+    d_in: int
+    d_out: int
+
+
+SHAPES = (
+    SolveShape("GPT-J 6B", "fc_out", 16384, 4096),
+    SolveShape("Mistral 7B v0.3", "down_proj", 14336, 4096),
+    SolveShape("Llama 3 8B", "gate_proj", 4096, 14336),
+    SolveShape("Qwen2.5 7B", "gate_proj", 3584, 18944),
+    SolveShape("Phi-4 14B", "down_proj", 17920, 5120),
+    SolveShape("Gemma 3 27B", "gate_proj", 5376, 21504),
+)
+
+
+@dataclass(frozen=True)
+class SolveTime:
+    """Median seconds of both for one shape, and the relative difference of the shifts on random directions."""
+
+    shape: SolveShape
+    baseline: float
+    ours: float
+    difference: float
+
+
+def time_solves(*, quick: bool) -> Iterator[SolveTime]:
+    """Time both solves shape by shape."""
+    for shape in SHAPES:
+        if not (quick and shape.d_in > LARGE):
+            yield _time_shape(shape, repetitions=1 if quick else 3)
+            gc.collect()
+
+
+def _time_shape(shape: SolveShape, repetitions: int) -> SolveTime:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(NUM_ROWS, shape.d_in, generator=generator)
+    targets = torch.randn(NUM_ROWS, shape.d_out, generator=generator)
+    directions = torch.randn(shape.d_out, 16, generator=generator)
+    weight = torch.zeros(shape.d_out, shape.d_in)
+    thin = solve_rows(keys, gram_matrix(keys), targets)  # also a warm-up
+    expected = thin.left @ (thin.right @ directions)
+    times = [seconds(lambda: _apply_rows(weight, keys, targets)) for _ in range(repetitions)]
+    baseline_times, differences = [], []
+    for _ in range(1 if shape.d_in > LARGE else repetitions):
+        weight.zero_()
+        baseline_times.append(seconds(lambda: _apply_dense(weight, keys, targets)))
+        differences.append(relative_difference(weight.T @ directions, expected))
+    return SolveTime(shape, median(baseline_times), median(times), max(differences))
+
+
+def _apply_dense(weight: Tensor, keys: Tensor, targets: Tensor) -> None:
+    weight += solve_dense(keys, targets).T
+
+
+def _apply_rows(weight: Tensor, keys: Tensor, targets: Tensor) -> None:
+    shift: Shift = solve_rows(keys, gram_matrix(keys), targets)
+    shift.add_to(weight)

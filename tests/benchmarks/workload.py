@@ -1,0 +1,112 @@
+"""What the benchmarks run: a model, its turns of edits, both editors on it, and the machine they run on."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing import Editor, InputError, pretrained
+from editing.datasets import EditFile, NumberedRequest
+from editing.turn import TokenizedEdit, Turn, in_turns, tokenize
+from tests.benchmarks.baseline import BaselineEditor
+
+FALLBACK_EDITS = Path("orchestrator/demo/facts.jsonl")
+"""Edits that ship with the project, used where the requested file is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Turns of edits for one model.
+
+    Attributes:
+        model: Folder of the model.
+        edits: File of the edits.
+        num_turns: Turns, the first of them a warm-up.
+        edits_per_turn: Edits in each turn.
+    """
+
+    model: str
+    edits: Path
+    num_turns: int
+    edits_per_turn: int
+
+    def load_model(self) -> tuple[Any, Any]:
+        """The model in float32 on the CPU, and its tokenizer."""
+        return pretrained.load(self.model, device=torch.device("cpu"), dtype="float32")
+
+    def load_editor(self) -> Editor:
+        """This project's editor, with the preset's modules and learning rate."""
+        return Editor.from_pretrained(self.model, device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
+
+    def load_baseline(self, like: Editor, folder: Path) -> BaselineEditor:
+        """The baseline on a model of its own, with an editor's settings."""
+        config = like.config
+        return BaselineEditor(
+            self.load_model()[0], list(like.modules), learning_rate=config.learning_rate, group_size=config.group_size, folder=folder
+        )
+
+    def turns(self, editor: Editor) -> list[Turn]:
+        """The first edits of the file, cut into turns.
+
+        Raises:
+            InputError: The file has too few usable edits.
+        """
+        needed = self.num_turns * self.edits_per_turn
+        edits: list[TokenizedEdit] = []
+        for record in EditFile(self.edits):
+            if len(edits) == needed:
+                break
+            if isinstance(record, NumberedRequest):
+                edits.append(tokenize(editor.tokenizer, record.request, max_tokens=editor.decoder.max_tokens))
+        if len(edits) < needed:
+            raise InputError(f"{self.edits}: has {len(edits)} usable edits, expected {self.num_turns} turns of {self.edits_per_turn}")
+        return list(in_turns(edits, self.edits_per_turn))
+
+
+def choose_edits(requested: Path) -> tuple[Path, str]:
+    """The file of edits to use, and a note where it is not the requested one."""
+    if requested.is_file():
+        return requested, ""
+    return FALLBACK_EDITS, f"{requested} is missing, so the edits are those of {FALLBACK_EDITS}."
+
+
+def machine_line() -> str:
+    """Processor, cores, torch, threads and date, in one line."""
+    return (
+        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {date.today().isoformat()}"
+    )
+
+
+def matmul_peak(size: int = 2048, repetitions: int = 8) -> float:
+    """Best float32 matrix-multiply speed seen, in FLOP/s."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    best = min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(repetitions))
+    return 2 * size**3 / best
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"

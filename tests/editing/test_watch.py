@@ -1,0 +1,48 @@
+"""The watched sample is uniform, seeded, and measured as a full evaluation would."""
+
+from collections import Counter
+
+import pytest
+
+from editing.evaluation import evaluate
+from editing.requests import EditRequest
+from editing.turn import TokenizedEdit, tokenize
+from editing.watch import Watch
+from tests.editing.test_editor import FACTS, editor
+
+
+def edits(one: object) -> list[TokenizedEdit]:
+    asked = [EditRequest(p, t, rephrase=f"It is known: {p}", locality_prompt=f"Not {p}", locality_answer=t) for p, t in FACTS]
+    return [tokenize(one.tokenizer, r, max_tokens=None) for r in asked]
+
+
+def test_a_watch_that_holds_everything_measures_what_an_evaluation_does() -> None:
+    one = editor(edits_per_turn=3)
+    everything = edits(one)
+    watch = Watch(one, size=len(everything))
+    for a in range(0, len(everything), 3):
+        one.apply([e.request for e in everything[a : a + 3]])
+        watch.offer(everything[a : a + 3])
+    assert watch.results() == evaluate(one, everything)
+
+
+def test_every_edit_has_the_same_chance() -> None:
+    one = editor()
+    everything = edits(one)
+    seen: Counter[str] = Counter()
+    for seed in range(120):
+        watch = Watch(one, size=2, seed=seed)
+        watch.offer(everything[:4])
+        watch.offer(everything[4:])
+        seen.update(member.edit.request.prompt for member in watch._members)
+    assert sum(seen.values()) == 240
+    assert all(20 <= seen[prompt] <= 50 for prompt, _ in FACTS)  # 34 expected
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_tiny_sample_works(size: int) -> None:
+    one = editor()
+    watch = Watch(one, size=size)
+    watch.offer(edits(one))
+    assert len(watch._members) == size
+    assert bool(watch.measure()) is bool(size)
