@@ -19,12 +19,14 @@ class TokenizedEdit:
         rephrase: Rephrased prompt and target, the probe of generalization, or ``None``.
         locality: Locality prompt and answer, the probe of specificity and retention, or ``None``. Where the request
             has no locality answer, the sequence has one row and no meaningful answer.
+        record: Number of its record in the input, from 1; 0 if it came from no file.
     """
 
     request: EditRequest
     sequence: AnswerSequence
     rephrase: AnswerSequence | None = None
     locality: AnswerSequence | None = None
+    record: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class TurnReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None) -> TokenizedEdit:
+def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:
     """Tokenize one request with all its probes.
 
     Raises:
@@ -103,7 +105,7 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None) ->
 
     edit = encoded("prompt", "target")
     assert edit is not None  # a request always has a prompt
-    return TokenizedEdit(request, edit, encoded("rephrase", "target"), encoded("locality_prompt", "locality_answer"))
+    return TokenizedEdit(request, edit, encoded("rephrase", "target"), encoded("locality_prompt", "locality_answer"), record)
 
 
 def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int) -> Iterator[Turn]:

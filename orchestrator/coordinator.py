@@ -74,6 +74,7 @@ class Coordinator:
 
     def __init__(self, config: RunConfig, worker: Worker, tracker: Tracker, progress: Progress) -> None:
         self.config, self.worker, self.tracker, self.progress = config, worker, tracker, progress
+        self._began = time.perf_counter()
         self._tally = _Tally()
         self._history: list[dict[str, Any]] = []
 
@@ -86,38 +87,34 @@ class Coordinator:
         Raises:
             UltraEditError: The run cannot go on; nothing was written.
         """
-        began = time.perf_counter()
         source = EditFile(self.config.edits, self.config.format)
-        out = RunDirectory(Path(self.config.output), overwrite=self.config.overwrite)
-        total = min(count_records(source), self.config.limit or sys.maxsize)
-        status = "FAILED"
-        with out:
+        with RunDirectory(Path(self.config.output), overwrite=self.config.overwrite) as out:
+            total = min(count_records(source), self.config.limit or sys.maxsize)
+            self._load(out)
+            run = self._describe(source)
+            self.tracker.start(out.path.name, _parameters(run))
+            status = "FAILED"
             try:
-                self._load(out)
-                run = self._describe(source)
-                self.tracker.start(out.path.name, _parameters(run))
-                intake = self._intake(source)
-                self._edit(intake, out, total)
-                run["digests_after"] = self.worker.digest()
-                with self._timed("save"), self.progress.spinner("saving the model"):
-                    self.worker.save(out.staging / "model")
-                metrics = self._evaluate(intake, out)
-                self._tally.seconds["total"] = time.perf_counter() - began
-                self._finish(out, run, metrics)
+                self._work(source, out, total, run)
                 status = "FINISHED"
             finally:
                 self.tracker.close(status)
             out.commit()
         return out.path
 
+    def _work(self, source: EditFile, out: RunDirectory, total: int, run: dict[str, Any]) -> None:
+        worker, config = self.worker, self.config
+        intake = Intake(source, worker.tokenizer, max_tokens=worker.max_tokens, limit=config.limit, strict=config.strict)
+        self._edit(intake, out, total)
+        run["digests_after"] = worker.digest()
+        with self._timed("save"), self.progress.spinner("saving the model"):
+            worker.save(out.staging / "model")
+        self._finish(out, run, self._evaluate(intake, out))
+
     def _load(self, out: RunDirectory) -> None:
         with self._timed("load"), self.progress.spinner(f"loading {self.config.model}"):
             self.worker.load()
         out.require_space(int(1.05 * self.worker.saved_size()))
-
-    def _intake(self, source: EditFile) -> Intake:
-        editor = self.worker.editor
-        return Intake(source, editor.tokenizer, max_tokens=editor.decoder.max_tokens, limit=self.config.limit, strict=self.config.strict)
 
     def _edit(self, intake: Intake, out: RunDirectory, total: int) -> None:
         rejected = RejectedFile(out.staging / "rejected.jsonl")
@@ -129,7 +126,7 @@ class Coordinator:
 
         try:
             with self.progress.bar("editing", total) as advance, (out.staging / "turns.jsonl").open("w") as turns_file:
-                turns = in_turns((edit for _, edit in intake.edits(set_aside)), self.config.edits_per_turn)
+                turns = in_turns(intake.edits(set_aside), self.config.edits_per_turn)
                 for number, prepared in enumerate(self._prepared(turns), start=1):
                     row = self._apply(number, prepared, rejected)
                     turns_file.write(json.dumps(row) + "\n")
@@ -172,8 +169,9 @@ class Coordinator:
         self._tally.refused_turns.add(number)
         self._tally.last_refusal = message
         for position in sorted(by_position):
-            request = by_position[position].request
-            rejected.add(0, f"turn {number} was refused: {error}", {"prompt": request.prompt, "target": request.target})
+            edit = by_position[position]
+            content = {"prompt": edit.request.prompt, "target": edit.request.target}
+            rejected.add(edit.record, f"turn {number} was refused: {error}", content)
 
     def _evaluate(self, intake: Intake, out: RunDirectory) -> dict[str, float | None]:
         """Second reading of the edits: metrics, texts, ``edits.parquet``."""
@@ -196,15 +194,15 @@ class Coordinator:
         metrics["generated"] = len(rows)
         return metrics
 
-    def _rows(self, chunk: list[tuple[int, tuple[int, TokenizedEdit]]], chosen: set[int]) -> list[EditRow]:
-        edits = [edit for _, (_, edit) in chunk]
+    def _rows(self, chunk: list[tuple[int, TokenizedEdit]], chosen: set[int]) -> list[EditRow]:
+        edits = [edit for _, edit in chunk]
         results = self.worker.evaluate(edits) if self.config.eval else [None] * len(edits)
         positions = [k for k, (position, _) in enumerate(chunk) if position in chosen]
         texts = dict(zip(positions, self._generate([edits[k] for k in positions]), strict=True))
         rows = []
-        for k, (position, (record, edit)) in enumerate(chunk):
+        for k, (position, edit) in enumerate(chunk):
             turn = position // self.config.edits_per_turn + 1
-            rows.append(EditRow(record, turn, turn not in self._tally.refused_turns, edit, results[k], texts.get(k)))
+            rows.append(EditRow(turn, turn not in self._tally.refused_turns, edit, results[k], texts.get(k)))
         return rows
 
     def _generate(self, edits: list[TokenizedEdit]) -> list[Generated]:
@@ -242,6 +240,7 @@ class Coordinator:
 
     def _finish(self, out: RunDirectory, run: dict[str, Any], metrics: dict[str, float | None]) -> None:
         tally, memory = self._tally, _peak_memory()
+        tally.seconds["total"] = time.perf_counter() - self._began
         final = {
             **metrics,
             "edits": tally.edits,

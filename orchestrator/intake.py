@@ -29,8 +29,8 @@ class Intake:
         self._source, self._tokenizer, self._max_tokens = source, tokenizer, max_tokens
         self._limit, self._strict = limit, strict
 
-    def edits(self, on_bad: Callable[[BadRecord], None] = lambda _: None) -> Iterator[tuple[int, TokenizedEdit]]:
-        """Usable edits with the numbers of their records, from 1."""
+    def edits(self, on_bad: Callable[[BadRecord], None] = lambda _: None) -> Iterator[TokenizedEdit]:
+        """Usable edits, in the file's order."""
         taken = 0
         for record in self._source:
             if taken == self._limit:
@@ -42,13 +42,13 @@ class Intake:
                 on_bad(usable)
                 continue
             taken += 1
-            yield record.number, usable
+            yield usable
 
     def _tokenize(self, record: NumberedRequest | BadRecord) -> TokenizedEdit | BadRecord:
         if isinstance(record, BadRecord):
             return record
         try:
-            return tokenize(self._tokenizer, record.request, max_tokens=self._max_tokens)
+            return tokenize(self._tokenizer, record.request, max_tokens=self._max_tokens, record=record.number)
         except InvalidRequest as error:
             return BadRecord(record.number, str(error), {"prompt": record.request.prompt, "target": record.request.target})
 

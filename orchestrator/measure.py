@@ -37,7 +37,7 @@ def measure_model(
     count_records(source)
     loaded, tokenizer, decoder = _load(model, device, dtype)
     intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
-    tokenized = [edit for _, edit in intake.edits()]
+    tokenized = list(intake.edits())
     after = _predict(decoder, tokenized, "evaluating", progress)
     generated = _generated(loaded, tokenizer, tokenized, generate, seed)
     del loaded, decoder

@@ -12,6 +12,9 @@ from rich.text import Text
 
 from editing import InputError
 
+_TEXT_WIDTH = 48
+"""Characters of a generated text that the table shows; ``edits.parquet`` has it whole."""
+
 _METRICS = (
     ("efficacy", "right answer tokens on the edits"),
     ("generalization", "the same on the rephrased prompts"),
@@ -115,7 +118,8 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1].rstrip() + "…"
 
 
 def _share(value: float | None) -> str:

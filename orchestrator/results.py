@@ -26,7 +26,6 @@ class EditRow:
     """One edit with all that is known of it.
 
     Attributes:
-        record: Number of its record in the input, from 1.
         turn: Number of its turn, from 1, refused turns counted too.
         applied: Whether its turn was applied.
         edit: The edit.
@@ -34,7 +33,6 @@ class EditRow:
         generated: Its texts, if it was among the generated ones.
     """
 
-    record: int
     turn: int
     applied: bool
     edit: TokenizedEdit
@@ -56,8 +54,8 @@ class EditRow:
         request = self.edit.request
         return {
             **asdict(request),
-            "id": request.id or str(self.record),
-            "record": self.record,
+            "id": request.id or str(self.edit.record),
+            "record": self.edit.record,
             "turn": self.turn,
             "applied": self.applied,
             **(asdict(self.result) if self.result else {}),

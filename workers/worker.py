@@ -77,6 +77,16 @@ class Worker:
             "float32_masters": editor.uses_masters,
         }
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.editor.tokenizer
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The model's context length."""
+        return self.editor.decoder.max_tokens
+
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         """Run the prefix for coming turns."""
         return self.editor.prepare(turns)

@@ -37,20 +37,13 @@ class Workload:
     num_turns: int
     edits_per_turn: int
 
-    def load_model(self) -> tuple[Any, Any]:
-        """The model in float32 on the CPU, and its tokenizer."""
-        return pretrained.load(self.model, device=torch.device("cpu"), dtype="float32")
+    def load_model(self) -> Any:
+        """The model in float32 on the CPU."""
+        return pretrained.load(self.model, device=torch.device("cpu"), dtype="float32")[0]
 
     def load_editor(self) -> Editor:
         """This project's editor, with the preset's modules and learning rate."""
         return Editor.from_pretrained(self.model, device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
-
-    def load_baseline(self, like: Editor, folder: Path) -> BaselineEditor:
-        """The baseline on a model of its own, with an editor's settings."""
-        config = like.config
-        return BaselineEditor(
-            self.load_model()[0], list(like.modules), learning_rate=config.learning_rate, group_size=config.group_size, folder=folder
-        )
 
     def turns(self, editor: Editor) -> list[Turn]:
         """The first edits of the file, cut into turns.
@@ -68,6 +61,12 @@ class Workload:
         if len(edits) < needed:
             raise InputError(f"{self.edits}: has {len(edits)} usable edits, expected {self.num_turns} turns of {self.edits_per_turn}")
         return list(in_turns(edits, self.edits_per_turn))
+
+
+def make_baseline(like: Editor, model: Any, folder: Path) -> BaselineEditor:
+    """The baseline on a model, with an editor's settings."""
+    config = like.config
+    return BaselineEditor(model, list(like.modules), learning_rate=config.learning_rate, group_size=config.group_size, folder=folder)
 
 
 def choose_edits(requested: Path) -> tuple[Path, str]:

