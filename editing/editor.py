@@ -93,6 +93,8 @@ class Editor:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
         moments: Lifelong moments by module shape ``(d_in, d_out)``.
         turns: Turns applied so far.
+        modules: The edited modules by name.
+        masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: EditorConfig, reductions: Reductions | None = None) -> None:
@@ -106,7 +108,7 @@ class Editor:
         self.turns = 0
         self._reductions = reductions or NoReductions()
         self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
-        self._masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
+        self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
     def from_pretrained(
@@ -149,7 +151,7 @@ class Editor:
     @property
     def uses_masters(self) -> bool:
         """Whether float32 copies of the edited modules are kept beside lower-precision weights."""
-        return bool(self._masters)
+        return bool(self.masters)
 
     def apply(self, requests: Iterable[EditRequest], *, measure: bool = True) -> list[TurnReport]:
         """Write facts into the model.
@@ -227,8 +229,8 @@ class Editor:
         """Go back to the weights and moments from before the first edit."""
         for name, module in self.modules.items():
             module.weight.data.copy_(self._originals[name])
-            if name in self._masters:
-                self._masters[name].copy_(self._originals[name])
+            if name in self.masters:
+                self.masters[name].copy_(self._originals[name])
         self.moments, self.turns = {}, 0
 
     def digests(self) -> dict[str, str]:
@@ -276,7 +278,7 @@ class Editor:
     def _commit(self, shifts: dict[str, Shift], moments: dict[Shape, Moments]) -> None:
         for name, shift in shifts.items():
             weight = self.modules[name].weight.data
-            exact = self._masters.get(name)
+            exact = self.masters.get(name)
             if exact is None:
                 exact = weight.float()  # the weight itself where it is float32
             shift.add_to(exact)

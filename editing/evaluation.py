@@ -113,7 +113,7 @@ def begins_with(text: str, target: str) -> bool:
 
 
 @torch.no_grad()
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 16, batch_size: int = 32) -> list[str]:
+def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
     """What the model writes after each prompt, greedily."""
     texts = [""] * len(prompts)
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]

@@ -7,12 +7,14 @@ a few sequences through the suffix.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from editing.editor import Editor
-from editing.evaluation import EditResult, predict_prefixed, probe_sequences, run_probe_prefix, score, summarize
+from editing.evaluation import EditResult, Predictions, predict_prefixed, probe_sequences, run_probe_prefix, score, summarize
 from editing.prefix import Prefixed
-from editing.turn import TokenizedEdit
+from editing.requests import EditRequest
+from editing.turn import TokenizedEdit, tokenize
 
 
 class Watch:
@@ -39,7 +41,7 @@ class Watch:
             self._offered += 1
             if seat < self._size:
                 seats[seat] = edit
-        for seat, member in zip(seats, self._admit(list(seats.values())), strict=True):
+        for seat, member in zip(seats, self._seat(list(seats.values()), None), strict=True):
             self._members[seat : seat + 1] = [member]  # seats are filled in order first, so this appends or replaces
 
     def measure(self) -> dict[str, float | None]:
@@ -55,13 +57,33 @@ class Watch:
         after = predict_prefixed(self._editor, probe_sequences(edits)[0], prefixed, len(edits))
         return score(edits, after, [member.before for member in self._members])
 
-    def _admit(self, edits: list[TokenizedEdit]) -> list["_Member"]:
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to draw and measure the same sample, as plain JSON values."""
+        version, internal, gauss = self._random.getstate()
+        members = [
+            {"request": asdict(m.edit.request), "record": m.edit.record, "before": {k: list(v) for k, v in m.before.items()}} for m in self._members
+        ]
+        return {"offered": self._offered, "random": [version, list(internal), gauss], "members": members}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a stored state."""
+        version, internal, gauss = state["random"]
+        self._random.setstate((version, tuple(internal), gauss))
+        self._offered = state["offered"]
+        editor, stored = self._editor, state["members"]
+        edits = [tokenize(editor.tokenizer, EditRequest(**m["request"]), max_tokens=editor.decoder.max_tokens, record=m["record"]) for m in stored]
+        before = [{probe: tuple(tokens) for probe, tokens in m["before"].items()} for m in stored]
+        self._members = self._seat(edits, before)
+
+    def _seat(self, edits: list[TokenizedEdit], before: Predictions | None) -> list["_Member"]:
+        """Members with their prefix; the unedited model is asked where its answers are not given."""
         if not edits:
             return []
         editor = self._editor
         owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
-        with editor.unedited():
-            before = predict_prefixed(editor, owners, prefixed, len(edits))
+        if before is None:
+            with editor.unedited():
+                before = predict_prefixed(editor, owners, prefixed, len(edits))
         own = [prefixed.part([j for j, (i, _) in enumerate(owners) if i == k]) for k in range(len(edits))]
         return [_Member(edit, part.detached(), answers) for edit, part, answers in zip(edits, own, before, strict=True)]
 

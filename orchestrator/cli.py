@@ -1,6 +1,5 @@
 """The command line: ``ultraedit edit``, ``evaluate``, ``show``, ``demo``. Every expected failure is one line and a non-zero exit."""
 
-import errno
 import json
 import logging
 import os
@@ -12,9 +11,8 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.logging import RichHandler
 
-from editing import UltraEditError
+from editing import InputError, UltraEditError
 from editing.datasets import FORMATS
 from editing.modules import split_patterns
 from orchestrator.config import RunConfig
@@ -36,7 +34,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _data_options = _options(
     click.option("--format", type=_FORMATS, help="Record format of the edits.  [default: auto]"),
-    click.option("--limit", type=int, help="Use the first N usable records only."),
+    click.option("--limit", type=click.IntRange(min=1), help="Use the first N usable records only."),
     click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
     click.option("--dtype", type=_DTYPES, help="Precision of the weights; auto keeps the checkpoint's.  [default: auto]"),
 )
@@ -81,17 +79,19 @@ def edit(config_file: Path | None, **flags: Any) -> None:
 @click.option("--edits", required=True, help="File with the edits and their probes.")
 @click.option("--base", help="The unedited model; gives locality retention and the metrics before.")
 @_data_options
-@click.option("--generate", type=int, default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--generate", type=click.IntRange(min=0), default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the metrics to this JSON file.")
 def evaluate(output: Path | None, **options: Any) -> None:
     """Measure any model on a file of edits."""
     from orchestrator.measure import measure_model
 
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"output: {output} cannot be written; expected the name of a file in an existing folder")
     metrics = measure_model(**{k: v for k, v in options.items() if v is not None}, progress=Progress(_errors()))
     if output:
         output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    Console().print(metrics_table(metrics))
+    _screen().print(metrics_table(metrics))
 
 
 @cli.command()
@@ -99,7 +99,7 @@ def evaluate(output: Path | None, **options: Any) -> None:
 @click.option("--samples", default=12, show_default=True, help="Prompts to show.")
 def show(run_dir: Path, samples: int) -> None:
     """Print a finished run: text before and after, metrics, places."""
-    show_run(run_dir, Console(), samples=samples)
+    show_run(run_dir, _screen(), samples=samples)
 
 
 @cli.command()
@@ -122,7 +122,7 @@ def run_edit(config: RunConfig) -> None:
 
     tracker = make_tracker(config.tracking_uri, config.experiment)
     path = Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors())).run()
-    show_run(path, Console())
+    show_run(path, _screen())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,6 +136,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="ultraedit", standalone_mode=False)
         return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         return _fail(
             f"{error.format_message()} (see ultraedit {error.ctx.info_name if error.ctx and error.ctx.parent else ''} --help)".replace("  ", " "), 2
@@ -143,18 +146,27 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UltraEditError as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; an unfinished run leaves nothing behind", 130)
     except torch.cuda.OutOfMemoryError:
         return _fail("the GPU's memory is full; try a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16", 1)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO):
-            return _fail(f"{error.filename or 'output'}: {os.strerror(error.errno)}; nothing was written", 1)
-        raise
+    except OSError as error:  # a full disk, a folder that may not be written, a name too long
+        return _fail(f"{error.filename or 'output'}: {os.strerror(error.errno) if error.errno else error}; nothing was written", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
     return code
+
+
+class _Lines(logging.Handler):
+    """Log lines on standard error, each on one line however long; a progress bar stays below them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _errors().print(record.getMessage(), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _screen() -> Console:
+    return Console(markup=False, emoji=False)  # what edits and models say is text, whatever brackets it holds
 
 
 def _errors() -> Console:
@@ -167,10 +179,9 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    handler = RichHandler(console=_errors(), show_time=False, show_path=False, show_level=False, markup=False, highlighter=None)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logger = logging.getLogger("ultraedit")
-    logger.handlers, logger.propagate = [handler], False
+    logger.handlers, logger.propagate = [_Lines()], False
     logger.setLevel(logging.INFO)
 
 

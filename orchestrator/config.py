@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 import yaml
 
+from editing.datasets import FORMATS
 from editing.errors import InputError
+from editing.modules import split_patterns
 from editing.normalizer import MomentRule
+from editing.presets import find_preset
 from editing.pretrained import DTypeName
 from workers.worker import WorkerSpec
 
@@ -70,7 +73,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("limit", "lookahead", "edits_per_turn", "group_size", "batch_tokens"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if not (name == "limit" and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
         for name in ("generate", "seed"):
             value = getattr(self, name)
@@ -79,7 +82,7 @@ class RunConfig:
         rate = self.learning_rate
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf")):
             raise InputError(f"learning_rate: expected a finite number above 0, found {rate!r}")
-        for name, allowed in (("moments", ("published", "exact")), ("dtype", ("auto", "float32", "bfloat16"))):
+        for name, allowed in (("format", ("auto", *FORMATS)), ("moments", ("published", "exact")), ("dtype", ("auto", "float32", "bfloat16"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         for name in ("eval", "strict", "overwrite"):
@@ -88,6 +91,10 @@ class RunConfig:
         for name in ("model", "edits", "output", "device", "tracking_uri", "experiment"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise InputError(f"{name}: expected a text, found {getattr(self, name)!r}")
+        if self.modules is not None and not (self.modules and all(isinstance(pattern, str) for pattern in self.modules)):
+            raise InputError(f"modules: expected names of modules, found {list(self.modules)!r}")
+        if self.preset is not None:
+            find_preset(None, "", str(self.preset))  # an unknown one is an error before a model is loaded
 
     @classmethod
     def build(cls, flags: dict[str, Any], file: Path | None = None) -> "RunConfig":
@@ -96,7 +103,8 @@ class RunConfig:
         Raises:
             InputError: A key is unknown, a required one is missing, or a value is not usable.
         """
-        values = {**(_read_yaml(file) if file else {}), **{k: v for k, v in flags.items() if v is not None}}
+        given = {k: v for k, v in flags.items() if v is not None}
+        values = {**(_read_yaml(file) if file else {}), **given}
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
@@ -104,11 +112,13 @@ class RunConfig:
         for key in ("model", "edits", "output"):
             if key not in values:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
-        if isinstance(values.get("modules"), str):
-            values["modules"] = (values["modules"],)
         if values.get("modules") is not None:
-            values["modules"] = tuple(values["modules"])
-        return cls(**values)
+            values["modules"] = _patterns(values["modules"])
+        try:
+            return cls(**values)
+        except InputError as error:
+            key = str(error).partition(":")[0]
+            raise InputError(f"{file}: {error}") if file and key not in given else error from None
 
     def worker_spec(self) -> WorkerSpec:
         """The worker's share of this configuration."""
@@ -129,15 +139,22 @@ class RunConfig:
         return asdict(self)
 
 
+def _patterns(value: Any) -> tuple[Any, ...]:
+    return tuple(split_patterns(value) if isinstance(value, str) else value if isinstance(value, (list, tuple)) else (value,))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a YAML configuration") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a YAML configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(loaded, dict):
-        raise InputError(f"{path}: expected keys and values, found {type(loaded).__name__}")
+        found = "nothing" if loaded is None else type(loaded).__name__
+        raise InputError(f"{path}: expected keys and values like 'edits_per_turn: 50', found {found}")
     values = {str(key).replace("-", "_"): value for key, value in loaded.items()}
     if isinstance(values.get("learning_rate"), str):  # YAML 1.1 reads 1e-6, without a dot, as a text
         try:

@@ -3,39 +3,53 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from editing.errors import InputError
 
+CONTENT = frozenset({"model", "plots", "run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl"})
+"""What a run writes into its folder. Anything else there is somebody's own and is never removed."""
+
 
 class RunDirectory:
     """Context manager: files go to :attr:`staging`; :meth:`commit` puts them in place; leaving without it removes them.
 
     Args:
-        path: The folder to make.
+        path: The folder to make; links in it are followed.
         overwrite: Replace an earlier run there.
 
     Raises:
-        InputError: Something is at ``path`` already that may not be replaced.
+        InputError: Something is at ``path`` already that may not be replaced, or, on entering, another run is writing there.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path = path.absolute()
-        self._check(overwrite)
-        self.staging = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        self.path = Path(os.path.realpath(path))
+        self._overwrite = overwrite
+        self._check()
+        self.staging = self._beside("partial", os.getpid())
+        self._old = self._beside("old", os.getpid())
+        self._made: list[Path] = []
 
     def __enter__(self) -> "RunDirectory":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        self.staging.mkdir()
+        self._made = [parent for parent in self.path.parents if not parent.exists()]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            self._check()
+            self.staging.mkdir()
+        except BaseException:
+            self._clean()
+            raise
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self._clean()
 
     def require_space(self, num_bytes: int) -> None:
         """Refuse early what the disk cannot hold.
@@ -52,37 +66,82 @@ class RunDirectory:
         (self.staging / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def commit(self) -> None:
-        """Put the folder in place; an earlier one goes only when the new one is there."""
-        old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
-        if self.path.exists():
-            self.path.rename(old)
-        self.staging.rename(self.path)
+        """Put the folder in place; an earlier one goes only when the new one is there.
+
+        Raises:
+            InputError: Something came to be at ``path`` during the run that may not be replaced.
+        """
+        self._check()
+        with _undisturbed():
+            if self.path.exists():
+                self.path.rename(self._old)
+            self.staging.rename(self.path)
+
+    def _clean(self) -> None:
+        with _undisturbed():
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self._settle(self._old)
+            for parent in self._made:
+                with suppress(OSError):
+                    parent.rmdir()  # only if nothing came to lie in it
+
+    def _settle(self, old: Path) -> None:
+        """An earlier folder moved aside goes back if nothing took its place."""
+        if old.exists() and not self.path.exists():
+            old.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _check(self, overwrite: bool) -> None:
+    def _beside(self, kind: str, pid: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.{kind}-{pid}")
+
+    def _check(self) -> None:
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise InputError(f"output: {self.path} is a file; expected a folder to make")
-        if not any(self.path.iterdir()):
-            return
-        if not (self.path / "run.json").is_file():
-            raise InputError(f"output: {self.path} holds files that are no run of this program; choose another folder")
-        if not overwrite:
+        names = {entry.name for entry in self.path.iterdir()}
+        if foreign := sorted(names - CONTENT):
+            raise InputError(f"output: {self.path} holds {foreign[0]!r}, which no run of this program wrote; choose another folder")
+        if names and "run.json" not in names:
+            raise InputError(f"output: {self.path} holds files but no run.json, so it is no finished run; choose another folder")
+        if names and not self._overwrite:
             raise InputError(f"output: {self.path} already holds a run; choose another folder or give --overwrite")
 
     def _sweep(self) -> None:
-        """Remove what a killed run left beside the folder."""
-        for left in self.path.parent.glob(f".{self.path.name}.partial-*"):
-            with suppress(ValueError):
-                if not _is_alive(int(left.name.rpartition("-")[2])):
-                    shutil.rmtree(left, ignore_errors=True)
+        """Tidy up after a killed run: an earlier folder that it had just moved aside goes back, its own goes away.
+
+        Raises:
+            InputError: The run that writes there is alive.
+        """
+        for left in self.path.parent.iterdir():
+            for kind in ("old", "partial"):
+                pid = left.name.removeprefix(f".{self.path.name}.{kind}-")
+                if pid == left.name or not pid.isdecimal():
+                    continue
+                if _is_alive(int(pid)):
+                    raise InputError(f"output: process {pid} is writing to {self.path} now; choose another folder, or remove {left} if it is not")
+                if kind == "old":
+                    self._settle(left)
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C for the moment that renaming and removing take: after it there is a whole folder or none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

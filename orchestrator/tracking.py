@@ -1,6 +1,6 @@
 """Following a run in MLflow. Tracking never stops a run: it works in a thread of its own and an outage costs warnings.
 
-What could not be sent stays queued and is tried again with every later send, and once more at the end.
+What could not be sent stays queued, in order, and is tried again with every later send and at the end.
 """
 
 import logging
@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,19 +67,21 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
         self._run_id = ""
-        self._answered = threading.Event()
+        self._tried = threading.Event()
         self._experiment = experiment
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: list[Callable[[], None]] = []
-        self._down = False
+        self._down = self._started = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
     def start(self, name: str, params: Mapping[str, Any]) -> None:
+        self._started = True
         self._jobs.put(lambda: self._create_run(name, params))
 
     def run_id(self) -> str | None:
-        self._answered.wait(_CLOSE_TIMEOUT)
+        if self._started:
+            self._tried.wait(_CLOSE_TIMEOUT)
         return self._run_id or None
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
@@ -92,35 +95,48 @@ class MlflowTracker:
         self._jobs.put(lambda: getattr(self._client, send)(self._run_id, str(path), *([path.name] if path.is_dir() else [])))
 
     def close(self, status: str) -> None:
-        self._jobs.put(lambda: self._client.set_terminated(self._run_id, status))
+        timeout = _CLOSE_TIMEOUT if status == "FINISHED" else _FAILED_TIMEOUT
+        if self._started:
+            self._jobs.put(lambda: self._client.set_terminated(self._run_id, status))
         self._jobs.put(None)
-        self._thread.join(_CLOSE_TIMEOUT if status == "FINISHED" else _FAILED_TIMEOUT)
+        self._thread.join(timeout)
         if self._thread.is_alive():
-            logger.warning("tracking: %s did not answer within %.0f s; the run's last values are not there", self.uri, _CLOSE_TIMEOUT)
+            logger.warning("tracking: %s did not take everything within %.0f s; the run's last values are not there", self.uri, timeout)
         elif self._waiting:
-            logger.warning("tracking: %d sends to %s failed for good; the run itself is complete on disk", len(self._waiting), self.uri)
+            logger.warning("tracking: %d sends to %s failed for good; the results on disk do not need them", len(self._waiting), self.uri)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._waiting.append(job)
+        jobs: list[Callable[[], None] | None] = []
+        while None not in jobs:
+            jobs = [self._jobs.get()]
+            with suppress(queue.Empty):
+                while True:  # all that is there: an outage then costs one attempt, not one for each
+                    jobs.append(self._jobs.get_nowait())
+            self._waiting += [job for job in jobs if job]
             self._send_waiting()
+        if self._waiting and self._succeeds(self._waiting[-1]):  # it answers: what it refuses shall not hold up the rest
+            self._waiting = [job for job in self._waiting[:-1] if not self._succeeds(job)]
 
     def _send_waiting(self) -> None:
         """Send in order; stop at the first failure and keep the rest for later."""
-        while self._waiting:
-            try:
-                self._waiting[0]()
-            except Exception as error:  # whatever a client or network raises, the run goes on
-                if not self._down:
-                    logger.warning("tracking: cannot reach %s (%s); the run goes on", self.uri, str(error).strip().splitlines()[0][:200])
-                self._down = True
-                self._answered.set()
-                return
+        while self._waiting and self._succeeds(self._waiting[0]):
             self._waiting.pop(0)
-            self._answered.set()
             if self._down:
                 logger.warning("tracking: %s answers again", self.uri)
                 self._down = False
+
+    def _succeeds(self, job: Callable[[], None]) -> bool:
+        try:
+            job()
+        except Exception as error:  # whatever a client or network raises, the run goes on
+            if not self._down:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                logger.warning("tracking: a send to %s failed (%s); the run goes on", self.uri, reason)
+            self._down = True
+            return False
+        finally:
+            self._tried.set()
+        return True
 
     def _create_run(self, name: str, params: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient

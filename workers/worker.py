@@ -105,7 +105,7 @@ class Worker:
         """Metrics of edits, before the first edit and now."""
         return evaluate(self.editor, edits)
 
-    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 16) -> list[str]:
+    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
         """Greedy text after prompts, from the model as it is now or as it was before the first edit."""
         model, tokenizer = self.editor.model, self.editor.tokenizer
         if not unedited:

@@ -11,6 +11,9 @@ from editing.requests import EditRequest
 
 __all__ = ["FORMATS", "BadRecord", "EditFile", "NumberedRequest"]
 
+_LOOKED_AT = 1000
+"""Records among which one must tell the format."""
+
 
 @dataclass(frozen=True, slots=True)
 class NumberedRequest:
@@ -65,19 +68,20 @@ class EditFile:
                 yield BadRecord(number, str(error), record)
 
     def _recognise(self) -> Format:
-        seen: list[str] = []
+        fields: list[str] | None = None
         bad = None
         for number, record in read_records(self.path):
             if isinstance(record, BadRecord):
                 bad = bad or record
             elif (found := recognise(record)) is not None:
                 return found
-            elif not seen:
-                seen = sorted(record)
-            if number >= 1000:
+            elif fields is None:
+                fields = sorted(record)
+            if number >= _LOOKED_AT:
                 break
-        if not seen and bad is not None:
+        if fields is not None:
+            named = ", ".join(repr(name) for name in fields[:10]) or "none"
+            raise InputError(f"{self.path}: of no known format; its first record has the fields {named}; expected prompt and target at least")
+        if bad is not None:
             raise InputError(f"{self.path}: record {bad.number}: {bad.reason}; expected edits as JSON lines or a JSON array")
-        raise InputError(
-            f"{self.path}: of no known format; its first record has the fields {', '.join(seen) or 'none'}; expected prompt and target at least"
-        )
+        raise InputError(f"{self.path}: holds no record; expected edits as JSON lines or a JSON array")

@@ -32,7 +32,7 @@ def _flat(**fields: str) -> Callable[[Record], EditRequest]:
     """A converter that renames fields; errors name the record's own field."""
 
     def convert(record: Record) -> EditRequest:
-        values = {ours: record.get(theirs) for ours, theirs in fields.items()}
+        values: dict[str, Any] = {ours: record.get(theirs) for ours, theirs in fields.items()}
         if values.get("id") is not None and not isinstance(values["id"], str):
             values["id"] = str(values["id"])
         if not values.get("locality_prompt"):

@@ -28,9 +28,9 @@ def gemma_folder(cache: Path, progress: Progress) -> Path:
     partial = cache / "gemma-3-270m.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with progress.spinner("converting Gemma 3 270M from GGUF, once (about a minute)"):
-        assemble(partial / _GGUF)  # checks its SHA-256
-        _convert(partial)
+    progress.console.print("converting Gemma 3 270M from GGUF to safetensors, once; about a minute")
+    assemble(partial / _GGUF)  # checks its SHA-256
+    _convert(partial)
     partial.rename(folder)
     return folder
 

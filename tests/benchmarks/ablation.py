@@ -1,6 +1,7 @@
 """Each fast path of :class:`editing.Editor` switched off alone, from the outside, and timed on the same turns.
 
-Variants take turns within a round, so that drift of the machine hits all of them; the first round is a warm-up.
+Variants take turns within a round, in an order that moves on each time, so that drift of the machine hits all of them; the
+first round is a warm-up.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,18 +58,17 @@ def run_ablation(editor: Editor, turns: list[Turn]) -> list[Ablation]:
     editors = {v.name: Editor(editor.model, editor.tokenizer, replace(editor.config, **v.options)) for v in VARIANTS}
     times: dict[str, list[tuple[float, float]]] = {v.name: [] for v in VARIANTS}
     differences: dict[str, float] = {v.name: 0.0 for v in VARIANTS}
-    for index in range(len(turns)):
-        reference: dict[str, Tensor] = {}
-        for variant in VARIANTS:
+    for index, turn in enumerate(turns):
+        shifts: dict[str, dict[str, Tensor]] = {}
+        for variant in VARIANTS[index:] + VARIANTS[:index]:  # nobody always goes first
             own = editors[variant.name]
-            window = turns if variant.lookahead else [turns[index]]
             with variant.patch(own):
-                times[variant.name].append(time_turn(own, window, turns[index]))
-            shifts = total_shifts(own)
-            reference = reference or shifts
-            worst = max(relative_difference(shift, reference[name]) for name, shift in shifts.items())
-            differences[variant.name] = max(differences[variant.name], worst)
+                times[variant.name].append(time_turn(own, turns if variant.lookahead else [turn], turn))
+            shifts[variant.name] = total_shifts(own)
             own.restore()
+        for name, found in shifts.items():
+            worst = max(relative_difference(found[module], expected) for module, expected in shifts[VARIANTS[0].name].items())
+            differences[name] = max(differences[name], worst)
     return [
         Ablation(name, median(t for t, _ in measured[1:]), median(p for _, p in measured[1:]), differences[name]) for name, measured in times.items()
     ]

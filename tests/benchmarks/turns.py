@@ -5,7 +5,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -69,9 +71,12 @@ def compare(workload: Workload) -> Comparison:
         baseline = make_baseline(editor, workload.load_model(), Path(folder))
         originals = {name: m.weight.detach().clone() for name, m in baseline.modules.items()}
         for index, turn in enumerate(turns):
-            result.baseline.append(seconds(lambda sequences=turn.sequences: baseline.apply_turn(sequences)))
+            result.baseline.append(seconds(partial(baseline.apply_turn, turn.sequences)))
             prepared = editor.prepare(turns)[index]  # the whole window each time, so that its share is measured under the same load
-            result.editor.append(prepared.prefix_seconds + seconds(lambda: result.phases.append(editor.apply_turn(prepared, measure=False).seconds)))
+            began = time.perf_counter()
+            report = editor.apply_turn(prepared, measure=False)
+            result.editor.append(prepared.prefix_seconds + time.perf_counter() - began)
+            result.phases.append(report.seconds)
     for name, shift in total_shifts(editor).items():
         result.errors[name] = relative_difference(shift, baseline.modules[name].weight.detach() - originals[name])
     return result
@@ -120,7 +125,9 @@ def run_child(side: str, workload: Workload) -> None:
             editor.apply_turn(editor.prepare(turns)[0], measure=False)
         else:
             baseline = make_baseline(editor, editor.model, Path(folder))
-            del editor  # and the copies of the edited weights that it keeps
+            tokenizer = editor.tokenizer  # stays, as it would in a run
+            del editor  # goes, with the copies of the edited weights that it keeps
             baseline.apply_turn(turns[0].sequences)
+            del tokenizer
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"loaded": loaded, "peak": peak}))

@@ -1,5 +1,6 @@
 """The watched sample is uniform, seeded, and measured as a full evaluation would."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -37,6 +38,20 @@ def test_every_edit_has_the_same_chance() -> None:
         seen.update(member.edit.request.prompt for member in watch._members)
     assert sum(seen.values()) == 240
     assert all(20 <= seen[prompt] <= 50 for prompt, _ in FACTS)  # 34 expected
+
+
+def test_a_restored_watch_goes_on_with_the_same_sample() -> None:
+    one = editor(edits_per_turn=3)
+    everything = edits(one)
+    watch, other = Watch(one, size=3), Watch(one, size=3, seed=9)
+    one.apply([e.request for e in everything[:3]])
+    watch.offer(everything[:3])
+    other.restore(json.loads(json.dumps(watch.state())))
+    one.apply([e.request for e in everything[3:6]])
+    for each in (watch, other):
+        each.offer(everything[3:])
+    assert other.results() == watch.results()
+    assert other.state() == watch.state()
 
 
 @pytest.mark.parametrize("size", [0, 1])
