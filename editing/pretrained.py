@@ -1,5 +1,6 @@
 """Load a model whole and save it. Safetensors only: no pickle is ever opened, no code of a repository is ever run."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from editing.errors import InputError, ModelError
+
+_FINGERPRINT_SAMPLE = 1024
+"""Elements of each weight that the fingerprint reads."""
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -96,6 +100,17 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 def saved_size(model: PreTrainedModel) -> int:
     """Bytes that :func:`save` writes for the weights, tied ones counted once."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over a sample of every weight, the same for the same model wherever it lies; cheap at any size."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLE)].cpu().contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _resolve_dtype(config: Any, dtype: DTypeName) -> torch.dtype:

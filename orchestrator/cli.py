@@ -18,6 +18,7 @@ from editing.modules import split_patterns
 from orchestrator.config import RunConfig
 from orchestrator.progress import Progress
 from orchestrator.report import metrics_table, show_run
+from orchestrator.resume import stored_config
 
 _FORMATS = click.Choice(["auto", *FORMATS])
 _DTYPES = click.Choice(["auto", "float32", "bfloat16"])
@@ -66,12 +67,21 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Seed of the samples.  [default: 0]")
 @click.option("--strict", is_flag=True, default=None, help="Stop at the first bad record instead of setting it aside.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier run in the output folder.")
+@click.option("--checkpoint-every", type=int, help="Turns between two checkpoints; 0 writes one at the end only.  [default: 10]")
+@click.option("--keep", type=int, help="Newest checkpoints that are kept.  [default: 2]")
+@click.option("--resume", help="auto: go on with an unfinished run in --output, if there is one. RUN_DIR: that run, with its own options.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file with any of these options; flags win.")
-def edit(config_file: Path | None, **flags: Any) -> None:
-    """Edit a model with the facts of a file."""
+def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
+    """Edit a model with the facts of a file.
+
+    With --resume RUN_DIR and another --edits, the new facts are appended to a finished run.
+    """
     if flags["modules"] is not None:
         flags["modules"] = split_patterns(flags["modules"])
-    run_edit(RunConfig.build(flags, config_file))
+    if resume is not None and resume != "auto":
+        stored = stored_config(Path(resume))
+        flags = {**stored, **{name: value for name, value in flags.items() if value is not None}, "output": resume}
+    run_edit(RunConfig.build(flags, config_file), resume=resume is not None)
 
 
 @cli.command()
@@ -114,14 +124,14 @@ def demo(output: str, cache: Path) -> None:
     run_edit(RunConfig(model=str(model), edits=str(FACTS), output=output, generate=240, overwrite=True))
 
 
-def run_edit(config: RunConfig) -> None:
+def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     """One run from a configuration, shown to a person."""
     from orchestrator.coordinator import Coordinator
     from orchestrator.tracking import make_tracker
     from workers.worker import Worker
 
     tracker = make_tracker(config.tracking_uri, config.experiment)
-    path = Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors())).run()
+    path = Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors())).run(resume=resume)
     show_run(path, _screen())
 
 

@@ -43,6 +43,8 @@ class RunConfig:
         eval: Evaluate all edits at the end.
         generate: Edits for which text is generated before and after; a seeded sample.
         seed: Seed of the samples.
+        checkpoint_every: Turns between two checkpoints; 0 writes one at the end only.
+        keep: Newest checkpoints that are kept.
         strict: Stop at the first bad record instead of setting it aside.
         overwrite: Replace an earlier run in ``output``.
     """
@@ -67,15 +69,17 @@ class RunConfig:
     eval: bool = True
     generate: int = 50
     seed: int = 0
+    checkpoint_every: int = 10
+    keep: int = 2
     strict: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("limit", "lookahead", "edits_per_turn", "group_size", "batch_tokens"):
+        for name in ("limit", "lookahead", "edits_per_turn", "group_size", "batch_tokens", "keep"):
             value = getattr(self, name)
             if not (name == "limit" and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
-        for name in ("generate", "seed"):
+        for name in ("generate", "seed", "checkpoint_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"{name}: expected a whole number of at least 0, found {value!r}")

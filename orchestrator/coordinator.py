@@ -1,26 +1,29 @@
 """A run: edits in, an edited model and everything worth knowing about it out.
 
-edit file --intake--> tokenized edits --turns of 100--> window of turns (the lookahead)
-             |                                             |
-             v                                             v  prefix, once a window
-       rejected.jsonl                       worker: capture, solve, apply  ----> TurnReport --> tracker, turns.jsonl
-                                                           |                         ^
-                                                           `-- watch: a sample of applied edits, every turn
-after the last turn:  save the model  ->  evaluate every edit  ->  generate text for a sample  ->  report
-at the very end:      the whole folder is put in place in one rename
+    edit file --intake--> windows of turns (the lookahead) --worker: prefix, once a window
+                 |                                             |
+                 v                                             v  a turn at a time
+           rejected.jsonl                       worker: capture, solve, apply  ----> TurnReport --> tracker, turns.jsonl
+                                                               |         |
+                                                               |         `--> ledger, and every few turns a checkpoint
+                                                               `-- watch: a sample of applied edits, every turn
+    after the last turn:  save the model  ->  evaluate every edit of the ledger  ->  generate text for a sample  ->  report
+    at the very end:      the whole folder is put in place in one rename
+
+A run that is resumed, appended to, rolled back or freed of some edits is the same loop from another state over other
+windows: see ``resume.py`` and ``replay.py``.
 """
 
-import hashlib
 import json
 import logging
+import os
 import platform
-import random
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -30,36 +33,33 @@ import torch
 
 from editing import TurnRefused, UltraEditError
 from editing.datasets import BadRecord, EditFile
-from editing.evaluation import EditResult, summarize
-from editing.turn import PreparedTurn, TokenizedEdit, TurnReport, in_turns
+from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
+from orchestrator.assessment import assess
 from orchestrator.config import RunConfig
-from orchestrator.intake import Intake, RejectedFile, count_records
+from orchestrator.intake import Intake, count_records
+from orchestrator.journal import Journal, RunState
+from orchestrator.ledger import APPLIED
 from orchestrator.progress import Progress
 from orchestrator.report import plot_run
-from orchestrator.results import EditRow, EditsFile, Generated
+from orchestrator.resume import describe_source, fresh_state, resumed_state
 from orchestrator.rundir import RunDirectory
 from orchestrator.tracking import Tracker
 from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_EVALUATION_CHUNK = 200
-"""Edits evaluated at a time: keeps memory constant, and one turn's text on the screen."""
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Turns that go through the frozen layers in one pass.
 
-@dataclass
-class _Tally:
-    """What a run has counted so far."""
+    Attributes:
+        turns: The turns.
+        apply: How many of them are applied; the others only keep the first ones' batches as they were.
+    """
 
-    edits: int = 0
-    turns: int = 0
-    rejected: int = 0
-    refused: int = 0
-    refused_turns: set[int] = field(default_factory=set)
-    last_refusal: str = ""
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("load", "capture", "solve", "apply", "watch", "save", "evaluation"), 0.0)
-    )
+    turns: list[Turn]
+    apply: int
 
 
 class Coordinator:
@@ -75,205 +75,206 @@ class Coordinator:
     def __init__(self, config: RunConfig, worker: Worker, tracker: Tracker, progress: Progress) -> None:
         self.config, self.worker, self.tracker, self.progress = config, worker, tracker, progress
         self._began = time.perf_counter()
-        self._tally = _Tally()
-        self._history: list[dict[str, Any]] = []
+        self._load_seconds = 0.0
 
-    def run(self) -> Path:
-        """Do the whole run.
+    def run(self, *, resume: bool = False) -> Path:
+        """Edit the model with the configured file.
+
+        Args:
+            resume: Go on with an unfinished run, or append to a finished one, if there is one.
 
         Returns:
             The run's folder, complete.
 
         Raises:
-            UltraEditError: The run cannot go on; nothing was written.
+            UltraEditError: The run cannot go on. What it had checkpointed can be resumed; else nothing was written.
         """
-        source = EditFile(self.config.edits, self.config.format)
-        with RunDirectory(Path(self.config.output), overwrite=self.config.overwrite) as out:
-            total = min(count_records(source), self.config.limit or sys.maxsize)
-            self._load(out)
-            run = self._describe(source)
-            self.tracker.start(out.path.name, _parameters(run))
-            status = "FAILED"
-            try:
-                self._work(source, out, total, run)
-                status = "FINISHED"
-            finally:
-                self.tracker.close(status)
-            out.commit()
-        return out.path
+        config = self.config
+        source = EditFile(config.edits, config.format)
+        with RunDirectory(Path(config.output), overwrite=config.overwrite or resume, resume=resume) as out:
+            total = min(count_records(source), config.limit or sys.maxsize)
+            self.load(out)
+            described = describe_source(source, config.limit)
+            state, checkpoint = resumed_state(out, config, self.worker, described) if resume else (None, None)
+            if state is None:
+                state = fresh_state(config, self.worker, described)
+            elif state.input_done and not out.is_resumed:
+                logger.info("complete  %s has all edits of %s; nothing to do", out.path, source.path)
+                out.discard()
+                return out.path
+            elif checkpoint is not None:
+                self.worker.load_state(checkpoint, state.watch)
+                logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
+            journal = Journal(out.staging, state, keep=config.keep)
+            return self.drive(out, journal, self._windows(source, journal), total - state.taken)
 
-    def _work(self, source: EditFile, out: RunDirectory, total: int, run: dict[str, Any]) -> None:
-        worker, config = self.worker, self.config
-        intake = Intake(source, worker.tokenizer, max_tokens=worker.max_tokens, limit=config.limit, strict=config.strict)
-        self._edit(intake, out, total)
-        run["digests_after"] = worker.digest()
-        with self._timed("save"), self.progress.spinner("saving the model"):
-            worker.save(out.staging / "model")
-        self._finish(out, run, self._evaluate(intake, out))
-
-    def _load(self, out: RunDirectory) -> None:
-        with self._timed("load"), self.progress.spinner(f"loading {self.config.model}"):
+    def load(self, out: RunDirectory) -> None:
+        """Load the worker's model, and see that the disk can hold the result."""
+        began = time.perf_counter()
+        with self.progress.spinner(f"loading {self.config.model}"):
             self.worker.load()
+        self._load_seconds = time.perf_counter() - began
         out.require_space(int(1.05 * self.worker.saved_size()))
 
-    def _edit(self, intake: Intake, out: RunDirectory, total: int) -> None:
-        rejected = RejectedFile(out.staging / "rejected.jsonl")
+    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int) -> Path:
+        """Run windows of turns from the journal's state, then finish the run and put its folder in place."""
+        state, run = journal.state, self._describe(journal.state)
+        state.seconds = dict.fromkeys(_PHASES, 0.0) | state.seconds
+        state.seconds["load"] += self._load_seconds
+        self.tracker.start(out.path.name, _parameters(run), run_id=state.mlflow_run_id)
+        status = "FAILED"
+        try:
+            self._edit(journal, windows, total)
+            run["digests_after"] = self.worker.digest()
+            with self._timed(state, "save"), self.progress.spinner("saving the model"):
+                self.worker.save(out.staging / "model")
+            self._finish(out, journal, run)
+            status = "FINISHED"
+        finally:
+            journal.close()
+            self.tracker.close(status)
+        out.commit()
+        return out.path
+
+    def _windows(self, source: EditFile, journal: Journal) -> Iterator[Window]:
+        """Windows of the edit file from the journal's state on; the state follows what was read."""
+        state, config, worker = journal.state, self.config, self.worker
+        intake = Intake(
+            source, worker.tokenizer, max_tokens=worker.max_tokens, limit=config.limit, strict=config.strict, after=state.record, taken=state.taken
+        )
 
         def set_aside(bad: BadRecord) -> None:
             logger.warning("record %d set aside: %s", bad.number, bad.reason)
-            rejected.add(bad.number, bad.reason, bad.raw)
-            self._tally.rejected += 1
+            journal.rejected.add({"record": bad.number, "reason": bad.reason, "content": bad.raw})
+            state.rejected += 1
 
-        try:
-            with self.progress.bar("editing", total) as advance, (out.staging / "turns.jsonl").open("w") as turns_file:
-                turns = in_turns(intake.edits(set_aside), self.config.edits_per_turn)
-                for number, prepared in enumerate(self._prepared(turns), start=1):
-                    row = self._apply(number, prepared, rejected)
-                    turns_file.write(json.dumps(row) + "\n")
+        turns = in_turns(intake.edits(set_aside), config.edits_per_turn)
+        while window := list(islice(turns, config.lookahead)):
+            state.record, state.taken = intake.record, intake.taken
+            yield Window(window, len(window))
+        state.record, state.input_done = intake.record, True
+
+    def _edit(self, journal: Journal, windows: Iterable[Window], total: int) -> None:
+        state, every = journal.state, self.config.checkpoint_every
+        last = state.turn
+        with self.progress.bar("editing", total) as advance:
+            for window in windows:
+                state.window += 1
+                for prepared in self.worker.prepare(window.turns)[: window.apply]:
+                    self._turn(journal, prepared)
                     advance(len(prepared.turn.edits))
-        finally:
-            rejected.close()
-        if not self._tally.edits:
-            raise UltraEditError(f"no edit was applied: {self._tally.last_refusal or f'all {self._tally.rejected} records were rejected'}")
+                if every and state.turn - last >= every:
+                    self._checkpoint(journal)
+                    last = state.turn
+        if not state.edits:
+            raise UltraEditError(f"no edit was applied: {state.rejected} records were rejected, {state.refused} edits refused{self._why(journal)}")
+        self._checkpoint(journal)
 
-    def _prepared(self, turns: Iterator[Any]) -> Iterator[PreparedTurn]:
-        while window := list(islice(turns, self.config.lookahead)):
-            yield from self.worker.prepare(window)
-
-    def _apply(self, number: int, prepared: PreparedTurn, rejected: RejectedFile) -> dict[str, Any]:
-        tally = self._tally
+    def _turn(self, journal: Journal, prepared: PreparedTurn) -> None:
+        state = journal.state
+        state.turn += 1
+        edits = _as_asked(prepared.turn)
         try:
             report = self.worker.apply(prepared)
         except TurnRefused as error:
-            self._refuse(number, prepared, error, rejected)
-            return {"turn": number, "refused": str(error)}
-        tally.edits += report.edits
-        tally.turns += 1
+            outcome = f"refused: {error}"
+            self._refuse(journal, edits, error)
+            row: dict[str, Any] = {"turn": state.turn, "refused": str(error)}
+        else:
+            outcome, row = APPLIED, self._note(state, report)
+        journal.ledger.add(edits, source=state.sources, window=state.window, turn=state.turn, outcome=outcome)
+        journal.turns.add(row)
+
+    def _note(self, state: RunState, report: TurnReport) -> dict[str, Any]:
+        state.edits += report.edits
+        state.turns += 1
         for phase, seconds in report.seconds.items():
             if phase != "measure":
-                tally.seconds["capture" if phase == "prefix" else phase] += seconds
-        with self._timed("watch"):
+                state.seconds["capture" if phase == "prefix" else phase] += seconds
+        with self._timed(state, "watch"):
             watched = self.worker.watch()
-        row = {**asdict(report), "turn": number, "total_edits": tally.edits, "watch": watched}
-        self._history.append(row)
-        self.tracker.log(_turn_metrics(report, watched), step=tally.edits)
-        return row
+        self.tracker.log(_turn_metrics(report, watched), step=state.edits)
+        return {**asdict(report), "turn": state.turn, "total_edits": state.edits, "watch": watched}
 
-    def _refuse(self, number: int, prepared: PreparedTurn, error: TurnRefused, rejected: RejectedFile) -> None:
-        edits = prepared.turn.edits
-        by_position = dict(zip(prepared.turn.order, edits, strict=True))
-        named = ", ".join(repr(by_position[i].request.prompt) for i in error.culprits[:5])
-        message = f"turn {number} was refused, its {len(edits)} edits are not applied: {error}" + (f"; caused by {named}" if named else "")
-        logger.error(message)
-        self._tally.refused += len(edits)
-        self._tally.refused_turns.add(number)
-        self._tally.last_refusal = message
-        for position in sorted(by_position):
-            edit = by_position[position]
+    def _refuse(self, journal: Journal, edits: list[TokenizedEdit], error: TurnRefused) -> None:
+        state = journal.state
+        named = ", ".join(repr(edits[i].request.prompt) for i in error.culprits[:5])
+        caused = f"; caused by {named}" if named else ""
+        logger.error("turn %d was refused, its %d edits are not applied: %s%s", state.turn, len(edits), error, caused)
+        state.refused += len(edits)
+        for edit in edits:
             content = {"prompt": edit.request.prompt, "target": edit.request.target}
-            rejected.add(edit.record, f"turn {number} was refused: {error}", content)
+            journal.rejected.add({"record": edit.record, "reason": f"turn {state.turn} was refused: {error}", "content": content})
 
-    def _evaluate(self, intake: Intake, out: RunDirectory) -> dict[str, float | None]:
-        """Second reading of the edits: metrics, texts, ``edits.parquet``."""
-        tally = self._tally
-        total = tally.edits + tally.refused
-        chosen = set(random.Random(self.config.seed).sample(range(total), min(self.config.generate, total))) if self.config.eval else set()
-        results: list[EditResult] = []
-        rows: list[EditRow] = []
-        with self._timed("evaluation"), EditsFile(out.staging / "edits.parquet") as file, self.progress.bar("evaluating", total) as advance:
-            for chunk in _chunks(enumerate(intake.edits()), _EVALUATION_CHUNK):
-                written = self._rows(chunk, chosen)
-                file.write(written)
-                results += [row.result for row in written if row.result and row.applied]
-                rows += [row for row in written if row.generated and row.applied]
-                advance(len(chunk))
-        metrics = summarize(results)
-        for name in ("efficacy_generated", "generalization_generated"):
-            values = [value for row in rows if (value := getattr(row, name)) is not None]
-            metrics[name] = sum(values) / len(values) if values else None
-        metrics["generated"] = len(rows)
-        return metrics
+    def _why(self, journal: Journal) -> str:
+        journal.sync()
+        lines = journal.rejected.path.read_text(encoding="utf-8").splitlines()
+        return f"; the last one because {json.loads(lines[-1])['reason']}" if lines else ""
 
-    def _rows(self, chunk: list[tuple[int, TokenizedEdit]], chosen: set[int]) -> list[EditRow]:
-        edits = [edit for _, edit in chunk]
-        results = self.worker.evaluate(edits) if self.config.eval else [None] * len(edits)
-        positions = [k for k, (position, _) in enumerate(chunk) if position in chosen]
-        texts = dict(zip(positions, self._generate([edits[k] for k in positions]), strict=True))
-        rows = []
-        for k, (position, edit) in enumerate(chunk):
-            turn = position // self.config.edits_per_turn + 1
-            rows.append(EditRow(turn, turn not in self._tally.refused_turns, edit, results[k], texts.get(k)))
-        return rows
+    def _checkpoint(self, journal: Journal) -> None:
+        with self._timed(journal.state, "checkpoint"):
+            journal.state.watch = self.worker.watch_state()
+            journal.state.mlflow_run_id = self.tracker.run_id(wait=False) or journal.state.mlflow_run_id
+            journal.checkpoint(self.worker.save_state)
 
-    def _generate(self, edits: list[TokenizedEdit]) -> list[Generated]:
-        if not edits:
-            return []
-        prompts = [edit.request.prompt for edit in edits]
-        before = self.worker.generate(prompts, unedited=True)
-        after = self.worker.generate(prompts)
-        asked = [k for k, edit in enumerate(edits) if edit.request.rephrase]
-        rephrased = dict(zip(asked, self.worker.generate([edits[k].request.rephrase or "" for k in asked]), strict=True))
-        return [Generated(before[k], after[k], rephrased.get(k)) for k in range(len(edits))]
-
-    def _describe(self, source: EditFile) -> dict[str, Any]:
+    def _describe(self, state: RunState) -> dict[str, Any]:
         described = self.worker.describe()
-        run = {
+        modules = described["modules"]
+        masters = "kept" if described["float32_masters"] else "not needed" if described["dtype"] == "float32" else "off"
+        size = f"{described['parameters'] / 1e9:.2f} B parameters"
+        logger.info("model     %s, %s, %s on %s", described["architecture"], size, described["dtype"], described["device"])
+        logger.info("modules   %d: %s", len(modules), ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else ""))
+        logger.info("learning rate %g, float32 masters %s, input format %s", described["learning_rate"], masters, state.source["format"])
+        return {
             "config": self.config.as_dict(),
             "model": described,
-            "input": {"path": str(source.path), "format": source.format.name, "sha256": _file_digest(source.path)},
-            "digests_before": self.worker.digest(),
+            "input": state.source,
+            "base_fingerprint": state.base,
+            "digests_before": state.base_digests,
             "versions": _versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        modules = described["modules"]
-        masters = "kept" if described["float32_masters"] else "not needed" if described["dtype"] == "float32" else "off"
-        logger.info(
-            "model     %s, %.2f B parameters, %s on %s",
-            described["architecture"],
-            described["parameters"] / 1e9,
-            described["dtype"],
-            described["device"],
-        )
-        logger.info("modules   %d: %s", len(modules), ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else ""))
-        logger.info("learning rate %g, float32 masters %s, input format %s", described["learning_rate"], masters, source.format.name)
-        return run
 
-    def _finish(self, out: RunDirectory, run: dict[str, Any], metrics: dict[str, float | None]) -> None:
-        tally, memory = self._tally, _peak_memory()
-        tally.seconds["total"] = time.perf_counter() - self._began
-        final = {
-            **metrics,
-            "edits": tally.edits,
-            "turns": tally.turns,
-            "rejected": tally.rejected,
-            "refused": tally.refused,
-            "seconds": {name: round(value, 4) for name, value in tally.seconds.items()},
-            "peak_memory_bytes": memory,
-        }
+    def _finish(self, out: RunDirectory, journal: Journal, run: dict[str, Any]) -> None:
+        """Measure, and write what is known of the run."""
+        state, memory = journal.state, _peak_memory()
+        with self._timed(state, "evaluation"):
+            metrics = assess(
+                self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress, total=state.edits + state.refused
+            )
+        state.seconds["total"] += time.perf_counter() - self._began
+        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused")}
+        seconds = {name: round(value, 4) for name, value in state.seconds.items()}
         run["mlflow_run_id"] = self.tracker.run_id()
         out.write_json("run.json", run)
-        out.write_json("metrics.json", final)
-        plot_run(self._history, out.staging / "plots" / "run.png")
-        self.tracker.log(
-            {
-                **{f"final_{name}": value for name, value in metrics.items()},
-                **{f"seconds_{name}": value for name, value in tally.seconds.items()},
-                "rejected": tally.rejected,
-                "refused": tally.refused,
-                "peak_memory_bytes": memory,
-            },
-            step=tally.edits,
-        )
+        out.write_json("metrics.json", {**metrics, **counts, "seconds": seconds, "peak_memory_bytes": max(memory, _peak_memory())})
+        journal.sync()
+        plot_run(_history(journal), out.staging / "plots" / "run.png")
+        final = {f"final_{name}": value for name, value in metrics.items()} | {f"seconds_{name}": value for name, value in seconds.items()}
+        self.tracker.log({**final, "rejected": state.rejected, "refused": state.refused, "peak_memory_bytes": _peak_memory()}, step=state.edits)
         for name in ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots"):
             self.tracker.artifact(out.staging / name)
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _timed(self, state: RunState, phase: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._tally.seconds[phase] += time.perf_counter() - began
+            state.seconds[phase] += time.perf_counter() - began
+
+
+_PHASES = ("load", "capture", "solve", "apply", "watch", "checkpoint", "save", "evaluation", "total")
+
+
+def _as_asked(turn: Turn) -> list[TokenizedEdit]:
+    """A turn's edits in the order of their requests."""
+    return [edit for _, edit in sorted(zip(turn.order, turn.edits, strict=True), key=lambda pair: pair[0])]
+
+
+def _history(journal: Journal) -> list[dict[str, Any]]:
+    with journal.turns.path.open(encoding="utf-8") as lines:
+        return [row for row in map(json.loads, lines) if "refused" not in row]
 
 
 def _turn_metrics(report: TurnReport, watched: dict[str, float | None]) -> dict[str, float | None]:
@@ -300,20 +301,9 @@ def _parameters(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _versions() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "pyarrow")}
-    return {"python": platform.python_version(), "platform": platform.platform(), **versions}
+    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count()), **versions}
 
 
 def _peak_memory() -> int:

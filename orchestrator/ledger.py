@@ -5,7 +5,7 @@ frozen layers in one pass must do so again to give the same bits.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from itertools import groupby
@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing import EditRequest, InputError
+from editing.turn import TokenizedEdit
 
 _REQUEST_FIELDS = [f.name for f in fields(EditRequest)]
 
 SCHEMA = pa.schema(
     [
-        ("turn", pa.int64()),
+        ("source", pa.int64()),
         ("window", pa.int64()),
+        ("turn", pa.int64()),
         ("record", pa.int64()),
         *((name, pa.string()) for name in _REQUEST_FIELDS),
         ("when", pa.timestamp("us", tz="UTC")),
@@ -31,22 +33,27 @@ SCHEMA = pa.schema(
 )
 _BATCH_ROWS = 1000
 
+APPLIED = "applied"
+"""Outcome of an edit whose turn was applied; any other says why not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the ledger.
 
     Attributes:
-        turn: Number of the turn, from 1, refused turns counted too.
-        window: Number of the lookahead window that the turn was in, from 1.
+        source: Number of the input that the edit came from, from 1.
+        window: Number of the lookahead window that its turn was in, from 1.
+        turn: Number of its turn, from 1, refused turns counted too.
         record: Number of the edit's record in its input, from 1.
         request: The edit.
-        outcome: ``applied``, or ``refused: <reason>``.
+        outcome: :data:`APPLIED`, or why not.
         when: When its turn was done.
     """
 
-    turn: int
+    source: int
     window: int
+    turn: int
     record: int
     request: EditRequest
     outcome: str
@@ -54,7 +61,12 @@ class Entry:
 
     @property
     def applied(self) -> bool:
-        return self.outcome == "applied"
+        return self.outcome == APPLIED
+
+    @property
+    def id(self) -> str:
+        """The edit's own id, or its record's number, after its input's where that is not the first."""
+        return self.request.id or (str(self.record) if self.source == 1 else f"{self.source}.{self.record}")
 
 
 class Ledger:
@@ -62,33 +74,34 @@ class Ledger:
 
     Args:
         folder: Where the parts are; made if missing.
-        parts: Names of the parts that count, in order; others are what a killed run left and are ignored. ``None`` takes
-            all that are there.
+        num_parts: Parts that count; later ones are what a killed run left, and go. ``None`` takes all that are there.
     """
 
-    def __init__(self, folder: Path, parts: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: Path, num_parts: int | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.parts = sorted(p.name for p in folder.glob("part-*.parquet")) if parts is None else list(parts)
+        names = sorted(p.name for p in folder.glob("part-*.parquet"))
+        self.num_parts = len(names) if num_parts is None else num_parts
+        for name in names[self.num_parts :]:
+            (folder / name).unlink()
         self._pending: list[dict[str, Any]] = []
 
-    def add(self, turn: int, window: int, edits: Iterable[tuple[int, EditRequest]], outcome: str) -> None:
+    def add(self, edits: Iterable[TokenizedEdit], *, source: int, window: int, turn: int, outcome: str) -> None:
         """Append one turn's edits, in the order they were asked for."""
-        when = datetime.now(UTC)
-        for record, request in edits:
-            asked = {name: getattr(request, name) for name in _REQUEST_FIELDS}
-            self._pending.append({"turn": turn, "window": window, "record": record, **asked, "when": when, "outcome": outcome})
+        place = {"source": source, "window": window, "turn": turn, "when": datetime.now(UTC), "outcome": outcome}
+        for edit in edits:
+            self._pending.append({**place, "record": edit.record, **{name: getattr(edit.request, name) for name in _REQUEST_FIELDS}})
 
     def flush(self) -> None:
         """Make a part of what was added since the last one, on the disk for good."""
         if not self._pending:
             return
-        name = f"part-{len(self.parts):06d}.parquet"
+        name = _part(self.num_parts)
         with (self.folder / name).open("wb") as file:
             pq.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA), file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
-        self.parts.append(name)
+        self.num_parts += 1
         self._pending = []
 
     def __iter__(self) -> Iterator[Entry]:
@@ -97,7 +110,7 @@ class Ledger:
         Raises:
             InputError: A part is missing or damaged.
         """
-        for name in self.parts:
+        for name in map(_part, range(self.num_parts)):
             try:
                 with pq.ParquetFile(self.folder / name) as file:
                     for batch in file.iter_batches(_BATCH_ROWS):
@@ -111,6 +124,10 @@ class Ledger:
             yield [list(turn) for _, turn in groupby(window, key=lambda e: e.turn)]
 
 
+def _part(number: int) -> str:
+    return f"part-{number:06d}.parquet"
+
+
 def _entry(row: dict[str, Any]) -> Entry:
     request = EditRequest(**{name: row[name] for name in _REQUEST_FIELDS})
-    return Entry(row["turn"], row["window"], row["record"], request, row["outcome"], row["when"])
+    return Entry(row["source"], row["window"], row["turn"], row["record"], request, row["outcome"], row["when"])

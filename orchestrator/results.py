@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing.evaluation import EditResult, begins_with
-from editing.turn import TokenizedEdit
+from orchestrator.ledger import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,38 +26,41 @@ class EditRow:
     """One edit with all that is known of it.
 
     Attributes:
-        turn: Number of its turn, from 1, refused turns counted too.
-        applied: Whether its turn was applied.
-        edit: The edit.
+        entry: The edit and its turn.
+        overwritten: Whether a later edit gave its prompt another target.
         result: Its metrics, if it was evaluated.
         generated: Its texts, if it was among the generated ones.
     """
 
-    turn: int
-    applied: bool
-    edit: TokenizedEdit
+    entry: Entry
+    overwritten: bool
     result: EditResult | None = None
     generated: Generated | None = None
 
     @property
+    def stands(self) -> bool:
+        """Whether the model is supposed to know it."""
+        return self.entry.applied and not self.overwritten
+
+    @property
     def efficacy_generated(self) -> bool | None:
-        return None if self.generated is None else begins_with(self.generated.text_after, self.edit.request.target)
+        return None if self.generated is None else begins_with(self.generated.text_after, self.entry.request.target)
 
     @property
     def generalization_generated(self) -> bool | None:
         if self.generated is None or self.generated.rephrase_text_after is None:
             return None
-        return begins_with(self.generated.rephrase_text_after, self.edit.request.target)
+        return begins_with(self.generated.rephrase_text_after, self.entry.request.target)
 
     def as_dict(self) -> dict[str, object]:
         """The row as written."""
-        request = self.edit.request
         return {
-            **asdict(request),
-            "id": request.id or str(self.edit.record),
-            "record": self.edit.record,
-            "turn": self.turn,
-            "applied": self.applied,
+            **asdict(self.entry.request),
+            "id": self.entry.id,
+            "record": self.entry.record,
+            "turn": self.entry.turn,
+            "applied": self.entry.applied,
+            "overwritten": self.overwritten,
             **(asdict(self.result) if self.result else {}),
             **(asdict(self.generated) if self.generated else {}),
             "efficacy_generated": self.efficacy_generated,
@@ -72,6 +75,7 @@ SCHEMA = pa.schema(
         ("record", pa.int64()),
         ("turn", pa.int64()),
         ("applied", _YES_NO),
+        ("overwritten", _YES_NO),
         *((name, _TEXT) for name in ("prompt", "target", "subject", "rephrase", "locality_prompt", "locality_answer")),
         *((f.name, _YES_NO if f.name == "locality_retained" else _SHARE) for f in fields(EditResult)),
         *((f.name, _TEXT) for f in fields(Generated)),

@@ -1,6 +1,10 @@
-"""The folder of a run: filled aside, then put in place in one rename, so that it is there whole or not at all."""
+"""The folder of a run: filled aside, then put in place in one rename, so that it is there whole or not at all.
+
+A run that ends early leaves nothing, or, once it has a checkpoint, an unfinished folder aside that it can be resumed from.
+"""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -13,7 +17,9 @@ from typing import Any
 
 from editing.errors import InputError
 
-CONTENT = frozenset({"model", "plots", "run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl"})
+logger = logging.getLogger("ultraedit")
+
+CONTENT = frozenset({"model", "plots", "run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "ledger", "checkpoints"})
 """What a run writes into its folder. Anything else there is somebody's own and is never removed."""
 
 
@@ -22,19 +28,24 @@ class RunDirectory:
 
     Args:
         path: The folder to make; links in it are followed.
-        overwrite: Replace an earlier run there.
+        overwrite: Replace an earlier run there, finished or not.
+        resume: Go on in the folder of an unfinished run, if there is one.
 
     Raises:
         InputError: Something is at ``path`` already that may not be replaced, or, on entering, another run is writing there.
+
+    Attributes:
+        staging: Where files go until the commit.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
-        self._overwrite = overwrite
+        self._overwrite, self._resume = overwrite, resume
         self._check()
         self.staging = self._beside("partial", os.getpid())
         self._old = self._beside("old", os.getpid())
         self._made: list[Path] = []
+        self._resumed = False
 
     def __enter__(self) -> "RunDirectory":
         self._made = [parent for parent in self.path.parents if not parent.exists()]
@@ -42,7 +53,7 @@ class RunDirectory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._sweep()
             self._check()
-            self.staging.mkdir()
+            self.staging.mkdir(exist_ok=True)
         except BaseException:
             self._clean()
             raise
@@ -50,6 +61,31 @@ class RunDirectory:
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self._clean()
+        if self.is_unfinished:
+            logger.warning("the run is kept aside up to its last checkpoint; go on with: ultraedit edit --resume %s", self.path)
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether :attr:`staging` was an unfinished run's."""
+        return self._resumed
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether :attr:`staging` holds a checkpoint, so that the run can be resumed."""
+        return _has_checkpoint(self.staging)
+
+    def discard(self) -> None:
+        """Let go of :attr:`staging`, whatever is in it."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def branch(self) -> None:
+        """Begin with the journal of the finished run at :attr:`path`, to go on from it. That run stays as it is."""
+        for name in ("ledger", "checkpoints"):
+            if (self.path / name).is_dir():  # files in there are written once, so that a link is as good as a copy
+                shutil.copytree(self.path / name, self.staging / name, copy_function=_link)
+        for name in ("turns.jsonl", "rejected.jsonl"):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, self.staging / name)
 
     def require_space(self, num_bytes: int) -> None:
         """Refuse early what the disk cannot hold.
@@ -79,7 +115,8 @@ class RunDirectory:
 
     def _clean(self) -> None:
         with _undisturbed():
-            shutil.rmtree(self.staging, ignore_errors=True)
+            if not self.is_unfinished:
+                shutil.rmtree(self.staging, ignore_errors=True)
             self._settle(self._old)
             for parent in self._made:
                 with suppress(OSError):
@@ -111,7 +148,7 @@ class RunDirectory:
         """Tidy up after a killed run: an earlier folder that it had just moved aside goes back, its own goes away.
 
         Raises:
-            InputError: The run that writes there is alive.
+            InputError: The run that writes there is alive, or it can be resumed and nothing was said of that.
         """
         for left in self.path.parent.iterdir():
             for kind in ("old", "partial"):
@@ -122,7 +159,37 @@ class RunDirectory:
                     raise InputError(f"output: process {pid} is writing to {self.path} now; choose another folder, or remove {left} if it is not")
                 if kind == "old":
                     self._settle(left)
+                elif _has_checkpoint(left):
+                    self._take_over(left)
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _take_over(self, left: Path) -> None:
+        """Decide on what an unfinished run left: go on in it, or let it go."""
+        if self._resume and not self.staging.exists():
+            left.rename(self.staging)
+            self._resumed = True
+        elif not self._overwrite:
+            raise InputError(f"output: an unfinished run of {self.path} can go on: give --resume auto, or --overwrite to begin anew")
+
+
+def find_unfinished(path: Path) -> Path | None:
+    """The folder aside of an unfinished run of ``path`` that can be resumed."""
+    real = Path(os.path.realpath(path))
+    if not real.parent.is_dir():
+        return None
+    left = (p for p in real.parent.iterdir() if p.name.startswith(f".{real.name}.partial-") and _has_checkpoint(p))
+    return max(left, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("turn-*"))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 @contextmanager

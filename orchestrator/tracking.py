@@ -30,10 +30,10 @@ _FAILED_TIMEOUT = 10.0
 class Tracker(Protocol):
     """Where a run's parameters, metrics and files are sent."""
 
-    def start(self, name: str, params: Mapping[str, Any]) -> None:
-        """Open the run."""
+    def start(self, name: str, params: Mapping[str, Any], *, run_id: str | None = None) -> None:
+        """Open a run, or go on in the one with this id."""
 
-    def run_id(self) -> str | None:
+    def run_id(self, *, wait: bool = True) -> str | None:
         """Id of the run where it is tracked, or ``None``; waits until the first answer is there."""
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
@@ -49,8 +49,8 @@ class Tracker(Protocol):
 class NoTracker:
     """Tracks nothing."""
 
-    def start(self, name: str, params: Mapping[str, Any]) -> None: ...
-    def run_id(self) -> None: ...
+    def start(self, name: str, params: Mapping[str, Any], *, run_id: str | None = None) -> None: ...
+    def run_id(self, *, wait: bool = True) -> None: ...
     def log(self, metrics: Mapping[str, float | None], step: int) -> None: ...
     def artifact(self, path: Path) -> None: ...
     def close(self, status: str) -> None: ...
@@ -75,12 +75,15 @@ class MlflowTracker:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def start(self, name: str, params: Mapping[str, Any]) -> None:
+    def start(self, name: str, params: Mapping[str, Any], *, run_id: str | None = None) -> None:
         self._started = True
+        if run_id is not None:
+            self._jobs.put(lambda: self._reopen_run(run_id))
+            return
         self._jobs.put(lambda: self._create_run(name, params))
 
-    def run_id(self) -> str | None:
-        if self._started:
+    def run_id(self, *, wait: bool = True) -> str | None:
+        if self._started and wait:
             self._tried.wait(_CLOSE_TIMEOUT)
         return self._run_id or None
 
@@ -130,8 +133,7 @@ class MlflowTracker:
             job()
         except Exception as error:  # whatever a client or network raises, the run goes on
             if not self._down:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                logger.warning("tracking: a send to %s failed (%s); the run goes on", self.uri, reason)
+                logger.warning("tracking: a send to %s failed (%s); the run goes on", self.uri, _reason(error))
             self._down = True
             return False
         finally:
@@ -151,12 +153,29 @@ class MlflowTracker:
         for a in range(0, len(rows), _MAX_PARAMS):
             self._client.log_batch(self._run_id, params=rows[a : a + _MAX_PARAMS])
 
+    def _reopen_run(self, run_id: str) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=self.uri)
+        self._client.update_run(run_id, status="RUNNING")
+        self._run_id = run_id
+
     def _log(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         from mlflow.entities import Metric
 
         rows = [Metric(key, value, timestamp, step) for key, value in metrics.items()]
         for a in range(0, len(rows), _MAX_METRICS):
             self._client.log_batch(self._run_id, metrics=rows[a : a + _MAX_METRICS])
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said where a client wraps it in pages of its own, else what the client says; one short line."""
+    words, cause = str(error), error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            words = str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(words.split())[:200] or type(error).__name__
 
 
 def make_tracker(uri: str, experiment: str) -> Tracker:

@@ -10,6 +10,7 @@ from typing import Any
 
 from editing import Editor, TurnReport, pretrained
 from editing.evaluation import EditResult, evaluate, generate
+from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch
 
@@ -116,6 +117,24 @@ class Worker:
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight."""
         return self.editor.digests()
+
+    def fingerprint(self) -> str:
+        """Tells this base model from others; to be asked before the first edit."""
+        return pretrained.fingerprint(self.editor.model)
+
+    def save_state(self, path: Path) -> None:
+        """Write edited weights, masters and moments."""
+        save_state(self.editor, path)
+
+    def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
+        """Go back to a stored state, with that of the watched sample."""
+        load_state(self.editor, path)
+        if watch is not None:
+            self._watch.restore(watch)
+
+    def watch_state(self) -> dict[str, Any]:
+        """State of the watched sample, as plain values."""
+        return self._watch.state()
 
     def saved_size(self) -> int:
         """Bytes that :meth:`save` writes, nearly."""

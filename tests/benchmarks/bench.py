@@ -83,9 +83,11 @@ def _run(workload: Workload, page: Page, note: str, *, quick: bool) -> None:
 
 
 def _show_comparison(page: Page, workload: Workload, found: Comparison, memory: dict[str, Memory], peak: float) -> None:
+    count = len(found.baseline)
+    turns = f"{count} turns" + ("" if count == workload.num_turns else f" ({workload.num_turns} wanted, the file has no more)")
     page.text(
-        f"## Whole turns\n\n{workload.num_turns} turns of {workload.edits_per_turn} edits of {workload.edits.name} on {Path(workload.model).name} in "
-        "float32. Seconds per turn are medians without the first turn; the editor's include the turn's share of the prefix."
+        f"## Whole turns\n\n{turns} of {workload.edits_per_turn} edits of {workload.edits.name} on {Path(workload.model).name} in float32. "
+        "Seconds per turn are medians without the first turn; the editor's include the turn's share of the prefix."
     )
     both = {"baseline": found.baseline, "editor": found.editor}
     figures = {side: median(times[1:]) for side, times in both.items()}

@@ -1,6 +1,7 @@
 """Whole turns of the baseline and of :class:`editing.Editor`: time, memory, and whether both give the same weights."""
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -44,8 +45,8 @@ class Comparison:
 
     @property
     def worst(self) -> tuple[str, float]:
-        """The module with the largest error, and that error."""
-        return max(self.errors.items(), key=lambda item: item[1])
+        """The module with the largest error, and that error. One that is not a number is the worst."""
+        return max(self.errors.items(), key=lambda item: (math.isnan(item[1]), item[1]))
 
     @property
     def capture_speed(self) -> float:

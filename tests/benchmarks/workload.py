@@ -28,7 +28,7 @@ class Workload:
     Attributes:
         model: Folder of the model.
         edits: File of the edits.
-        num_turns: Turns, the first of them a warm-up.
+        num_turns: Turns, the first of them a warm-up; fewer are run where the file is short.
         edits_per_turn: Edits in each turn.
     """
 
@@ -46,10 +46,10 @@ class Workload:
         return Editor.from_pretrained(self.model, device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
 
     def turns(self, editor: Editor) -> list[Turn]:
-        """The first edits of the file, cut into turns.
+        """The first edits of the file, cut into turns; fewer turns where the file is short.
 
         Raises:
-            InputError: The file has too few usable edits.
+            InputError: The file has not enough usable edits for two turns.
         """
         needed = self.num_turns * self.edits_per_turn
         edits: list[TokenizedEdit] = []
@@ -58,9 +58,10 @@ class Workload:
                 break
             if isinstance(record, NumberedRequest):
                 edits.append(tokenize(editor.tokenizer, record.request, max_tokens=editor.decoder.max_tokens))
-        if len(edits) < needed:
-            raise InputError(f"{self.edits}: has {len(edits)} usable edits, expected {self.num_turns} turns of {self.edits_per_turn}")
-        return list(in_turns(edits, self.edits_per_turn))
+        whole = len(edits) // self.edits_per_turn
+        if whole < 2:
+            raise InputError(f"{self.edits}: has {len(edits)} usable edits, expected at least two turns of {self.edits_per_turn}")
+        return list(in_turns(edits[: whole * self.edits_per_turn], self.edits_per_turn))
 
 
 def make_baseline(like: Editor, model: Any, folder: Path) -> BaselineEditor:

@@ -67,6 +67,18 @@ class ScriptedWorker:
     def save(self, folder: Path) -> None:
         folder.mkdir()
 
+    def fingerprint(self) -> str:
+        return "base"
+
+    def save_state(self, path: Path) -> None:
+        path.write_text(str(self.seen))
+
+    def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
+        self.seen = int(path.read_text())
+
+    def watch_state(self) -> dict[str, Any]:
+        return {}
+
 
 def run(tmp_path: Path, worker: ScriptedWorker, count: int = 7, **options: Any) -> Path:
     edits = tmp_path / "edits.jsonl"
