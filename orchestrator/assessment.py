@@ -17,7 +17,7 @@ _CHUNK = 200
 """Edits evaluated at a time, which keeps memory constant."""
 
 
-def assess(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progress: Progress, *, total: int) -> dict[str, float | None]:
+def assess(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progress: Progress) -> dict[str, float | None]:
     """Measure all edits and write one row each.
 
     Args:
@@ -26,17 +26,17 @@ def assess(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progre
         config: Says whether to evaluate, and how many texts to generate.
         path: Where the rows go.
         progress: Shows how far it is.
-        total: Entries of the ledger.
 
     Returns:
         Mean metrics over the edits that were applied and that no later edit overwrote.
     """
+    total = sum(1 for _ in _entries(ledger))
     overwritten = find_overwritten(ledger)
     chosen = set(random.Random(config.seed).sample(range(total), min(config.generate, total))) if config.eval else set()
     results: list[EditResult] = []
     written: list[EditRow] = []
     with EditsFile(path) as file, progress.bar("evaluating", total) as advance:
-        for chunk in _chunks(enumerate(ledger)):
+        for chunk in _chunks(enumerate(_entries(ledger))):
             rows = _rows(worker, chunk, overwritten, chosen, evaluate=config.eval)
             file.write(rows)
             standing = [row for row in rows if row.stands]
@@ -54,7 +54,7 @@ def find_overwritten(ledger: Ledger) -> set[int]:
     """Positions of applied edits whose prompt a later applied edit gave another target."""
     latest: dict[int, list[tuple[int, int]]] = {}  # by prompt: the positions and targets that the newest target replaced, or is
     overwritten: set[int] = set()
-    for position, entry in enumerate(ledger):
+    for position, entry in enumerate(_entries(ledger)):
         if not entry.applied:
             continue
         prompt, target = hash(entry.request.prompt), hash(entry.request.target)
@@ -81,6 +81,10 @@ def _generate(worker: Worker, edits: Sequence[TokenizedEdit]) -> list[Generated]
     asked = [k for k, edit in enumerate(edits) if edit.request.rephrase]
     rephrased = dict(zip(asked, worker.generate([edits[k].request.rephrase or "" for k in asked]), strict=True))
     return [Generated(before[k], after[k], rephrased.get(k)) for k in range(len(edits))]
+
+
+def _entries(ledger: Ledger) -> Iterator[Entry]:
+    return (entry for entry in ledger if not entry.rolled_back)
 
 
 def _chunks(items: Iterator[tuple[int, Entry]]) -> Iterator[list[tuple[int, Entry]]]:

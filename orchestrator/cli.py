@@ -1,4 +1,4 @@
-"""The command line: ``ultraedit edit``, ``evaluate``, ``show``, ``demo``. Every expected failure is one line and a non-zero exit."""
+"""The command line: ``ultraedit edit``, ``evaluate``, ``show``, ``rollback`` and others. Every expected failure is one line and a non-zero exit."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
@@ -17,8 +17,11 @@ from editing.datasets import FORMATS
 from editing.modules import split_patterns
 from orchestrator.config import RunConfig
 from orchestrator.progress import Progress
-from orchestrator.report import metrics_table, show_run
+from orchestrator.report import metrics_table, show_history, show_run
 from orchestrator.resume import stored_config
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator import Coordinator
 
 _FORMATS = click.Choice(["auto", *FORMATS])
 _DTYPES = click.Choice(["auto", "float32", "bfloat16"])
@@ -113,6 +116,34 @@ def show(run_dir: Path, samples: int) -> None:
 
 
 @cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--to-turn", type=int, required=True, help="The turn to go back to; 0 is the unedited model.")
+def rollback(run_dir: Path, to_turn: int) -> None:
+    """Make a finished run exactly what it was after a turn."""
+    from orchestrator.replay import roll_back
+
+    show_run(roll_back(_coordinator(_stored(run_dir)), to_turn), _screen())
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--edit", "ids", multiple=True, required=True, help="Id of an edit to take out; may be given several times.")
+def remove(run_dir: Path, ids: tuple[str, ...]) -> None:
+    """Make a finished run what it would be if some edits had never been asked for."""
+    from orchestrator.replay import remove as take_out
+
+    show_run(take_out(_coordinator(_stored(run_dir)), ids), _screen())
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--edits", "show_edits", is_flag=True, help="Every edit with its id, not only the turns.")
+def history(run_dir: Path, show_edits: bool) -> None:
+    """List what was ever applied, refused or rolled back."""
+    show_history(run_dir, _screen(), edits=show_edits)
+
+
+@cli.command()
 @click.option("--output", default="runs/demo", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache"), show_default=True, help="Where the converted model is kept.")
 def demo(output: str, cache: Path) -> None:
@@ -126,13 +157,20 @@ def demo(output: str, cache: Path) -> None:
 
 def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     """One run from a configuration, shown to a person."""
+    show_run(_coordinator(config).run(resume=resume), _screen())
+
+
+def _coordinator(config: RunConfig) -> "Coordinator":
     from orchestrator.coordinator import Coordinator
     from orchestrator.tracking import make_tracker
     from workers.worker import Worker
 
     tracker = make_tracker(config.tracking_uri, config.experiment)
-    path = Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors())).run(resume=resume)
-    show_run(path, _screen())
+    return Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors()))
+
+
+def _stored(run_dir: Path) -> RunConfig:
+    return RunConfig.build(stored_config(run_dir))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -116,7 +116,7 @@ class Coordinator:
         self._load_seconds = time.perf_counter() - began
         out.require_space(int(1.05 * self.worker.saved_size()))
 
-    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int) -> Path:
+    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int, *, may_be_empty: bool = False) -> Path:
         """Run windows of turns from the journal's state, then finish the run and put its folder in place."""
         state, run = journal.state, self._describe(journal.state)
         state.seconds = dict.fromkeys(_PHASES, 0.0) | state.seconds
@@ -125,6 +125,9 @@ class Coordinator:
         status = "FAILED"
         try:
             self._edit(journal, windows, total)
+            if not journal.state.edits and not may_be_empty:
+                raise UltraEditError(self._why_nothing(journal))
+            self._checkpoint(journal)
             run["digests_after"] = self.worker.digest()
             with self._timed(state, "save"), self.progress.spinner("saving the model"):
                 self.worker.save(out.staging / "model")
@@ -166,9 +169,6 @@ class Coordinator:
                 if every and state.turn - last >= every:
                     self._checkpoint(journal)
                     last = state.turn
-        if not state.edits:
-            raise UltraEditError(f"no edit was applied: {state.rejected} records were rejected, {state.refused} edits refused{self._why(journal)}")
-        self._checkpoint(journal)
 
     def _turn(self, journal: Journal, prepared: PreparedTurn) -> None:
         state = journal.state
@@ -206,10 +206,11 @@ class Coordinator:
             content = {"prompt": edit.request.prompt, "target": edit.request.target}
             journal.rejected.add({"record": edit.record, "reason": f"turn {state.turn} was refused: {error}", "content": content})
 
-    def _why(self, journal: Journal) -> str:
+    def _why_nothing(self, journal: Journal) -> str:
         journal.sync()
         lines = journal.rejected.path.read_text(encoding="utf-8").splitlines()
-        return f"; the last one because {json.loads(lines[-1])['reason']}" if lines else ""
+        why = f"; the last one because {json.loads(lines[-1])['reason']}" if lines else ""
+        return f"no edit was applied: {journal.state.rejected} records were rejected, {journal.state.refused} edits refused{why}"
 
     def _checkpoint(self, journal: Journal) -> None:
         with self._timed(journal.state, "checkpoint"):
@@ -239,9 +240,7 @@ class Coordinator:
         """Measure, and write what is known of the run."""
         state, memory = journal.state, _peak_memory()
         with self._timed(state, "evaluation"):
-            metrics = assess(
-                self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress, total=state.edits + state.refused
-            )
+            metrics = assess(self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress)
         state.seconds["total"] += time.perf_counter() - self._began
         counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused")}
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
@@ -253,7 +252,8 @@ class Coordinator:
         final = {f"final_{name}": value for name, value in metrics.items()} | {f"seconds_{name}": value for name, value in seconds.items()}
         self.tracker.log({**final, "rejected": state.rejected, "refused": state.refused, "peak_memory_bytes": _peak_memory()}, step=state.edits)
         for name in ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots"):
-            self.tracker.artifact(out.staging / name)
+            if (out.staging / name).exists():
+                self.tracker.artifact(out.staging / name)
 
     @contextmanager
     def _timed(self, state: RunState, phase: str) -> Iterator[None]:

@@ -79,6 +79,7 @@ class LineFile:
         if self._file.tell() < length:
             raise InputError(f"{path}: is shorter than its checkpoint says ({self._file.tell()} of {length} bytes)")
         self._file.truncate(length)
+        self._file.seek(length)
 
     def add(self, values: dict[str, Any]) -> None:
         # a lone surrogate cannot be written as UTF-8; an escape can

@@ -36,6 +36,9 @@ _BATCH_ROWS = 1000
 APPLIED = "applied"
 """Outcome of an edit whose turn was applied; any other says why not."""
 
+ROLLED_BACK = "rolled back"
+"""Outcome of an edit whose turn was undone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -62,6 +65,10 @@ class Entry:
     @property
     def applied(self) -> bool:
         return self.outcome == APPLIED
+
+    @property
+    def rolled_back(self) -> bool:
+        return self.outcome == ROLLED_BACK
 
     @property
     def id(self) -> str:
@@ -92,6 +99,13 @@ class Ledger:
         for edit in edits:
             self._pending.append({**place, "record": edit.record, **{name: getattr(edit.request, name) for name in _REQUEST_FIELDS}})
 
+    def keep_rolled_back(self, entries: Iterable[Entry], *, window: int | None = None) -> None:
+        """Append entries of an earlier ledger as rolled back, in their own window or in another."""
+        for entry in entries:
+            place = {name: getattr(entry, name) for name in ("source", "window", "turn", "record", "when")}
+            asked = {name: getattr(entry.request, name) for name in _REQUEST_FIELDS}
+            self._pending.append({**place, **asked, "window": window or entry.window, "outcome": ROLLED_BACK})
+
     def flush(self) -> None:
         """Make a part of what was added since the last one, on the disk for good."""
         if not self._pending:
@@ -119,7 +133,7 @@ class Ledger:
                 raise InputError(f"{self.folder / name}: is missing or damaged ({error})") from None
 
     def windows(self) -> Iterator[list[list[Entry]]]:
-        """The entries as windows of turns, as they were run."""
+        """The entries as windows of turns, as they were run; turns of a window that were rolled back come last."""
         for _, window in groupby(self, key=lambda e: e.window):
             yield [list(turn) for _, turn in groupby(window, key=lambda e: e.turn)]
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from editing import InputError
+from orchestrator.ledger import Ledger
 
 _TEXT_WIDTH = 48
 """Characters of a generated text that the table shows; ``edits.parquet`` has it whole."""
@@ -62,6 +64,27 @@ def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
     """
     run, metrics = _read(path, "run.json"), _read(path, "metrics.json")
     console.print(Group(*_texts(path / "edits.parquet", samples), metrics_table(metrics), "", *_places(path, run, metrics)))
+
+
+def show_history(path: Path, console: Console, *, edits: bool = False) -> None:
+    """Print the ledger of a run: a line a turn, or a line an edit.
+
+    Raises:
+        InputError: ``path`` holds no ledger.
+    """
+    if not (path / "ledger").is_dir():
+        raise InputError(f"{path}: holds no ledger, so it is no finished run")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("turn", "id", "prompt", "target", "outcome") if edits else ("turn", "edits", "when", "outcome"):
+        table.add_column(name, overflow="fold" if edits else "ellipsis")
+    for (turn, outcome), entries in groupby(Ledger(path / "ledger"), key=lambda e: (e.turn, e.outcome)):
+        rows = list(entries)
+        if edits:
+            for entry in rows:
+                table.add_row(str(turn), entry.id, entry.request.prompt, entry.request.target, outcome)
+        else:
+            table.add_row(str(turn), str(len(rows)), f"{rows[0].when:%Y-%m-%d %H:%M:%S} UTC", outcome)
+    console.print(table)
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
