@@ -5,7 +5,7 @@ only, a chunk at a time: its logits are gone before the backward pass through th
 interact, so the mean over a group's rows becomes a weight on each row and any physical batching gives the same rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from editing.decoder import Decoder
-from editing.tokenization import Batch
+from editing.matmul import full_speed
+from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def capture(
     weights: Tensor,
     *,
     start: int,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> TurnRows:
     """Run the suffix forward and back, and keep each module's rows.
 
@@ -60,6 +62,7 @@ def capture(
         inputs: Batches with the hidden states that layer ``start`` receives.
         weights: ``(n,)`` from :func:`group_weights`.
         start: First layer of the suffix.
+        batch_tokens: Padded tokens whose graphs may be kept at once.
     """
     n, device = len(weights), decoder.device
     weights = weights.to(device)
@@ -69,28 +72,47 @@ def capture(
         losses=torch.empty(n, device=device),
         correct=torch.empty(n, dtype=torch.bool, device=device),
     )
-    for batch, hidden in inputs:
-        with _Recorder(modules, batch, rows):
-            final = decoder.suffix(batch.input_ids, hidden, start)
-            gradient = _head_gradient(decoder, final, batch, weights, rows)
-            final.backward(gradient)
+    with full_speed(device):
+        for together in _within(batch_tokens, inputs):
+            finals = []
+            for batch, hidden in together:
+                with _Recorder(modules, batch, rows):
+                    finals.append(decoder.suffix(batch.input_ids, hidden, start))
+            gradients = _head_gradients(decoder, finals, [batch for batch, _ in together], weights, rows)
+            torch.autograd.backward(finals, gradients)
     return rows
 
 
-def _head_gradient(decoder: Decoder, final: Tensor, batch: Batch, weights: Tensor, rows: TurnRows) -> Tensor:
-    """Gradient of the loss at the final hidden states ``(B, T, d)``; fills in losses and correctness."""
-    chosen = final.detach().flatten(0, 1)[batch.rows]
-    gradient = torch.zeros_like(final)
-    flat = gradient.flatten(0, 1)
+def _within(limit: int, inputs: Iterable[tuple[Batch, Tensor | None]]) -> Iterator[list[tuple[Batch, Tensor | None]]]:
+    """Batches that go through the head together: it reads its whole table once for all their rows."""
+    together: list[tuple[Batch, Tensor | None]] = []
+    used = 0
+    for batch, hidden in inputs:
+        if together and used + batch.input_ids.numel() > limit:
+            yield together
+            together, used = [], 0
+        together.append((batch, hidden))
+        used += batch.input_ids.numel()
+    if together:
+        yield together
+
+
+def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows) -> list[Tensor]:
+    """Gradients of the loss at the final hidden states, ``(B, T, d)`` each; fills in losses and correctness."""
+    chosen = torch.cat([final.detach().flatten(0, 1)[batch.rows] for final, batch in zip(finals, batches, strict=True)])
+    labels, ids = torch.cat([batch.labels for batch in batches]), torch.cat([batch.row_ids for batch in batches])
+    at_rows = torch.empty_like(chosen)
     for part in decoder.head_chunks(len(chosen)):
         leaf = chosen[part].requires_grad_()
         logits = decoder.logits(leaf).float()
-        labels, ids = batch.labels[part], batch.row_ids[part]
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        rows.losses[ids] = losses.detach()
-        rows.correct[ids] = logits.detach().argmax(-1) == labels
-        (flat[batch.rows[part]],) = torch.autograd.grad(losses, leaf, weights[ids])
-    return gradient
+        losses = F.cross_entropy(logits, labels[part], reduction="none")
+        rows.losses[ids[part]] = losses.detach()
+        rows.correct[ids[part]] = logits.detach().argmax(-1) == labels[part]
+        (at_rows[part],) = torch.autograd.grad(losses, leaf, weights[ids[part]])
+    gradients = [torch.zeros_like(final) for final in finals]
+    for gradient, batch, part in zip(gradients, batches, at_rows.split([len(batch.rows) for batch in batches]), strict=True):
+        gradient.flatten(0, 1)[batch.rows] = part
+    return gradients
 
 
 class _Recorder:

@@ -38,7 +38,6 @@ class Decoder:
         self.head = _find_head(model)
         self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
         self._returns_tuple = False
-        self.layers[0].register_forward_hook(self._note_return_type)
 
     @property
     def num_layers(self) -> int:
@@ -73,6 +72,7 @@ class Decoder:
             return hidden
 
         with torch.no_grad(), ExitStack() as stack:
+            stack.callback(self.layers[0].register_forward_hook(self._note_return_type).remove)
             for i in range(stop, self.num_layers):
                 stack.enter_context(self._replaced(i, record if i == stop else _pass_on))
             self.body(input_ids=input_ids, use_cache=False)

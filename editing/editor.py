@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,13 @@ class Editor:
         """Whether float32 copies of the edited modules are kept beside lower-precision weights."""
         return bool(self.masters)
 
-    def apply(self, requests: Iterable[EditRequest], *, measure: bool = True) -> list[TurnReport]:
+    def apply(self, requests: Iterable[EditRequest], *, measure: bool = True, lookahead: int = 4) -> list[TurnReport]:
         """Write facts into the model.
 
         Args:
             requests: Any number of edits; they are cut into turns of ``edits_per_turn``.
             measure: Also measure the edits' efficacy after each turn.
+            lookahead: Turns that go through the frozen layers in one pass.
 
         Returns:
             What each turn did.
@@ -168,7 +170,11 @@ class Editor:
             TurnRefused: A turn's numbers were not finite. Earlier turns of this call stay applied, it and later ones were not.
         """
         edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
-        return [self.apply_turn(self.prepare([turn])[0], measure=measure) for turn in in_turns(edits, self.config.edits_per_turn)]
+        turns = in_turns(edits, self.config.edits_per_turn)
+        reports = []
+        while window := list(islice(turns, lookahead)):
+            reports += [self.apply_turn(prepared, measure=measure) for prepared in self.prepare(window)]
+        return reports
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         """Run the prefix for several coming turns at once. Applying turns does not make the result stale."""
@@ -246,7 +252,9 @@ class Editor:
         lengths = [len(s.answer_ids) for s in turn.sequences]
         weights = group_weights(lengths, self.config.group_size)
         inputs = prepared.prefixed.batches(batch_tokens=self.config.batch_tokens, device=self.decoder.device)
-        rows = self._reductions.gather_rows(capture(self.decoder, self.modules, inputs, weights, start=self.start))
+        rows = self._reductions.gather_rows(
+            capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens)
+        )
         _check_rows(rows, turn)
         return rows
 

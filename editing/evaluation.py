@@ -20,6 +20,7 @@ import torch
 
 from editing.decoder import Decoder
 from editing.editor import Editor
+from editing.matmul import full_speed
 from editing.prefix import Prefixed, predict, run_prefix
 from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
 from editing.turn import TokenizedEdit
@@ -124,9 +125,10 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_toke
         pads = torch.tensor([width - len(encoded[i]) for i in chosen], device=model.device)
         input_ids = torch.tensor([[0] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = (torch.arange(width, device=model.device) >= pads.unsqueeze(1)).long()  # generation needs pads at the left
-        output = model.generate(
-            input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad_token(tokenizer)
-        )
+        with full_speed(model.device):
+            output = model.generate(
+                input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad_token(tokenizer)
+            )
         for i, ids in zip(chosen, output[:, width:].tolist(), strict=True):
             texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
     return texts

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from editing.decoder import Decoder
+from editing.matmul import full_speed
 from editing.tokenization import AnswerSequence, Batch, batches
 
 
@@ -50,10 +51,11 @@ def run_prefix(decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: i
     if stop == 0:
         return Prefixed(sequences, None)
     hidden: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device):
-        output = decoder.prefix(batch.input_ids, stop)
-        for b, i in enumerate(batch.indices):
-            hidden[i] = output[b, : len(sequences[i].input_ids)]
+    with full_speed(decoder.device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device):
+            output = decoder.prefix(batch.input_ids, stop)
+            for b, i in enumerate(batch.indices):
+                hidden[i] = output[b, : len(sequences[i].input_ids)]
     return Prefixed(sequences, hidden)
 
 
@@ -62,8 +64,9 @@ def predict(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: i
     """The model's likeliest token at every row, sequence by sequence, teacher-forced."""
     predictions: list[tuple[int, ...]] = [()] * len(prefixed.sequences)
     for batch, hidden in prefixed.batches(batch_tokens=batch_tokens, device=decoder.device):
-        rows = decoder.suffix(batch.input_ids, hidden, start).flatten(0, 1)[batch.rows]
-        likeliest = torch.cat([decoder.logits(rows[part]).argmax(-1) for part in decoder.head_chunks(len(rows))]).tolist()
+        with full_speed(decoder.device):
+            rows = decoder.suffix(batch.input_ids, hidden, start).flatten(0, 1)[batch.rows]
+            likeliest = torch.cat([decoder.logits(rows[part]).argmax(-1) for part in decoder.head_chunks(len(rows))]).tolist()
         offset = 0
         for i in batch.indices:
             count = len(prefixed.sequences[i].answer_ids)

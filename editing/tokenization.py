@@ -17,7 +17,7 @@ from editing.errors import InvalidRequest
 DEFAULT_BATCH_TOKENS = 2048
 """Padded tokens in one physical batch: large enough for full matrix-multiply speed on a CPU, small in memory."""
 
-_MAX_PADDING = 0.15
+_MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""
 
 

@@ -1,0 +1,66 @@
+"""Float32 matrix products at the CPU's full speed.
+
+Torch's CPU builds multiply float32 matrices with MKL, which on AMD processors takes a path of half their vector width;
+oneDNN, which torch carries too, does not. *Measured* (docs/LOG.md): 95 against 210 GFLOP/s a core. Inside
+:func:`full_speed` large products go to oneDNN on such a machine, in the forward and the backward pass alike.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_MIN_ELEMENTS = 2**16
+"""Elements of the right factor below which a product is left alone: the detour would cost more than it gains."""
+
+
+def full_speed(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which float32 products on ``device`` run at full speed; changes results by rounding only."""
+    return _OneDnnProducts() if device.type == "cpu" and _mkl_is_slow() else nullcontext()
+
+
+class _OneDnnProducts(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten.mm.default and _is_large(*args):
+            return _product(args[0], args[1], None)
+        if func is torch.ops.aten.addmm.default and not kwargs and args[0].dim() == 1 and _is_large(*args[1:]):
+            return _product(args[1], args[2], args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _is_large(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype == torch.float32 and right.numel() >= _MIN_ELEMENTS and left.shape[0] > 0
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+    return result
+
+
+@functools.cache
+def _mkl_is_slow() -> bool:
+    """Decided by what the machine is, not by a timing, so that every run on it computes the same bits."""
+    has_operator = torch.backends.mkldnn.is_available() and _is_there(lambda: torch.ops.mkldnn._linear_pointwise)
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_operator and wide and torch.backends.mkl.is_available() and _vendor() == "AuthenticAMD"
+
+
+def _is_there(operator: Callable[[], Any]) -> bool:
+    try:
+        operator()
+    except AttributeError:
+        return False
+    return True
+
+
+def _vendor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
