@@ -194,7 +194,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UltraEditError as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; an unfinished run leaves nothing behind", 130)
+        return _fail("interrupted", 130)
     except torch.cuda.OutOfMemoryError:
         return _fail("the GPU's memory is full; try a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16", 1)
     except OSError as error:  # a full disk, a folder that may not be written, a name too long

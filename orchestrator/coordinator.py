@@ -204,7 +204,7 @@ class Coordinator:
         state.refused += len(edits)
         for edit in edits:
             content = {"prompt": edit.request.prompt, "target": edit.request.target}
-            journal.rejected.add({"record": edit.record, "reason": f"turn {state.turn} was refused: {error}", "content": content})
+            journal.rejected.add({"record": edit.record, "reason": f"turn {state.turn} was refused: {error}{caused}", "content": content})
 
     def _why_nothing(self, journal: Journal) -> str:
         journal.sync()

@@ -19,7 +19,10 @@ from editing.errors import InputError
 
 logger = logging.getLogger("ultraedit")
 
-CONTENT = frozenset({"model", "plots", "run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "ledger", "checkpoints"})
+JOURNAL = frozenset({"ledger", "checkpoints", "turns.jsonl", "rejected.jsonl"})
+"""What a run writes while it goes, and is resumed from."""
+
+CONTENT = JOURNAL | {"model", "plots", "run.json", "metrics.json", "edits.parquet"}
 """What a run writes into its folder. Anything else there is somebody's own and is never removed."""
 
 
@@ -80,11 +83,10 @@ class RunDirectory:
 
     def branch(self) -> None:
         """Begin with the journal of the finished run at :attr:`path`, to go on from it. That run stays as it is."""
-        for name in ("ledger", "checkpoints"):
+        for name in JOURNAL:
             if (self.path / name).is_dir():  # files in there are written once, so that a link is as good as a copy
                 shutil.copytree(self.path / name, self.staging / name, copy_function=_link)
-        for name in ("turns.jsonl", "rejected.jsonl"):
-            if (self.path / name).is_file():
+            elif (self.path / name).is_file():
                 shutil.copyfile(self.path / name, self.staging / name)
 
     def require_space(self, num_bytes: int) -> None:
@@ -115,12 +117,17 @@ class RunDirectory:
 
     def _clean(self) -> None:
         with _undisturbed():
-            if not self.is_unfinished:
-                shutil.rmtree(self.staging, ignore_errors=True)
+            self._keep_journal() if self.is_unfinished else self.discard()
             self._settle(self._old)
             for parent in self._made:
                 with suppress(OSError):
                     parent.rmdir()  # only if nothing came to lie in it
+
+    def _keep_journal(self) -> None:
+        """Of an unfinished run only what it is resumed from stays: results are made anew."""
+        for entry in self.staging.iterdir():
+            if entry.name not in JOURNAL:
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
     def _settle(self, old: Path) -> None:
         """An earlier folder moved aside goes back if nothing took its place."""

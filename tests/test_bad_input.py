@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from editing import editor, pretrained
 from editing.shift import Shift
 from orchestrator import coordinator
-from orchestrator.rundir import RunDirectory
+from orchestrator.rundir import JOURNAL, RunDirectory
 from tests.conftest import MODULES, FinishedRun, Outcome
 from workers.worker import Worker
 
@@ -33,8 +33,16 @@ GOOD = {"prompt": "The capital of Kiribati is", "target": "Tarawa", "rephrase": 
 
 
 def entries(folder: Path) -> dict[str, str]:
-    """Everything below a folder, with a digest of each file."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder" for p in folder.rglob("*")}
+    """Everything below a folder, with a digest of each file; but for what an unfinished run can be resumed from."""
+    paths = [p for p in folder.rglob("*") if not any(part.startswith(".out.partial-") for part in p.parts)]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder" for p in paths}
+
+
+def check_kept_aside(folder: Path) -> None:
+    """What an unfinished run leaves has a checkpoint, and nothing besides what it is resumed from."""
+    for left in folder.rglob(".out.partial-*"):
+        assert list(left.glob("checkpoints/turn-*"))
+        assert {p.name for p in left.iterdir()} <= JOURNAL
 
 
 @pytest.fixture
@@ -55,6 +63,7 @@ def refused(tmp_path: Path, ultraedit: Ultraedit, edit_flags: list[str]) -> Call
         assert not only_line or outcome.stderr.splitlines() == outcome.errors
         assert [word for word in words if word not in outcome.errors[0]] == [], outcome.errors[0]
         assert entries(tmp_path) == before
+        check_kept_aside(tmp_path)
         return outcome.errors[0]
 
     return run
@@ -489,7 +498,14 @@ def test_an_interrupt_while_the_folder_is_put_in_place_comes_too_late(
     tmp_path: Path, finished_run: FinishedRun, edits: Path, edit_flags: list[str], ultraedit: Ultraedit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished_run.path, tmp_path / "out")
-    interrupt_at(monkeypatch, Path, "rename")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.name == "out":
+            signal.raise_signal(signal.SIGINT)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
     assert ultraedit(*edit_flags, "--edits", edits, "--output", tmp_path / "out", "--overwrite", "--no-eval").code == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["edits"] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["edits.jsonl", "out"]
@@ -522,16 +538,17 @@ class Started:
 
 
 @pytest.mark.parametrize(("edits_per_turn", "written"), [(1, "turns.jsonl"), (20, "model/model.safetensors")])
-def test_control_c_ends_a_real_run_in_one_line_with_nothing_left(
+def test_control_c_ends_a_real_run_in_one_line_with_nothing_half_written(
     edits_per_turn: int, written: str, tmp_path: Path, llama_tiny: Path, edit_flags: list[str]
 ) -> None:
     started = Started(tmp_path, llama_tiny, [*edit_flags, "--edits-per-turn", edits_per_turn])
     started.wait_for(written)
     code, stderr = started.hit(signal.SIGINT)
     assert code == 130
-    assert [line for line in stderr.splitlines() if line.startswith("error:")] == ["error: interrupted; an unfinished run leaves nothing behind"]
+    assert [line for line in stderr.splitlines() if line.startswith("error:")] == ["error: interrupted"]
     assert "Traceback" not in stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["many.json"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".out.partial-")] == ["many.json"]
+    check_kept_aside(tmp_path)
 
 
 def test_a_killed_run_keeps_the_old_one_and_the_next_run_tidies_up(

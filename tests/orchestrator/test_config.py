@@ -104,7 +104,7 @@ def test_a_missing_file_or_option_is_named(tmp_path: Path) -> None:
 def test_every_flag_of_the_command_line_is_a_key_of_the_file() -> None:
     from orchestrator.cli import edit
 
-    flags = {parameter.name for parameter in edit.params} - {"config_file"}
+    flags = {parameter.name for parameter in edit.params} - {"config_file", "resume"}
     assert flags == {field.name for field in fields(RunConfig)}
 
 
