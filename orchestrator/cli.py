@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -198,7 +197,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except torch.cuda.OutOfMemoryError:
         return _fail("the GPU's memory is full; try a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16", 1)
     except OSError as error:  # a full disk, a folder that may not be written, a name too long
-        return _fail(f"{error.filename or 'output'}: {os.strerror(error.errno) if error.errno else error}; nothing was written", 1)
+        return _fail(f"{error.filename or 'output'}: {error.strerror}" if error.strerror else str(error), 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -200,6 +200,7 @@ def test_space_is_asked_of_the_disk_that_will_hold_the_run(tmp_path: Path) -> No
 
 
 def test_a_control_c_during_the_commit_is_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     path = make_run(tmp_path / "out")
     rename = Path.rename
 
@@ -213,6 +214,7 @@ def test_a_control_c_during_the_commit_is_too_late(tmp_path: Path, monkeypatch: 
     assert names(tmp_path) == ["out"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)  # it works again
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_writes_only_what_a_later_one_may_replace(finished_run: object) -> None:

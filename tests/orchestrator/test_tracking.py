@@ -263,6 +263,13 @@ def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_timeout(
     assert "within 0 s" in warnings()[-1]
 
 
+def test_a_tracker_that_was_never_started_ends_without_a_word(warnings: Callable[[], list[str]]) -> None:
+    tracker = MlflowTracker("http://127.0.0.1:9", "x")
+    assert tracker.run_id() is None
+    tracker.close("FAILED")
+    assert warnings() == []
+
+
 def test_an_error_without_a_word_is_a_warning_too(warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(*_: object, **__: object) -> None:
         raise ValueError
