@@ -115,9 +115,11 @@ def begins_with(text: str, target: str) -> bool:
 
 @torch.no_grad()
 def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
-    """What the model writes after each prompt, greedily."""
+    """What the model writes after each prompt, greedily. Of a prompt that fills the context, the end is kept."""
     texts = [""] * len(prompts)
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    context = Decoder(model).max_tokens
+    room = slice(None) if context is None else slice(-max(1, context - max_new_tokens), None)
+    encoded = [tokenizer(prompt)["input_ids"][room] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     for a in range(0, len(order), batch_size):
         chosen = order[a : a + batch_size]

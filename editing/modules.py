@@ -22,6 +22,8 @@ def expand(pattern: str) -> list[str]:
     choices: list[str] = []
     for part in found[1].split(","):
         span = _RANGE.fullmatch(part.strip())
+        if span and int(span[1]) > int(span[2]):
+            raise InputError(f"modules: the range {part.strip()} in {pattern} is empty; expected the smaller number first")
         choices += [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else [part.strip()]
     return [name for choice in choices for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
 

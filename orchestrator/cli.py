@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,11 +171,11 @@ def _stored(run_dir: Path) -> RunConfig:
     return RunConfig.build(stored_config(run_dir))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``ultraedit``."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code."""
     _quiet_libraries()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    sys.exit(_run(arguments))
+    return _run(arguments)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -230,7 +229,3 @@ def _quiet_libraries() -> None:
     logger = logging.getLogger("ultraedit")
     logger.handlers, logger.propagate = [_Lines()], False
     logger.setLevel(logging.INFO)
-
-
-if __name__ == "__main__":
-    main()

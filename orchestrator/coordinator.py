@@ -16,7 +16,6 @@ windows: see ``resume.py`` and ``replay.py``.
 
 import json
 import logging
-import os
 import platform
 import resource
 import sys
@@ -303,7 +302,7 @@ def _parameters(run: dict[str, Any]) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "pyarrow")}
-    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count()), **versions}
+    return {"python": platform.python_version(), "platform": platform.platform(), "threads": str(torch.get_num_threads()), **versions}
 
 
 def _peak_memory() -> int:

@@ -5,6 +5,7 @@ frozen layers in one pass must do so again to give the same bits.
 """
 
 import os
+import zoneinfo  # noqa: F401  # pyarrow wants it; imported as late as it would, a Ctrl-C in the import looks like a missing module
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime

@@ -1,16 +1,19 @@
 """Measure any model, edited here or not, on a file of edits."""
 
+import logging
 import random
 from itertools import islice
 from typing import Any
 
-from editing import pretrained
-from editing.datasets import EditFile
+from editing import InputError, pretrained
+from editing.datasets import BadRecord, EditFile
 from editing.decoder import Decoder
 from editing.evaluation import begins_with, generate, predict_probes, score, summarize
 from editing.turn import TokenizedEdit
 from orchestrator.intake import Intake, count_records
 from orchestrator.progress import Progress
+
+logger = logging.getLogger("ultraedit")
 
 _CHUNK = 200
 
@@ -37,7 +40,12 @@ def measure_model(
     count_records(source)
     loaded, tokenizer, decoder = _load(model, device, dtype)
     intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
-    tokenized = list(intake.edits())
+    dropped: list[BadRecord] = []
+    tokenized = list(intake.edits(dropped.append))
+    for bad in dropped:
+        logger.warning("record %d left out: %s", bad.number, bad.reason)
+    if not tokenized:
+        raise InputError(f"{edits}: holds no edit that this model can be measured on; record {dropped[-1].number}: {dropped[-1].reason}")
     after = _predict(decoder, tokenized, "evaluating", progress)
     generated = _generated(loaded, tokenizer, tokenized, generate, seed)
     del loaded, decoder
@@ -45,7 +53,7 @@ def measure_model(
     if base is not None:
         _, _, base_decoder = _load(base, device, dtype)
         before = _predict(base_decoder, tokenized, "base model", progress)
-    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized)}
+    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(dropped)}
 
 
 def _load(name: str, device: str, dtype: pretrained.DTypeName) -> tuple[Any, Any, Decoder]:

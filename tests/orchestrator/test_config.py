@@ -63,6 +63,7 @@ def test_modules_in_a_file_are_one_text_or_a_list(text: str, build: Callable[...
         ("seed: -1", ["seed", "at least 0"]),
         ("learning_rate: fast", ["learning_rate", "'fast'"]),
         ("learning_rate: .nan", ["learning_rate", "above 0", "nan"]),
+        ("learning_rate: .inf", ["learning_rate", "above 0", "inf"]),
         ("learning_rate: [1]", ["learning_rate", "[1]"]),
         ("dtype: int8", ["dtype", "bfloat16", "'int8'"]),
         ("format: csv", ["format", "counterfact", "'csv'"]),

@@ -334,7 +334,7 @@ def _wait_for(url: str) -> None:
 
 
 def test_tracking_uri_none_needs_no_mlflow(tmp_path: Path, llama_tiny: Path, edit_flags: list[str]) -> None:
-    code = "import sys; sys.modules['mlflow'] = None; from orchestrator.cli import main; main()"
+    code = "import sys; sys.modules['mlflow'] = None; from orchestrator.__main__ import main; main()"
     flags = [*edit_flags, "--edits", llama_tiny / "edits.json", "--output", tmp_path / "out", "--no-eval", "--tracking-uri", "None"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
