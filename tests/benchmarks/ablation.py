@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import editing.capture
-from editing import Editor, tokenization
+from editing import Editor, matmul, tokenization
 from editing.capture import TurnRows
 from editing.decoder import Decoder
 from editing.tokenization import Batch
@@ -104,12 +104,22 @@ def weight_gradients(editor: Editor) -> Iterator[None]:
 
 def head_on_all_positions(_: Editor) -> AbstractContextManager[Any]:
     """The head runs on every position; the loss still counts answer rows only."""
-    return mock.patch.object(editing.capture, "_head_gradient", _full_head_gradient)
+    return mock.patch.object(editing.capture, "_head_gradients", _full_head_gradients)
 
 
 def one_padded_batch(_: Editor) -> AbstractContextManager[Any]:
     """Any share of a batch may be padding."""
     return mock.patch.object(tokenization, "_MAX_PADDING", 1.0)
+
+
+def a_head_pass_a_batch(_: Editor) -> AbstractContextManager[Any]:
+    """Batches go through the head and back one by one."""
+    return mock.patch.object(editing.capture, "_within", lambda _limit, inputs: ([one] for one in inputs))
+
+
+def products_by_torchs_choice(_: Editor) -> AbstractContextManager[Any]:
+    """Matrix products stay where torch sends them."""
+    return mock.patch.object(matmul, "_mkl_is_slow", return_value=False)
 
 
 VARIANTS = (
@@ -120,11 +130,17 @@ VARIANTS = (
     Variant("length buckets", options={"batch_tokens": 2**30}, patch=one_padded_batch),
     Variant("frozen prefix", options={"cache_prefix": False}),
     Variant("lookahead", lookahead=False),
+    Variant("one head pass for all batches", patch=a_head_pass_a_batch),
+    Variant("oneDNN for large products", patch=products_by_torchs_choice),
 )
 
 
+def _full_head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows) -> list[Tensor]:
+    """Stands in for ``editing.capture._head_gradients``: all positions, in the same chunks."""
+    return [_full_head_gradient(decoder, final, batch, weights, rows) for final, batch in zip(finals, batches, strict=True)]
+
+
 def _full_head_gradient(decoder: Decoder, final: Tensor, batch: Batch, weights: Tensor, rows: TurnRows) -> Tensor:
-    """Stands in for ``editing.capture._head_gradient``: all positions, in the same chunks."""
     everything = final.detach().flatten(0, 1)
     gradient = torch.zeros_like(everything)
     for part in decoder.head_chunks(len(everything)):
