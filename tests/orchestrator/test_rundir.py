@@ -195,7 +195,7 @@ def test_a_path_may_be_relative_with_dots(tmp_path: Path, monkeypatch: pytest.Mo
 def test_space_is_asked_of_the_disk_that_will_hold_the_run(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "out") as out:
         out.require_space(0)
-        with pytest.raises(InputError, match=r"needs 1000000000\.00 GB, .* has .* GB free"):
+        with pytest.raises(InputError, match=r"needs 1000000000000 MB, .* has .* MB free"):
             out.require_space(10**18)
 
 
