@@ -14,7 +14,6 @@ from editing.presets import find_preset
 from editing.pretrained import DTypeName
 from workers.worker import WorkerSpec
 
-Tracking = str
 FormatName = Literal["auto", "jsonl", "ultraeditbench", "zsre", "counterfact"]
 
 
@@ -64,7 +63,7 @@ class RunConfig:
     lookahead: int = 4
     moments: MomentRule = "published"
     batch_tokens: int = 2048
-    tracking_uri: Tracking = "sqlite:///mlflow.db"
+    tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "ultraedit"
     eval: bool = True
     generate: int = 50
