@@ -124,8 +124,9 @@ def _texts(path: Path, samples: int) -> list[Any]:
 def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
     editing = sum(seconds[phase] for phase in ("capture", "solve", "apply"))
+    overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
     lines = [
-        f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused; "
+        f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
         f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
         f"model     {path / 'model'}",
         f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, plots/run.png, run.json",
