@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
 torch.set_num_threads(1)  # tiny models; and bits are compared between processes, which another number of threads changes
 
 PARITY = Path(__file__).parent / "data" / "parity"
