@@ -109,6 +109,7 @@ class Editor:
         self.turns = 0
         self._reductions = reductions or NoReductions()
         self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
+        self._original_norms = {name: _norm(weight) or 1.0 for name, weight in self._originals.items()}
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -193,7 +194,7 @@ class Editor:
         """Compute and commit one turn.
 
         Raises:
-            TurnRefused: Loss, gradients or shift are not finite. Weights and moments are as they were.
+            TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and moments are as they were.
         """
         clock = _Clock()
         rows = self._capture(prepared)
@@ -202,11 +203,12 @@ class Editor:
         shifts = {name: self._solve(name, rows, moments[_shape(m)]) for name, m in self.modules.items()}
         norms = {name: shift.norm() for name, shift in shifts.items()}
         _check_shifts(shifts, norms)
+        self._check_change(shifts)
         clock.lap("solve")
         with _uninterrupted():
             self._commit(shifts, moments)
         clock.lap("apply")
-        after = self._efficacy(prepared) if measure else None
+        after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
         return TurnReport(
             turn=self.turns,
@@ -216,8 +218,24 @@ class Editor:
             efficacy_before=_mean_accuracy(rows.correct, [len(s.answer_ids) for s in prepared.turn.sequences]),
             efficacy_after=after,
             shift_norms=norms,
+            weight_growth={name: _norm(self._exact(name)) / self._original_norms[name] - 1 for name in self.modules},
+            conditions={name: shift.condition for name, shift in shifts.items()},
             seconds={"prefix": prepared.prefix_seconds, **clock.laps},
         )
+
+    def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
+        """Mean share of a turn's answer tokens that the model has right now.
+
+        Args:
+            prepared: The turn.
+            sample: Look at so many of its edits only, spread evenly from the longest to the shortest.
+        """
+        count = len(prepared.turn.edits)
+        chosen = range(0, count, max(1, count // sample)) if sample else range(count)
+        prefixed = prepared.prefixed.part(chosen)
+        predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
+        correct = [a == b for p, s in zip(predictions, prefixed.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
+        return _mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -283,22 +301,27 @@ class Editor:
         except LinAlgError as error:
             raise TurnRefused(f"the solve of {name} broke down: {error}") from error
 
+    def _exact(self, name: str) -> Tensor:
+        """A module's weight in float32: its master, the weight itself where it is float32, else a copy."""
+        master = self.masters.get(name)
+        return self.modules[name].weight.data.float() if master is None else master
+
+    def _check_change(self, shifts: dict[str, Shift]) -> None:
+        if any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items()):
+            return
+        dtype = str(next(iter(self.modules.values())).weight.dtype).removeprefix("torch.")
+        raise TurnRefused(
+            f"its shifts are too small to change any {dtype} weight; expected a larger learning rate than {self.config.learning_rate:g}"
+        )
+
     def _commit(self, shifts: dict[str, Shift], moments: dict[Shape, Moments]) -> None:
         for name, shift in shifts.items():
-            weight = self.modules[name].weight.data
-            exact = self.masters.get(name)
-            if exact is None:
-                exact = weight.float()  # the weight itself where it is float32
+            weight, exact = self.modules[name].weight.data, self._exact(name)
             shift.add_to(exact)
             if exact is not weight:
                 weight.copy_(exact)
         self.moments = moments
         self.turns += 1
-
-    def _efficacy(self, prepared: PreparedTurn) -> float:
-        predictions = predict(self.decoder, prepared.prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
-        correct = [a == b for p, s in zip(predictions, prepared.turn.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
-        return _mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prepared.turn.sequences])
 
 
 class _Clock:
@@ -333,6 +356,10 @@ def _uninterrupted() -> Iterator[None]:
 
 def _shape(module: nn.Linear) -> Shape:
     return module.in_features, module.out_features
+
+
+def _norm(weight: Tensor) -> float:
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float32))
 
 
 def _digest(weight: Tensor) -> str:

@@ -2,7 +2,13 @@
 
 
 class UltraEditError(Exception):
-    """Base of every error that this project raises on purpose. ``str(error)`` is ready to be shown."""
+    """Base of every error that this project raises on purpose. ``str(error)`` is ready to be shown.
+
+    Attributes:
+        exit_code: Of a command that ends with it.
+    """
+
+    exit_code = 1
 
 
 class InputError(UltraEditError):

@@ -12,7 +12,7 @@ Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_ge
 ``generalization_generated`` are the shares of prompts whose text begins with the target.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,11 +100,32 @@ def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Prediction
     return results
 
 
-def summarize(results: Sequence[EditResult]) -> dict[str, float | None]:
-    """Mean of each metric over the edits that have it; ``None`` where no edit has it."""
-    columns = {name: [getattr(r, name) for r in results] for name in EditResult.__slots__}
-    columns["locality_retention"] = columns.pop("locality_retained")
-    return {name: _mean(values) for name, values in columns.items()}
+class Summary:
+    """Means of each metric over the edits that have it, of any number of results."""
+
+    def __init__(self, results: Iterable[EditResult] = ()) -> None:
+        self.count = 0
+        self._sums = {name: [0.0, 0] for name in EditResult.__slots__}
+        for result in results:
+            self.add(result)
+
+    def add(self, result: EditResult) -> None:
+        self.count += 1
+        for name, sums in self._sums.items():
+            if (value := getattr(result, name)) is not None:
+                sums[0] += value
+                sums[1] += 1
+
+    def means(self) -> dict[str, float | None]:
+        """By metric; ``None`` where no edit has it."""
+        means = {name: total / count if count else None for name, (total, count) in self._sums.items()}
+        means["locality_retention"] = means.pop("locality_retained")
+        return means
+
+
+def summarize(results: Iterable[EditResult]) -> dict[str, float | None]:
+    """Means of results that are all there."""
+    return Summary(results).means()
 
 
 def begins_with(text: str, target: str) -> bool:
@@ -151,11 +172,6 @@ def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> 
         expected = getattr(edit, probe).answer_ids
         shares[probe] = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
     return shares
-
-
-def _mean(values: Sequence[float | bool | None]) -> float | None:
-    present = [float(v) for v in values if v is not None]
-    return sum(present) / len(present) if present else None
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from editing.decoder import Decoder
@@ -64,12 +65,28 @@ def predict(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: i
     """The model's likeliest token at every row, sequence by sequence, teacher-forced."""
     predictions: list[tuple[int, ...]] = [()] * len(prefixed.sequences)
     for batch, hidden in prefixed.batches(batch_tokens=batch_tokens, device=decoder.device):
-        with full_speed(decoder.device):
-            rows = decoder.suffix(batch.input_ids, hidden, start).flatten(0, 1)[batch.rows]
-            likeliest = torch.cat([decoder.logits(rows[part]).argmax(-1) for part in decoder.head_chunks(len(rows))]).tolist()
+        likeliest = torch.cat([logits.argmax(-1) for logits in _row_logits(decoder, batch, hidden, start)]).tolist()
         offset = 0
         for i in batch.indices:
             count = len(prefixed.sequences[i].answer_ids)
             predictions[i] = tuple(likeliest[offset : offset + count])
             offset += count
     return predictions
+
+
+@torch.no_grad()
+def perplexity(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: int) -> float:
+    """Exponential of the mean cross-entropy over all rows of all sequences."""
+    losses: list[Tensor] = []
+    for batch, hidden in prefixed.batches(batch_tokens=batch_tokens, device=decoder.device):
+        logits = torch.cat([part.float() for part in _row_logits(decoder, batch, hidden, start)])
+        losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
+    return float(torch.cat(losses).double().mean().exp())
+
+
+def _row_logits(decoder: Decoder, batch: Batch, hidden: Tensor | None, start: int) -> Iterator[Tensor]:
+    """Logits of a batch's rows, a chunk at a time."""
+    with full_speed(decoder.device):
+        rows = decoder.suffix(batch.input_ids, hidden, start).flatten(0, 1)[batch.rows]
+        for part in decoder.head_chunks(len(rows)):
+            yield decoder.logits(rows[part])

@@ -23,6 +23,10 @@ from torch import Tensor
 
 SolveForm = Literal["auto", "row", "d_in"]
 
+_BLOCK_ROWS = 64
+_POWER_STEPS = 12
+"""Enough for the first digit of an eigenvalue, which is all that a warning needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shift:
@@ -31,10 +35,12 @@ class Shift:
     Attributes:
         left: ``(d_in, r)`` float32.
         right: ``(r, d_out)`` float32; ``r`` is the smaller of ``n`` and ``d_in``.
+        condition: Condition number of the solved system, estimated; 1 is best, 1e16 is the end of float64.
     """
 
     left: Tensor
     right: Tensor
+    condition: float = 1.0
 
     def dense(self) -> Tensor:
         """The shift itself, ``(d_in, d_out)``. For tests and export: the method never needs it."""
@@ -51,6 +57,20 @@ class Shift:
     def add_to(self, weight: Tensor) -> None:
         """Add in place to a ``(d_out, d_in)`` weight of the factors' dtype."""
         weight.addmm_(self.right.T, self.left.T)
+
+    def changes(self, exact: Tensor, stored: Tensor) -> bool:
+        """Whether ``exact`` with the shift, rounded to ``stored``'s dtype, differs from ``stored`` anywhere.
+
+        Args:
+            exact: ``(d_out, d_in)``, what the shift is added to.
+            stored: ``(d_out, d_in)``, the model's weight; the same tensor where it has the factors' dtype.
+        """
+        for a in range(0, len(exact), _BLOCK_ROWS):  # most often the first block tells
+            rows = slice(a, a + _BLOCK_ROWS)
+            shifted = exact[rows].float().addmm(self.right.T[rows], self.left.T)
+            if not torch.equal(shifted.to(stored.dtype), stored[rows]):
+                return True
+        return False
 
 
 def targets(key_norms: Tensor, normalized_gradients: Tensor, learning_rate: float) -> Tensor:
@@ -78,8 +98,9 @@ def solve_rows(keys: Tensor, gram: Tensor, targets: Tensor, ridge: float = 1.0) 
     """
     system = gram.clone()
     system.diagonal().add_(ridge)
-    right = torch.cholesky_solve(targets.double(), torch.linalg.cholesky(system))
-    return Shift(keys.T, right.to(targets.dtype))
+    lower = torch.linalg.cholesky(system)
+    right = torch.cholesky_solve(targets.double(), lower)
+    return Shift(keys.T, right.to(targets.dtype), _condition(system, lower))
 
 
 def solve_features(keys: Tensor, targets: Tensor, ridge: float = 1.0) -> Shift:
@@ -91,10 +112,20 @@ def solve_features(keys: Tensor, targets: Tensor, ridge: float = 1.0) -> Shift:
     half = torch.linalg.solve_triangular(lower, wide.T @ targets.double(), upper=False)
     # S = L^-T (L^-1 K'T): the transposed inverse of L is the left factor
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype, device=lower.device), upper=False)
-    return Shift(inverse.T.to(keys.dtype), half.to(keys.dtype))
+    return Shift(inverse.T.to(keys.dtype), half.to(keys.dtype), _condition(system, lower))
 
 
 def gram_matrix(keys: Tensor) -> Tensor:
     """``K K'`` ``(n, n)`` in float64."""
     wide = keys.double()
     return wide @ wide.T
+
+
+def _condition(system: Tensor, lower: Tensor) -> float:
+    """Largest over smallest eigenvalue of a positive definite system and its Cholesky factor, by power iteration from below."""
+    start = torch.linspace(1, 2, len(system), dtype=system.dtype, device=system.device).unsqueeze(1)
+    largest, smallest = start, start
+    for _ in range(_POWER_STEPS):
+        largest = system @ (largest / largest.norm())
+        smallest = torch.cholesky_solve(smallest / smallest.norm(), lower)
+    return float(largest.norm() * smallest.norm())

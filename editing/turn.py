@@ -36,15 +36,22 @@ class Turn:
     Attributes:
         edits: In the method's order.
         order: ``order[i]`` is the position of ``edits[i]`` among the requests as they were given.
+        superseded: Edits that are no part of it, since a later one of the same turn gives their prompt another target.
     """
 
     edits: tuple[TokenizedEdit, ...]
     order: tuple[int, ...]
+    superseded: tuple[TokenizedEdit, ...] = ()
 
     @classmethod
-    def of(cls, edits: Sequence[TokenizedEdit]) -> "Turn":
+    def of(cls, edits: Sequence[TokenizedEdit], superseded: Sequence[TokenizedEdit] = ()) -> "Turn":
         order = sorted(range(len(edits)), key=lambda i: -len(edits[i].sequence.input_ids))
-        return cls(tuple(edits[i] for i in order), tuple(order))
+        return cls(tuple(edits[i] for i in order), tuple(order), tuple(superseded))
+
+    @property
+    def as_asked(self) -> list[TokenizedEdit]:
+        """The edits in the order of their requests."""
+        return [edit for _, edit in sorted(zip(self.order, self.edits, strict=True), key=lambda pair: pair[0])]
 
     @property
     def sequences(self) -> list[AnswerSequence]:
@@ -77,6 +84,8 @@ class TurnReport:
         efficacy_before: Mean share of answer tokens that were right before the shift.
         efficacy_after: The same after it; ``None`` if it was not measured.
         shift_norms: Frobenius norm of each module's shift.
+        weight_growth: By how much the Frobenius norm of each module's weight has grown since before the first edit, as a share of it.
+        conditions: Condition number of each module's solve, estimated.
         seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``.
     """
 
@@ -87,6 +96,8 @@ class TurnReport:
     efficacy_before: float
     efficacy_after: float | None
     shift_norms: dict[str, float]
+    weight_growth: dict[str, float]
+    conditions: dict[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -109,12 +120,20 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
 
 
 def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int) -> Iterator[Turn]:
-    """Cut a stream of edits into turns; the last one may be short."""
+    """Cut a stream of edits into turns; the last one may be short.
+
+    Two targets for one prompt would be blended by the turn's one solve: the later one wins, the other is set aside.
+    """
     pending: list[TokenizedEdit] = []
+    superseded: list[TokenizedEdit] = []
     for edit in edits:
+        beaten = [p for p in pending if p.request.prompt == edit.request.prompt and p.request.target != edit.request.target]
+        if beaten:
+            pending = [p for p in pending if not any(p is b for b in beaten)]
+            superseded += beaten
         pending.append(edit)
         if len(pending) == edits_per_turn:
-            yield Turn.of(pending)
-            pending = []
+            yield Turn.of(pending, superseded)
+            pending, superseded = [], []
     if pending:
-        yield Turn.of(pending)
+        yield Turn.of(pending, superseded)

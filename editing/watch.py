@@ -1,4 +1,4 @@
-"""A small sample of applied edits, measured after every turn: the first to show that a model forgets or breaks.
+"""A small sample of applied edits, measured every few turns: the first to show that a model forgets or breaks.
 
 The sample is drawn uniformly from all edits applied so far (reservoir sampling, Vitter 1985), seeded. The prefix of its
 members is run once, and the unedited model's answers are taken when a member joins, so a measurement costs one pass of

@@ -1,11 +1,15 @@
-"""After the last turn: every edit of the ledger measured, a sample of them written out as text, ``edits.parquet``."""
+"""Edits of the ledger measured: all of them or a seeded sample, and a sample of them written out as text."""
 
 import random
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import compress, islice
 from pathlib import Path
 
-from editing.evaluation import EditResult, summarize
+import numpy as np
+from numpy.typing import NDArray
+
+from editing.evaluation import EditResult, Summary
 from editing.turn import TokenizedEdit, tokenize
 from orchestrator.config import RunConfig
 from orchestrator.ledger import Entry, Ledger
@@ -16,77 +20,147 @@ from workers.worker import Worker
 _CHUNK = 200
 """Edits evaluated at a time, which keeps memory constant."""
 
+Mask = NDArray[np.bool_]
+"""One yes or no for each entry of the ledger that was not rolled back."""
 
-def assess(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progress: Progress) -> dict[str, float | None]:
-    """Measure all edits and write one row each.
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Which entries the model is supposed to know.
+
+    Attributes:
+        applied: Their turn was applied.
+        overwritten: A later applied edit gave their prompt another target.
+    """
+
+    applied: Mask
+    overwritten: Mask
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> "Standing":
+        """Read from a ledger, at tens of bytes an entry."""
+        row = np.dtype([("prompt", np.int64), ("target", np.int64), ("applied", bool)])
+        rows = np.fromiter(((hash(e.request.prompt), hash(e.request.target), e.applied) for e in _entries(ledger)), dtype=row)
+        applied = rows["applied"]
+        overwritten = np.zeros_like(applied)
+        overwritten[applied] = _overruled(rows["prompt"][applied], rows["target"][applied])
+        return cls(applied, overwritten)
+
+    @property
+    def mask(self) -> Mask:
+        return self.applied & ~self.overwritten
+
+    def sample(self, size: int | None, seed: int) -> Mask:
+        """A uniform sample of the entries that stand; all of them if there are no more."""
+        standing = np.flatnonzero(self.mask)
+        if size is not None and size < len(standing):
+            standing = random.Random(seed).sample(standing.tolist(), size)  # type: ignore[assignment]
+        chosen = np.zeros_like(self.applied)
+        chosen[standing] = True
+        return chosen
+
+
+def assess(worker: Worker, ledger: Ledger, *, sample: int | None, seed: int, progress: Progress) -> dict[str, float | None]:
+    """Mean metrics of the edits that stand, or of a seeded sample of them; ``evaluated`` says of how many."""
+    chosen = Standing.of(ledger).sample(sample, seed)
+    summary = Summary()
+    with progress.bar("evaluating", int(chosen.sum())) as advance:
+        for result in _results(worker, compress(_entries(ledger), chosen)):
+            summary.add(result)
+            advance(1)
+    return {**summary.means(), "evaluated": summary.count}
+
+
+def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progress: Progress) -> dict[str, float | None]:
+    """Measure a finished run and write one row an edit.
 
     Args:
         worker: Holds the edited model.
         ledger: The edits.
-        config: Says whether to evaluate, and how many texts to generate.
+        config: Says whether to evaluate, how many, and how many texts to generate.
         path: Where the rows go.
         progress: Shows how far it is.
 
     Returns:
-        Mean metrics over the edits that were applied and that no later edit overwrote.
+        Mean metrics over the evaluated edits that were applied and that no later edit overwrote.
     """
-    total = sum(1 for _ in _entries(ledger))
-    overwritten = find_overwritten(ledger)
-    chosen = set(random.Random(config.seed).sample(range(total), min(config.generate, total))) if config.eval else set()
-    results: list[EditResult] = []
-    written: list[EditRow] = []
-    with EditsFile(path) as file, progress.bar("evaluating", total) as advance:
-        for chunk in _chunks(enumerate(_entries(ledger))):
-            rows = _rows(worker, chunk, overwritten, chosen, evaluate=config.eval)
-            file.write(rows)
-            standing = [row for row in rows if row.stands]
-            results += [row.result for row in standing if row.result]
-            written += [row for row in standing if row.generated]
+    standing = Standing.of(ledger)
+    # without a sample even those that do not stand are measured: their rows tell what became of them
+    evaluated = np.full_like(standing.applied, config.eval) if config.eval_sample is None else standing.sample(config.eval_sample, config.seed)
+    written = standing.sample(config.generate if config.eval else 0, config.seed)
+    results = _results(worker, compress(_entries(ledger), evaluated & config.eval))
+    texts = _texts(worker, compress(_entries(ledger), written))
+    summary, texts_right = Summary(), _TextsRight()
+    with EditsFile(path) as file, progress.bar("evaluating", len(standing.applied)) as advance:
+        entries = zip(_entries(ledger), standing.overwritten, evaluated & config.eval, written, strict=True)
+        rows = (EditRow(e, bool(o), next(results) if r else None, next(texts) if t else None) for e, o, r, t in entries)
+        while chunk := list(islice(rows, _CHUNK)):
+            file.write(chunk)
+            for row in chunk:
+                if row.stands and row.result:
+                    summary.add(row.result)
+                if row.stands and row.generated:
+                    texts_right.add(row)
             advance(len(chunk))
-    metrics = summarize(results)
-    for name in ("efficacy_generated", "generalization_generated"):
-        values = [value for row in written if (value := getattr(row, name)) is not None]
-        metrics[name] = sum(values) / len(values) if values else None
-    return {**metrics, "generated": len(written), "overwritten": len(overwritten)}
+    return {**summary.means(), **texts_right.means(), "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
 
 
-def find_overwritten(ledger: Ledger) -> set[int]:
-    """Positions of applied edits whose prompt a later applied edit gave another target."""
-    latest: dict[int, list[tuple[int, int]]] = {}  # by prompt: the positions and targets that the newest target replaced, or is
-    overwritten: set[int] = set()
-    for position, entry in enumerate(_entries(ledger)):
-        if not entry.applied:
-            continue
-        prompt, target = hash(entry.request.prompt), hash(entry.request.target)
-        standing = latest.get(prompt, [])
-        overwritten |= {p for p, t in standing if t != target}
-        latest[prompt] = [(p, t) for p, t in standing if t == target] + [(position, target)]
-    return overwritten
+class _TextsRight:
+    """Shares of generated texts that begin with their target."""
+
+    def __init__(self) -> None:
+        self._counts = {name: [0, 0] for name in ("efficacy_generated", "generalization_generated")}
+        self._rows = 0
+
+    def add(self, row: EditRow) -> None:
+        self._rows += 1
+        for name, counts in self._counts.items():
+            if (right := getattr(row, name)) is not None:
+                counts[0] += right
+                counts[1] += 1
+
+    def means(self) -> dict[str, float | None]:
+        shares = {name: right / asked if asked else None for name, (right, asked) in self._counts.items()}
+        return {**shares, "generated": self._rows}
 
 
-def _rows(worker: Worker, chunk: Sequence[tuple[int, Entry]], overwritten: set[int], chosen: set[int], *, evaluate: bool) -> list[EditRow]:
-    edits = [tokenize(worker.tokenizer, entry.request, max_tokens=worker.max_tokens, record=entry.record) for _, entry in chunk]
-    results: Sequence[EditResult | None] = worker.evaluate(edits) if evaluate else [None] * len(edits)
-    asked = [k for k, (position, _) in enumerate(chunk) if position in chosen]
-    texts = dict(zip(asked, _generate(worker, [edits[k] for k in asked]), strict=True))
-    return [EditRow(entry, position in overwritten, results[k], texts.get(k)) for k, (position, entry) in enumerate(chunk)]
+def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
+    """Of edits in their order, those with a later one of the same prompt and another target."""
+    order = np.lexsort((np.arange(len(prompts)), prompts))
+    prompts, targets = prompts[order], targets[order]
+    same_prompt = prompts[:-1] == prompts[1:]
+    overruled = np.zeros(len(prompts), dtype=bool)
+    for i in np.flatnonzero(same_prompt)[::-1]:  # few: from the newest back, through each prompt's edits
+        overruled[i] = overruled[i + 1] or targets[i] != targets[i + 1]
+    back = np.empty_like(overruled)
+    back[order] = overruled
+    return back
 
 
-def _generate(worker: Worker, edits: Sequence[TokenizedEdit]) -> list[Generated]:
-    if not edits:
-        return []
-    prompts = [edit.request.prompt for edit in edits]
-    before = worker.generate(prompts, unedited=True)
-    after = worker.generate(prompts)
-    asked = [k for k, edit in enumerate(edits) if edit.request.rephrase]
-    rephrased = dict(zip(asked, worker.generate([edits[k].request.rephrase or "" for k in asked]), strict=True))
-    return [Generated(before[k], after[k], rephrased.get(k)) for k in range(len(edits))]
+def _results(worker: Worker, entries: Iterable[Entry]) -> Iterator[EditResult]:
+    for chunk in _chunks(entries):
+        yield from worker.evaluate([_tokenized(worker, entry) for entry in chunk])
+
+
+def _texts(worker: Worker, entries: Iterable[Entry]) -> Iterator[Generated]:
+    for chunk in _chunks(entries):
+        prompts = [entry.request.prompt for entry in chunk]
+        before = worker.generate(prompts, unedited=True)
+        after = worker.generate(prompts)
+        asked = [k for k, entry in enumerate(chunk) if entry.request.rephrase]
+        rephrased = dict(zip(asked, worker.generate([chunk[k].request.rephrase or "" for k in asked]), strict=True))
+        yield from (Generated(before[k], after[k], rephrased.get(k)) for k in range(len(chunk)))
+
+
+def _tokenized(worker: Worker, entry: Entry) -> TokenizedEdit:
+    return tokenize(worker.tokenizer, entry.request, max_tokens=worker.max_tokens, record=entry.record)
 
 
 def _entries(ledger: Ledger) -> Iterator[Entry]:
     return (entry for entry in ledger if not entry.rolled_back)
 
 
-def _chunks(items: Iterator[tuple[int, Entry]]) -> Iterator[list[tuple[int, Entry]]]:
-    while chunk := list(islice(items, _CHUNK)):
+def _chunks(items: Iterable[Entry]) -> Iterator[list[Entry]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
         yield chunk

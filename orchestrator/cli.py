@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import torch
@@ -13,9 +13,9 @@ from rich.console import Console
 from editing import InputError, UltraEditError
 from editing.datasets import FORMATS
 from editing.modules import split_patterns
-from orchestrator.config import RunConfig
+from orchestrator.config import OnCollapse, RunConfig
 from orchestrator.progress import Progress
-from orchestrator.report import metrics_table, show_history, show_run
+from orchestrator.report import metrics_table, show_diff, show_history, show_run
 from orchestrator.resume import stored_config
 
 if TYPE_CHECKING:
@@ -63,7 +63,14 @@ def cli() -> None:
 @click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")
 @click.option("--tracking-uri", help="MLflow tracking URI, or none.  [default: sqlite:///mlflow.db]")
 @click.option("--experiment", help="MLflow experiment.  [default: ultraedit]")
-@click.option("--eval/--no-eval", "eval", default=None, help="Evaluate all edits at the end.  [default: eval]")
+@click.option("--eval/--no-eval", "eval", default=None, help="Evaluate the edits at the end.  [default: eval]")
+@click.option("--eval-sample", type=int, help="Evaluate a seeded sample of so many edits instead of all.")
+@click.option("--eval-at", help="Numbers of applied edits at which to evaluate too, comma separated.")
+@click.option("--watch-every", type=int, help="Turns between two measurements of the model's health.  [default: 5]")
+@click.option("--on-collapse", type=click.Choice(get_args(OnCollapse)), help="What to do when a limit is passed.  [default: warn]")
+@click.option("--max-weight-growth", type=float, help="Limit: growth of an edited weight's norm, as a share.  [default: 1]")
+@click.option("--min-probe-retention", type=float, help="Limit: share of fixed probes that keep their answer.  [default: 0.25]")
+@click.option("--max-perplexity-growth", type=float, help="Limit: perplexity of a fixed text over the unedited model's.  [default: 4]")
 @click.option("--generate", type=int, help="Edits for which text is generated before and after.  [default: 50]")
 @click.option("--seed", type=int, help="Seed of the samples.  [default: 0]")
 @click.option("--strict", is_flag=True, default=None, help="Stop at the first bad record instead of setting it aside.")
@@ -142,6 +149,16 @@ def history(run_dir: Path, show_edits: bool) -> None:
 
 
 @cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("turn_a", type=click.IntRange(min=0))
+@click.argument("turn_b", type=click.IntRange(min=0))
+@click.option("--samples", default=20, show_default=True, help="Edits to show.")
+def diff(run_dir: Path, turn_a: int, turn_b: int, samples: int) -> None:
+    """Show what changed from one turn to another: edits, weights, health."""
+    show_diff(run_dir, turn_a, turn_b, _screen(), samples=samples)
+
+
+@cli.command()
 @click.option("--output", default="runs/demo", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".cache"), show_default=True, help="Where the converted model is kept.")
 def demo(output: str, cache: Path) -> None:
@@ -155,7 +172,17 @@ def demo(output: str, cache: Path) -> None:
 
 def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     """One run from a configuration, shown to a person."""
-    show_run(_coordinator(config).run(resume=resume), _screen())
+    from orchestrator.coordinator import Collapsed
+    from orchestrator.replay import roll_back
+
+    try:
+        show_run(_coordinator(config).run(resume=resume), _screen())
+    except Collapsed as error:
+        if config.on_collapse == "rollback":
+            roll_back(_coordinator(_stored(error.path)), error.healthy_turn)
+            error.args = (f"{error}; rolled back to turn {error.healthy_turn}, the last healthy one",)
+        show_run(error.path, _screen())
+        raise
 
 
 def _coordinator(config: RunConfig) -> "Coordinator":
@@ -190,7 +217,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             f"{error.format_message()} (see ultraedit {error.ctx.info_name if error.ctx and error.ctx.parent else ''} --help)".replace("  ", " "), 2
         )
     except UltraEditError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130)
     except torch.cuda.OutOfMemoryError:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -12,8 +12,10 @@ from editing.modules import split_patterns
 from editing.normalizer import MomentRule
 from editing.presets import find_preset
 from editing.pretrained import DTypeName
+from orchestrator.governor import Limits
 from workers.worker import WorkerSpec
 
+OnCollapse = Literal["warn", "stop", "rollback"]
 FormatName = Literal["auto", "jsonl", "ultraeditbench", "zsre", "counterfact"]
 
 
@@ -39,7 +41,14 @@ class RunConfig:
         batch_tokens: Padded tokens in one physical batch.
         tracking_uri: MLflow tracking URI, or ``none``.
         experiment: MLflow experiment.
-        eval: Evaluate all edits at the end.
+        eval: Evaluate edits at the end.
+        eval_sample: Evaluate a seeded sample of so many edits instead of all.
+        eval_at: Numbers of applied edits at which to evaluate too.
+        watch_every: Turns between two measurements of the model's health; the first turn is always measured.
+        on_collapse: What to do when a limit is passed: go on with a warning, stop, or stop and roll back to the last healthy turn.
+        max_weight_growth: Limit on the growth of an edited weight's norm, as a share of the unedited one's.
+        min_probe_retention: Limit on the share of fixed probes that keep the unedited model's answer.
+        max_perplexity_growth: Limit on the perplexity of the fixed text, as a multiple of the unedited model's.
         generate: Edits for which text is generated before and after; a seeded sample.
         seed: Seed of the samples.
         checkpoint_every: Turns between two checkpoints; 0 writes one at the end only.
@@ -66,6 +75,13 @@ class RunConfig:
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "ultraedit"
     eval: bool = True
+    eval_sample: int | None = None
+    eval_at: tuple[int, ...] = ()
+    watch_every: int = 5
+    on_collapse: OnCollapse = "warn"
+    max_weight_growth: float = Limits.weight_growth
+    min_probe_retention: float = Limits.probe_retention
+    max_perplexity_growth: float = Limits.perplexity_growth
     generate: int = 50
     seed: int = 0
     checkpoint_every: int = 10
@@ -74,18 +90,18 @@ class RunConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("limit", "lookahead", "edits_per_turn", "group_size", "batch_tokens", "keep"):
-            value = getattr(self, name)
-            if not (name == "limit" and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
+        for name in ("limit", "lookahead", "edits_per_turn", "group_size", "batch_tokens", "keep", "eval_sample", "watch_every"):
+            if getattr(self, name) is not None or name not in ("limit", "eval_sample"):
+                _check_whole(name, getattr(self, name), at_least=1)
         for name in ("generate", "seed", "checkpoint_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"{name}: expected a whole number of at least 0, found {value!r}")
-        rate = self.learning_rate
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf")):
-            raise InputError(f"learning_rate: expected a finite number above 0, found {rate!r}")
-        for name, allowed in (("format", ("auto", *FORMATS)), ("moments", ("published", "exact")), ("dtype", ("auto", "float32", "bfloat16"))):
+            _check_whole(name, getattr(self, name), at_least=0)
+        for number in self.eval_at if isinstance(self.eval_at, (tuple, list)) else (self.eval_at,):
+            _check_whole("eval_at", number, at_least=1)
+        for name in ("learning_rate", "max_weight_growth", "min_probe_retention", "max_perplexity_growth"):
+            if getattr(self, name) is not None or name != "learning_rate":
+                _check_positive(name, getattr(self, name), or_zero=name != "learning_rate")
+        choices = {"format": ("auto", *FORMATS), "moments": get_args(MomentRule), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         for name in ("eval", "strict", "overwrite"):
@@ -117,6 +133,8 @@ class RunConfig:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
         if values.get("modules") is not None:
             values["modules"] = _patterns(values["modules"])
+        if values.get("eval_at") is not None:
+            values["eval_at"] = _numbers(values["eval_at"])
         try:
             return cls(**values)
         except InputError as error:
@@ -137,6 +155,11 @@ class RunConfig:
             seed=self.seed,
         )
 
+    @property
+    def limits(self) -> Limits:
+        """When the model counts as collapsing."""
+        return Limits(weight_growth=self.max_weight_growth, probe_retention=self.min_probe_retention, perplexity_growth=self.max_perplexity_growth)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json`` and the tracker."""
         return asdict(self)
@@ -144,6 +167,21 @@ class RunConfig:
 
 def _patterns(value: Any) -> tuple[Any, ...]:
     return tuple(split_patterns(value) if isinstance(value, str) else value if isinstance(value, (list, tuple)) else (value,))
+
+
+def _numbers(value: Any) -> tuple[Any, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(int(part) if isinstance(part, str) and part.strip().isdigit() else part for part in parts)
+
+
+def _check_whole(name: str, value: Any, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InputError(f"{name}: expected a whole number of at least {at_least}, found {value!r}")
+
+
+def _check_positive(name: str, value: Any, *, or_zero: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < float("inf") and (or_zero or value)):
+        raise InputError(f"{name}: expected a finite number {'of at least' if or_zero else 'above'} 0, found {value!r}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

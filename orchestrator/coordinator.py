@@ -6,8 +6,8 @@
            rejected.jsonl                       worker: capture, solve, apply  ----> TurnReport --> tracker, turns.jsonl
                                                                |         |
                                                                |         `--> ledger, and every few turns a checkpoint
-                                                               `-- watch: a sample of applied edits, every turn
-    after the last turn:  save the model  ->  evaluate every edit of the ledger  ->  generate text for a sample  ->  report
+                                                               `-- health: every few turns, judged by the governor's limits
+    after the last turn:  save the model  ->  evaluate the edits of the ledger  ->  generate text for a sample  ->  report
     at the very end:      the whole folder is put in place in one rename
 
 A run that is resumed, appended to, rolled back or freed of some edits is the same loop from another state over other
@@ -20,7 +20,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -32,14 +32,16 @@ import torch
 
 from editing import TurnRefused, UltraEditError
 from editing.datasets import BadRecord, EditFile
+from editing.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
-from orchestrator.assessment import assess
+from orchestrator.assessment import assess, assess_all
 from orchestrator.config import RunConfig
+from orchestrator.conflicts import Conflict
 from orchestrator.intake import Intake, count_records
 from orchestrator.journal import Journal, RunState
-from orchestrator.ledger import APPLIED
+from orchestrator.ledger import APPLIED, ROLLED_BACK
 from orchestrator.progress import Progress
-from orchestrator.report import plot_run
+from orchestrator.report import plot_milestones, plot_run
 from orchestrator.resume import describe_source, fresh_state, resumed_state
 from orchestrator.rundir import RunDirectory
 from orchestrator.tracking import Tracker
@@ -61,6 +63,21 @@ class Window:
     apply: int
 
 
+class Collapsed(UltraEditError):
+    """A run was stopped by a limit; what it had done is complete in its folder.
+
+    Attributes:
+        path: The run's folder.
+        healthy_turn: Last measured turn that passed no limit.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str, path: Path, healthy_turn: int) -> None:
+        super().__init__(reason)
+        self.path, self.healthy_turn = path, healthy_turn
+
+
 class Coordinator:
     """Drives one worker through one run.
 
@@ -75,6 +92,8 @@ class Coordinator:
         self.config, self.worker, self.tracker, self.progress = config, worker, tracker, progress
         self._began = time.perf_counter()
         self._load_seconds = 0.0
+        self._acts = False
+        self._stopped = ""
 
     def run(self, *, resume: bool = False) -> Path:
         """Edit the model with the configured file.
@@ -86,6 +105,7 @@ class Coordinator:
             The run's folder, complete.
 
         Raises:
+            Collapsed: A limit was passed and the run was to stop then. Its folder is complete.
             UltraEditError: The run cannot go on. What it had checkpointed can be resumed; else nothing was written.
         """
         config = self.config
@@ -115,8 +135,17 @@ class Coordinator:
         self._load_seconds = time.perf_counter() - began
         out.require_space(int(1.05 * self.worker.saved_size()))
 
-    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int, *, may_be_empty: bool = False) -> Path:
-        """Run windows of turns from the journal's state, then finish the run and put its folder in place."""
+    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int, *, replay: bool = False) -> Path:
+        """Run windows of turns from the journal's state, then finish the run and put its folder in place.
+
+        Args:
+            out: The run's folder.
+            journal: The run's files and state.
+            windows: What to run.
+            total: Number of edits in ``windows``, for the progress bar.
+            replay: These turns were judged before: a limit passed is not news, and nothing may be left.
+        """
+        self._acts = self.config.on_collapse != "warn" and not replay
         state, run = journal.state, self._describe(journal.state)
         state.seconds = dict.fromkeys(_PHASES, 0.0) | state.seconds
         state.seconds["load"] += self._load_seconds
@@ -124,7 +153,7 @@ class Coordinator:
         status = "FAILED"
         try:
             self._edit(journal, windows, total)
-            if not journal.state.edits and not may_be_empty:
+            if not journal.state.edits and not replay:
                 raise UltraEditError(self._why_nothing(journal))
             self._checkpoint(journal)
             run["digests_after"] = self.worker.digest()
@@ -136,6 +165,8 @@ class Coordinator:
             journal.close()
             self.tracker.close(status)
         out.commit()
+        if self._stopped:
+            raise Collapsed(self._stopped, out.path, state.healthy_turn)
         return out.path
 
     def _windows(self, source: EditFile, journal: Journal) -> Iterator[Window]:
@@ -162,38 +193,94 @@ class Coordinator:
         with self.progress.bar("editing", total) as advance:
             for window in windows:
                 state.window += 1
-                for prepared in self.worker.prepare(window.turns)[: window.apply]:
-                    self._turn(journal, prepared)
-                    advance(len(prepared.turn.edits))
+                prepared = self.worker.prepare(window.turns)[: window.apply]
+                for number, turn in enumerate(prepared, start=1):
+                    self._turn(journal, turn)
+                    advance(len(turn.turn.edits))
+                    if self._stopped:
+                        self._leave(journal, [p.turn for p in prepared[number:]])
+                        return
                 if every and state.turn - last >= every:
                     self._checkpoint(journal)
                     last = state.turn
 
     def _turn(self, journal: Journal, prepared: PreparedTurn) -> None:
-        state = journal.state
+        state, turn = journal.state, prepared.turn
         state.turn += 1
-        edits = _as_asked(prepared.turn)
+        vitals = None
         try:
             report = self.worker.apply(prepared)
         except TurnRefused as error:
             outcome = f"refused: {error}"
-            self._refuse(journal, edits, error)
+            self._refuse(journal, turn.as_asked, error)
             row: dict[str, Any] = {"turn": state.turn, "refused": str(error)}
         else:
-            outcome, row = APPLIED, self._note(state, report)
-        journal.ledger.add(edits, source=state.sources, window=state.window, turn=state.turn, outcome=outcome)
+            outcome = APPLIED
+            before = state.edits
+            self._count(state, report)
+            if state.turn % self.config.watch_every == 0 or state.turns == 1:
+                with self._timed(state, "watch"):
+                    vitals = self.worker.measure_health(prepared)
+            self.tracker.log(_turn_metrics(report, vitals), step=state.edits)
+            row = {**asdict(report), "turn": state.turn, "total_edits": state.edits, "vitals": vitals.as_dict() if vitals else None}
+        row["conflicts"] = [conflict.as_dict() for conflict in self._conflicts(journal, turn, outcome == APPLIED)]
+        journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=state.turn, outcome=outcome)
         journal.turns.add(row)
+        if outcome == APPLIED:
+            self._judge(state, report, vitals)
+            if any(before < milestone <= state.edits for milestone in self.config.eval_at):
+                self._milestone(journal)
 
-    def _note(self, state: RunState, report: TurnReport) -> dict[str, Any]:
+    def _count(self, state: RunState, report: TurnReport) -> None:
         state.edits += report.edits
         state.turns += 1
         for phase, seconds in report.seconds.items():
             if phase != "measure":
                 state.seconds["capture" if phase == "prefix" else phase] += seconds
-        with self._timed(state, "watch"):
-            watched = self.worker.watch()
-        self.tracker.log(_turn_metrics(report, watched), step=state.edits)
-        return {**asdict(report), "turn": state.turn, "total_edits": state.edits, "watch": watched}
+
+    def _conflicts(self, journal: Journal, turn: Turn, applied: bool) -> list[Conflict]:
+        """Edits that overrule earlier ones, those of the same turn included; each is said once."""
+        state = journal.state
+        asked = turn.as_asked
+        found = [c for edit in asked if applied and (c := journal.prompts.add(edit.request, edit.record, state.turn))]
+        for edit in turn.superseded:
+            winner = next(e for e in asked if e.request.prompt == edit.request.prompt)
+            found.append(Conflict(edit.request.prompt, winner.request.target, winner.record, edit.record, None))
+        for number, conflict in enumerate(found, start=state.conflicts + 1):
+            if number <= _CONFLICTS_SAID:
+                logger.warning("conflict: %s", conflict)
+            elif number == _CONFLICTS_SAID + 1:
+                logger.warning("conflict: more of them are in turns.jsonl")
+        state.conflicts += len(found)
+        return found
+
+    def _judge(self, state: RunState, report: TurnReport, vitals: Vitals | None) -> None:
+        """Warn when a limit is passed, once until it holds again, or stop."""
+        passed = self.config.limits.passed(report, vitals)
+        for name, sentence in passed.items():
+            if name not in state.passed:
+                logger.warning("collapse: after turn %d %s", state.turn, sentence)
+        if vitals is not None and not passed:
+            state.healthy_turn = state.turn
+        if vitals is not None or passed:
+            state.passed = list(passed)
+        if passed and self._acts:
+            self._stopped = f"stopped after turn {state.turn}: {'; '.join(passed.values())}"
+
+    def _leave(self, journal: Journal, turns: Sequence[Turn]) -> None:
+        """Write down the turns that were read and will not be applied."""
+        state = journal.state
+        for number, turn in enumerate(turns, start=state.turn + 1):
+            journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=number, outcome=ROLLED_BACK)
+            self._set_aside(journal, turn.as_asked, f"not applied: the run {self._stopped}")
+
+    def _milestone(self, journal: Journal) -> None:
+        state, config = journal.state, self.config
+        journal.sync()
+        with self._timed(state, "evaluation"):
+            metrics = assess(self.worker, journal.ledger, sample=config.eval_sample, seed=config.seed, progress=self.progress)
+        state.milestones.append({"edits": state.edits, **metrics})
+        self.tracker.log({f"eval_{name}": value for name, value in metrics.items()}, step=state.edits)
 
     def _refuse(self, journal: Journal, edits: list[TokenizedEdit], error: TurnRefused) -> None:
         state = journal.state
@@ -201,9 +288,12 @@ class Coordinator:
         caused = f"; caused by {named}" if named else ""
         logger.error("turn %d was refused, its %d edits are not applied: %s%s", state.turn, len(edits), error, caused)
         state.refused += len(edits)
+        self._set_aside(journal, edits, f"turn {state.turn} was refused: {error}{caused}")
+
+    def _set_aside(self, journal: Journal, edits: Iterable[TokenizedEdit], reason: str) -> None:
         for edit in edits:
-            content = {"prompt": edit.request.prompt, "target": edit.request.target}
-            journal.rejected.add({"record": edit.record, "reason": f"turn {state.turn} was refused: {error}{caused}", "content": content})
+            content = {"id": edit.request.id, "prompt": edit.request.prompt, "target": edit.request.target}
+            journal.rejected.add({"record": edit.record, "reason": reason, "content": content})
 
     def _why_nothing(self, journal: Journal) -> str:
         journal.sync()
@@ -239,15 +329,18 @@ class Coordinator:
         """Measure, and write what is known of the run."""
         state, memory = journal.state, _peak_memory()
         with self._timed(state, "evaluation"):
-            metrics = assess(self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress)
+            metrics = assess_all(self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress)
         state.seconds["total"] += time.perf_counter() - self._began
-        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused")}
+        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused", "conflicts", "milestones")}
+        if self._stopped:
+            counts["collapse"] = self._stopped
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
         run["mlflow_run_id"] = self.tracker.run_id()
         out.write_json("run.json", run)
         out.write_json("metrics.json", {**metrics, **counts, "seconds": seconds, "peak_memory_bytes": max(memory, _peak_memory())})
         journal.sync()
         plot_run(_history(journal), out.staging / "plots" / "run.png")
+        plot_milestones(state.milestones, out.staging / "plots" / "lifelong.png")
         final = {f"final_{name}": value for name, value in metrics.items()} | {f"seconds_{name}": value for name, value in seconds.items()}
         self.tracker.log({**final, "rejected": state.rejected, "refused": state.refused, "peak_memory_bytes": _peak_memory()}, step=state.edits)
         for name in ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots"):
@@ -263,12 +356,10 @@ class Coordinator:
             state.seconds[phase] += time.perf_counter() - began
 
 
+_CONFLICTS_SAID = 10
+"""Conflicts that are shown one by one; the rest is in the run's files."""
+
 _PHASES = ("load", "capture", "solve", "apply", "watch", "checkpoint", "save", "evaluation", "total")
-
-
-def _as_asked(turn: Turn) -> list[TokenizedEdit]:
-    """A turn's edits in the order of their requests."""
-    return [edit for _, edit in sorted(zip(turn.order, turn.edits, strict=True), key=lambda pair: pair[0])]
 
 
 def _history(journal: Journal) -> list[dict[str, Any]]:
@@ -276,14 +367,18 @@ def _history(journal: Journal) -> list[dict[str, Any]]:
         return [row for row in map(json.loads, lines) if "refused" not in row]
 
 
-def _turn_metrics(report: TurnReport, watched: dict[str, float | None]) -> dict[str, float | None]:
-    norms = report.shift_norms
+def _turn_metrics(report: TurnReport, vitals: Vitals | None) -> dict[str, float | None]:
+    norms, growth, conditions = report.shift_norms, report.weight_growth, report.conditions
     return {
         "loss": report.loss,
         "efficacy_before": report.efficacy_before,
-        **{f"watch_{name}": value for name, value in watched.items() if not name.endswith("_before")},
+        **(vitals.as_dict() if vitals else {}),
         "shift_norm": sum(n * n for n in norms.values()) ** 0.5,
+        "weight_growth": max(growth.values()),
+        "condition": max(conditions.values()),
         **{f"shift_norm.{name}": value for name, value in norms.items()},
+        **{f"weight_growth.{name}": value for name, value in growth.items()},
+        **{f"condition.{name}": value for name, value in conditions.items()},
         **{f"turn_seconds_{phase}": seconds for phase, seconds in report.seconds.items() if phase != "measure"},
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from editing import InputError
 from orchestrator.checkpoint import Checkpoint, Checkpoints
+from orchestrator.conflicts import PromptIndex
 from orchestrator.ledger import Ledger
 
 
@@ -42,6 +43,10 @@ class RunState:
         seconds: Wall time by phase.
         mlflow_run_id: The tracked run.
         watch: State of the watched sample.
+        healthy_turn: Last measured turn that passed no limit.
+        conflicts: Edits that overruled an earlier one.
+        passed: Limits that the last turn had passed.
+        milestones: Metrics at the numbers of edits that were asked for.
         ledger_parts: Number of the ledger's parts.
         turns_bytes: Length of ``turns.jsonl``.
         rejected_bytes: Length of ``rejected.jsonl``.
@@ -65,6 +70,10 @@ class RunState:
     seconds: dict[str, float] = field(default_factory=dict)
     mlflow_run_id: str | None = None
     watch: dict[str, Any] | None = None
+    healthy_turn: int = 0
+    conflicts: int = 0
+    passed: list[str] = field(default_factory=list)
+    milestones: list[dict[str, Any]] = field(default_factory=list)
     ledger_parts: int = 0
     turns_bytes: int = 0
     rejected_bytes: int = 0
@@ -110,6 +119,8 @@ class Journal:
         self.turns = LineFile(folder / "turns.jsonl", state.turns_bytes)
         self.rejected = LineFile(folder / "rejected.jsonl", state.rejected_bytes)
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=keep)
+        self.prompts = PromptIndex()
+        self.prompts.fill(self.ledger)
 
     def sync(self) -> None:
         """Have the growing files on the disk, and their lengths in the state."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing import EditRequest, InputError
-from editing.turn import TokenizedEdit
+from editing.turn import Turn
 
 _REQUEST_FIELDS = [f.name for f in fields(EditRequest)]
 
@@ -39,6 +39,10 @@ APPLIED = "applied"
 
 ROLLED_BACK = "rolled back"
 """Outcome of an edit whose turn was undone."""
+
+
+SUPERSEDED = "superseded in the same turn"
+"""Outcome of an edit that a later one of its turn overruled before it was applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +98,13 @@ class Ledger:
             (folder / name).unlink()
         self._pending: list[dict[str, Any]] = []
 
-    def add(self, edits: Iterable[TokenizedEdit], *, source: int, window: int, turn: int, outcome: str) -> None:
-        """Append one turn's edits, in the order they were asked for."""
-        place = {"source": source, "window": window, "turn": turn, "when": datetime.now(UTC), "outcome": outcome}
-        for edit in edits:
-            self._pending.append({**place, "record": edit.record, **{name: getattr(edit.request, name) for name in _REQUEST_FIELDS}})
+    def add_turn(self, turn: Turn, *, source: int, window: int, turn_number: int, outcome: str) -> None:
+        """Append one turn's edits in the order they were asked for, the superseded ones among them."""
+        place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}
+        own = {id(edit): outcome for edit in turn.edits} | {id(edit): SUPERSEDED for edit in turn.superseded}
+        for edit in sorted((*turn.as_asked, *turn.superseded), key=lambda e: e.record):
+            asked = {name: getattr(edit.request, name) for name in _REQUEST_FIELDS}
+            self._pending.append({**place, "record": edit.record, **asked, "outcome": own[id(edit)]})
 
     def keep_rolled_back(self, entries: Iterable[Entry], *, window: int | None = None) -> None:
         """Append entries of an earlier ledger as rolled back, in their own window or in another."""

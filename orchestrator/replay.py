@@ -46,7 +46,7 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
             if wanted:
                 state.sources, state.window = wanted[0][0].source, wanted[0][0].window - 1
                 # the window's other turns go through the prefix too: other batches would give other last bits
-                yield Window([Turn.of(_tokenized(worker, turn)) for turn in turns], len(wanted))
+                yield Window([_turn(worker, turn) for turn in turns], len(wanted))
             for turn in turns[len(wanted) :]:
                 journal.ledger.keep_rolled_back(turn)
         state.source = {**state.source, "sha256": ROLLED_BACK}  # so that the same file can be asked for again
@@ -115,7 +115,7 @@ def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windo
             state.sources, state.window, state.input_done = last.sources, max(state.window + 1, last.window), True
 
         return coordinator.drive(
-            out, journal, then_catch_up(), sum(1 for entry in old if entry.window > state.window and not entry.rolled_back), may_be_empty=True
+            out, journal, then_catch_up(), sum(1 for entry in old if entry.window > state.window and not entry.rolled_back), replay=True
         )
 
 
@@ -130,6 +130,11 @@ def _begin(out: RunDirectory, last: RunState, start: Checkpoint | None, worker: 
     state = RunState(**{**start.state, "source": last.source, "record": last.record, "taken": last.taken})
     worker.load_state(start.path / STATE, state.watch)
     return state
+
+
+def _turn(worker: Worker, entries: list[Entry]) -> Turn:
+    """One turn as it was, whoever superseded whom in it."""
+    return next(in_turns(_tokenized(worker, entries), len(entries)))
 
 
 def _tokenized(worker: Worker, entries: Iterable[Entry]) -> list[TokenizedEdit]:

@@ -1,7 +1,8 @@
 """What a person sees of a finished run: a picture, tables, and where everything is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from editing import InputError
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Entry, Ledger
 
 _TEXT_WIDTH = 48
 """Characters of a generated text that the table shows; ``edits.parquet`` has it whole."""
@@ -28,33 +29,76 @@ _METRICS = (
 )
 
 
+_VITALS = (
+    ("watch_efficacy", "efficacy"),
+    ("watch_generalization", "generalization"),
+    ("watch_locality_retention", "locality retention"),
+    ("efficacy_after", "efficacy of the turn's own edits"),
+    ("probe_retention", "fixed probes retained"),
+)
+"""What the run's plot shows of :class:`editing.health.Vitals`, and how it is called there."""
+
+
 def plot_run(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw metrics of the watched sample and shift norms over applied edits."""
+    """Draw the model's health and the size of its changes over applied edits."""
+    if not history:
+        return
+    edits = [row["total_edits"] for row in history]
+    measured = [row for row in history if row["vitals"]]
+    with _figure(path, 3) as (shares, perplexity, weights):
+        for name, label in _VITALS:
+            _curve(shares, [row["total_edits"] for row in measured], [row["vitals"][name] for row in measured], label)
+        shares.set(ylabel="share", ylim=(-0.03, 1.03), title="A sample of the edits applied so far, and fixed probes that no edit is about")
+        shares.legend(loc="best", fontsize="small")
+        _curve(perplexity, [row["total_edits"] for row in measured], [row["vitals"]["perplexity"] for row in measured], None)
+        perplexity.set(ylabel="perplexity", title="Fixed text", ylim=(0, None))
+        total = [sum(n * n for n in row["shift_norms"].values()) ** 0.5 for row in history]
+        weights.plot(edits, total, color="black", label="norm of the turn's shift, all modules")
+        weights.set(xlabel="edits applied", ylabel="Frobenius norm", title="Edited weights", ylim=(0, None))
+        growth = weights.twinx()
+        growth.plot(edits, [100 * max(row["weight_growth"].values()) for row in history], color="tab:red")
+        growth.set_ylabel("largest growth of a weight's norm, %", color="tab:red")
+        weights.legend(loc="best", fontsize="small")
+
+
+def plot_milestones(milestones: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the metrics at the numbers of edits that were asked for."""
+    if not milestones:
+        return
+    edits = [row["edits"] for row in milestones]
+    with _figure(path, 1) as (axes,):
+        for name in ("efficacy", "generalization", "specificity", "locality_retention"):
+            _curve(axes, edits, [row[name] for row in milestones], name.replace("_", " "))
+        for name in ("efficacy", "specificity"):
+            _curve(axes, edits, [row[f"{name}_before"] for row in milestones], f"{name}, unedited model", linestyle=":", alpha=0.6)
+        axes.set(xscale="log", xlabel="edits applied", ylabel="share", ylim=(-0.03, 1.03), title="Metrics over a lifelong run")
+        axes.set_xticks(edits, [f"{n:,}" for n in edits])
+        axes.minorticks_off()
+        axes.legend(loc="best", fontsize="small")
+
+
+@contextmanager
+def _figure(path: Path, rows: int) -> Iterator[Any]:
+    """A column of axes, saved to a file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    if not history:
-        return
-    edits = [row["total_edits"] for row in history]
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
-    for name, label in (("efficacy", "efficacy"), ("generalization", "generalization"), ("locality_retention", "locality retention")):
-        values = [row["watch"].get(name) for row in history]
-        if any(v is not None for v in values):
-            upper.plot(edits, [float("nan") if v is None else v for v in values], marker="o", markersize=3, label=label)
-    upper.set(ylabel="share", ylim=(-0.03, 1.03), title="A sample of the edits applied so far")
-    upper.legend(loc="best")
-    total = [sum(n * n for n in row["shift_norms"].values()) ** 0.5 for row in history]
-    lower.plot(edits, total, marker="o", markersize=3, color="black", label="all modules")
-    for name in history[0]["shift_norms"]:
-        lower.plot(edits, [row["shift_norms"][name] for row in history], linewidth=0.8, alpha=0.5)
-    lower.set(xlabel="edits applied", ylabel="Frobenius norm", title="Shift of each turn: all modules together, and each one", ylim=(0, None))
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
+    figure, axes = plt.subplots(rows, 1, figsize=(8, 1.5 + 2.8 * rows), sharex=True, layout="constrained", squeeze=False)
+    for each in axes[:, 0]:
+        each.grid(alpha=0.3)
+    yield axes[:, 0]
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _curve(axes: Any, edits: Sequence[int], values: Sequence[float | None], label: str | None, **style: Any) -> None:
+    """A line through the values that are there; nothing if there is none."""
+    if any(value is not None for value in values):
+        points = [float("nan") if value is None else value for value in values]
+        axes.plot(edits, points, marker="o", markersize=3, label=label, **style)
 
 
 def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
@@ -65,7 +109,8 @@ def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
     """
     run, metrics = _read(path, "run.json"), _read(path, "metrics.json")
     try:
-        parts = [*_texts(path / "edits.parquet", samples), metrics_table(metrics), "", *_places(path, run, metrics)]
+        tables = [metrics_table(metrics), *_milestones(metrics)]
+        parts = [*_texts(path / "edits.parquet", samples), *(part for t in tables if t.row_count for part in (t, "")), *_places(path, run, metrics)]
     except (KeyError, OSError, ArrowException) as error:
         raise InputError(f"{path}: its run.json, metrics.json or edits.parquet is damaged ({type(error).__name__}: {error})") from None
     console.print(Group(*parts))
@@ -92,9 +137,66 @@ def show_history(path: Path, console: Console, *, edits: bool = False) -> None:
     console.print(table)
 
 
+def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples: int = 20) -> None:
+    """Print what changed between two turns: the edits, the health, the weights.
+
+    Raises:
+        InputError: ``path`` holds no finished run, or it has no such turns.
+    """
+    turns = {row["turn"]: row for row in _turns(path)}
+    if not turn_a < turn_b <= max(turns):
+        raise InputError(f"turns: expected two turns from 0 to {max(turns)}, the earlier one first, found {turn_a} and {turn_b}")
+    between = [row for number, row in turns.items() if turn_a < number <= turn_b and "refused" not in row]
+    entries = [e for e in Ledger(path / "ledger") if turn_a < e.turn <= turn_b and not e.rolled_back]
+    conflicts = sum(len(row["conflicts"]) for row in between)
+    overruled = f", {conflicts} of them overruled an earlier one" if conflicts else ""
+    console.print(f"turns {turn_a + 1} to {turn_b}: {sum(e.applied for e in entries)} edits applied{overruled}")
+    console.print(_edits_table(entries, samples))
+    health = Table(title="Health", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("", f"turn {turn_a}", f"turn {turn_b}"):
+        health.add_column(column, justify="left" if not column else "right")
+    then, now = (_last_vitals(turns, turn) for turn in (turn_a, turn_b))
+    for name in sorted(then.keys() | now.keys()):
+        health.add_row(name.replace("_", " "), _share(then.get(name)), _share(now.get(name)))
+    console.print(health)
+    weights = Table(title="Weights", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("module", f"growth, turn {turn_a}", f"growth, turn {turn_b}", "shifts between, sum of norms"):
+        weights.add_column(column, justify="left" if column == "module" else "right")
+    for name, growth in between[-1]["weight_growth"].items() if between else ():
+        before = turns[max(n for n in turns if n <= turn_a and "refused" not in turns[n])]["weight_growth"][name] if turn_a else 0.0
+        weights.add_row(name, f"{before:.2%}", f"{growth:.2%}", f"{sum(row['shift_norms'][name] for row in between):.4g}")
+    console.print(weights)
+
+
+def _last_vitals(turns: Mapping[int, dict[str, Any]], turn: int) -> dict[str, Any]:
+    """What was measured last, at a turn or before."""
+    measured = [n for n, row in turns.items() if n <= turn and row.get("vitals")]
+    return dict(turns[max(measured)]["vitals"]) if measured else {}
+
+
+def _turns(path: Path) -> list[dict[str, Any]]:
+    try:
+        with (path / "turns.jsonl").open(encoding="utf-8") as lines:
+            return [dict(json.loads(line)) for line in lines]
+    except FileNotFoundError:
+        raise InputError(f"{path}: holds no turns.jsonl, so it is no finished run") from None
+
+
+def _edits_table(entries: Sequence[Entry], samples: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("turn", "id", "prompt", "target", "outcome"):
+        table.add_column(name, overflow="fold")
+    for entry in entries[: max(0, samples)]:
+        table.add_row(str(entry.turn), entry.id, entry.request.prompt, entry.request.target, entry.outcome)
+    if len(entries) > samples:
+        table.add_row("", "", f"and {len(entries) - samples} more", "", "")
+    return table
+
+
 def metrics_table(metrics: dict[str, Any]) -> Table:
     """Metrics, each with what it says; the unedited model's beside it where it was measured."""
-    table = Table(title="Metrics", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    evaluated = f" of {metrics['evaluated']} edits" if metrics.get("evaluated") else ""
+    table = Table(title=f"Metrics{evaluated}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column, justify in (("metric", "left"), ("before", "right"), ("now", "right"), ("what it is", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for name, meaning in _METRICS:
@@ -102,6 +204,17 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
             sample = f" ({metrics['generated']} edits)" if name.endswith("_generated") else ""
             table.add_row(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
     return table
+
+
+def _milestones(metrics: dict[str, Any]) -> list[Table]:
+    """Metrics on the way, one line a milestone; as a list of one table, or of none."""
+    names = ("efficacy", "generalization", "specificity", "locality_retention")
+    table = Table(title="On the way", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("edits", "evaluated", *names):
+        table.add_column(column, justify="right")
+    for row in metrics["milestones"]:
+        table.add_row(str(row["edits"]), str(row["evaluated"]), *(_share(row[name]) for name in names))
+    return [table]
 
 
 def _texts(path: Path, samples: int) -> list[Any]:
@@ -125,11 +238,12 @@ def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[st
     seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
     editing = sum(seconds[phase] for phase in ("capture", "solve", "apply"))
     overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
-    lines = [
+    lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []
+    lines += [
         f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
         f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
         f"model     {path / 'model'}",
-        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, plots/run.png, run.json",
+        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {', '.join(sorted(f'plots/{p.name}' for p in (path / 'plots').glob('*.png')))}, run.json",
     ]
     if run.get("mlflow_run_id"):
         how = f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1" if "://" in uri and not uri.startswith("http") else uri

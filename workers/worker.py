@@ -10,6 +10,7 @@ from typing import Any
 
 from editing import Editor, TurnReport, pretrained
 from editing.evaluation import EditResult, evaluate, generate
+from editing.health import Health, Vitals
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch
@@ -27,7 +28,7 @@ class WorkerSpec:
         modules: Patterns of the edited modules, or ``None`` for the preset's.
         learning_rate: Or ``None`` for the preset's.
         options: Further fields of :class:`editing.EditorConfig`.
-        watch_size: Edits in the sample that is measured after every turn.
+        watch_size: Edits in the watched sample of all applied ones.
         seed: Seed of that sample.
     """
 
@@ -61,6 +62,7 @@ class Worker:
             **spec.options,
         )
         self._watch = Watch(self.editor, size=spec.watch_size, seed=spec.seed)
+        self._health = Health(self.editor, self._watch)
 
     def describe(self) -> dict[str, Any]:
         """What was loaded, for the run's log and ``run.json``."""
@@ -98,9 +100,9 @@ class Worker:
         self._watch.offer(prepared.turn.edits)
         return report
 
-    def watch(self) -> dict[str, float | None]:
-        """Metrics of the watched sample of applied edits."""
-        return self._watch.measure()
+    def measure_health(self, prepared: PreparedTurn) -> Vitals:
+        """Vitals of the model after a turn was applied."""
+        return self._health.measure(prepared)
 
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         """Metrics of edits, before the first edit and now."""
@@ -146,4 +148,4 @@ class Worker:
 
     def close(self) -> None:
         """Let go of the model."""
-        del self.editor, self._watch
+        del self.editor, self._watch, self._health

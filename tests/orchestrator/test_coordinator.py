@@ -10,6 +10,7 @@ from rich.console import Console
 
 from editing import TurnRefused, UltraEditError
 from editing.evaluation import EditResult
+from editing.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport
 from orchestrator.config import RunConfig
 from orchestrator.coordinator import Coordinator
@@ -29,8 +30,9 @@ class ScriptedWorker:
 
     tokenizer, max_tokens = Letters(), 50
 
-    def __init__(self, refuse: Sequence[int] = ()) -> None:
+    def __init__(self, refuse: Sequence[int] = (), *, growth: float = 0.0, sick_from: float = float("inf")) -> None:
         self.refuse, self.windows, self.seen = set(refuse), [], 0
+        self.growth, self.sick_from, self.measured = growth, sick_from, []
 
     def load(self) -> None: ...
 
@@ -53,10 +55,13 @@ class ScriptedWorker:
         if self.seen in self.refuse:
             raise TurnRefused("not finite", (0,))
         n = len(prepared.turn.edits)
-        return TurnReport(self.seen, n, n, 1.0, 0.0, None, {"m": 2.0}, {"prefix": 0.5, "capture": 1.0, "solve": 0.25, "apply": 0.125, "measure": 9.0})
+        seconds = {"prefix": 0.5, "capture": 1.0, "solve": 0.25, "apply": 0.125, "measure": 9.0}
+        return TurnReport(self.seen, n, n, 1.0, 0.0, None, {"m": 2.0}, {"m": self.growth * self.seen}, {"m": 1.0}, seconds)
 
-    def watch(self) -> dict[str, float | None]:
-        return {"efficacy": 1.0}
+    def measure_health(self, prepared: PreparedTurn) -> Vitals:
+        self.measured.append(self.seen)
+        sick = self.seen >= self.sick_from
+        return Vitals(1.0, 90.0 if sick else 10.0, 9.0 if sick else 1.0, 0.0 if sick else 1.0, 1.0, None, None, None)
 
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return [EditResult(1.0, None, None, None, 0.0, None, None)] * len(edits)

@@ -1,0 +1,65 @@
+"""Which prompts were edited before, and to what: two facts cannot both be the answer to one prompt.
+
+The later one wins. An index of all prompts so far, 64-bit hashes in a small database in memory, tells a conflict while
+the run goes on, at tens of bytes a prompt.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from editing.requests import EditRequest
+from orchestrator.ledger import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """An edit that gives a prompt another target than an earlier one did.
+
+    Attributes:
+        prompt: The prompt.
+        target: The new target, which wins.
+        record: Number of the new edit's record.
+        earlier_record: Number of the record that it overrules.
+        earlier_turn: The turn that applied that one; ``None`` if it is of the same turn, which leaves it out.
+    """
+
+    prompt: str
+    target: str
+    record: int
+    earlier_record: int
+    earlier_turn: int | None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        when = "the same turn" if self.earlier_turn is None else f"turn {self.earlier_turn}"
+        return f"record {self.record} gives {self.prompt!r} the target {self.target!r}; it overrules record {self.earlier_record} of {when}"
+
+
+class PromptIndex:
+    """The newest target of every prompt edited so far."""
+
+    def __init__(self) -> None:
+        self._table = sqlite3.connect(":memory:")
+        self._table.execute("create table newest (prompt integer primary key, target integer, record integer, turn integer)")
+
+    def add(self, request: EditRequest, record: int, turn: int) -> Conflict | None:
+        """Note an applied edit; what it overrules, if it does."""
+        prompt, target = _hash(request.prompt), _hash(request.target)
+        before = self._table.execute("select target, record, turn from newest where prompt = ?", (prompt,)).fetchone()
+        self._table.execute("insert or replace into newest values (?, ?, ?, ?)", (prompt, target, record, turn))
+        if before is None or before[0] == target:
+            return None
+        return Conflict(request.prompt, request.target, record, before[1], before[2])
+
+    def fill(self, entries: Iterable[Entry]) -> None:
+        """Note what a ledger says was applied."""
+        rows = ((_hash(e.request.prompt), _hash(e.request.target), e.record, e.turn) for e in entries if e.applied)
+        self._table.executemany("insert or replace into newest values (?, ?, ?, ?)", rows)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
