@@ -238,12 +238,13 @@ def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[st
     seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
     editing = sum(seconds[phase] for phase in ("capture", "solve", "apply"))
     overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
+    plots = ", ".join(sorted(f"plots/{plot.name}" for plot in (path / "plots").glob("*.png")))
     lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []
     lines += [
         f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
         f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
         f"model     {path / 'model'}",
-        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {', '.join(sorted(f'plots/{p.name}' for p in (path / 'plots').glob('*.png')))}, run.json",
+        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}, run.json",
     ]
     if run.get("mlflow_run_id"):
         how = f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1" if "://" in uri and not uri.startswith("http") else uri

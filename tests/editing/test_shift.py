@@ -59,3 +59,25 @@ def test_keys_that_are_not_finite_break_the_solve() -> None:
     keys = torch.full((2, 3), float("nan"))
     with pytest.raises(torch.linalg.LinAlgError):
         solve_rows(keys, gram_matrix(keys), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("n", "d_in"), [(7, 40), (40, 7), (1, 5)])
+def test_the_condition_is_that_of_the_system_to_its_first_digit(n: int, d_in: int) -> None:
+    keys, goal = torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)), torch.randn(n, 3)
+    row = solve_rows(keys, gram_matrix(keys), goal).condition
+    features = solve_features(keys, goal).condition
+    wide = keys.double()
+    assert row == pytest.approx(float(torch.linalg.cond(wide @ wide.T + torch.eye(n))), rel=0.2)
+    assert features == pytest.approx(float(torch.linalg.cond(wide.T @ wide + torch.eye(d_in))), rel=0.2)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 200])
+def test_a_change_in_any_row_is_seen_and_none_is_not(rows: int) -> None:
+    weight = torch.ones(rows, 4)
+    nothing = torch.zeros(1, rows)
+    assert not Shift(torch.ones(4, 1), nothing).changes(weight, weight)
+    assert not Shift(torch.ones(4, 1), nothing + 1e-9).changes(weight, weight)
+    last = nothing.clone()
+    last[0, -1] = 1e-3
+    assert Shift(torch.ones(4, 1), last).changes(weight, weight)
+    assert not Shift(torch.ones(4, 1), last).changes(weight, weight.bfloat16())

@@ -1,0 +1,185 @@
+"""A lifelong run in small: very many edits of a tiny model through the whole pipeline, killed and resumed on the way.
+
+    python -m tests.benchmarks.soak                      1,000,000 edits; make soak
+    python -m tests.benchmarks.soak --edits 6000 --kills 1
+
+The same command line that a person uses runs twice, in processes of its own: undisturbed, and killed (SIGKILL) and
+resumed. Evaluation samples, checkpoints, ledger and tracking are on. What must hold is printed and checked:
+
+    the same bits in both, every edit exactly once in the ledger, memory and time a turn flat over the undisturbed run
+"""
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+MODEL = Path(__file__).parent.parent / "data" / "parity" / "llama-tiny" / "model"
+PER_TURN = 100
+_MAX_MEMORY_GROWTH = 100e6
+"""Bytes between the second tenth of the run and its last: allocator noise is far below, a leak per edit far above."""
+_MAX_SLOWDOWN = 1.3
+"""Median turn of the last tenth over that of the second tenth."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left behind.
+
+    Attributes:
+        folder: Its results.
+        seconds: Wall time, restarts included.
+        memory: Resident bytes of its process, sampled while it edited.
+        resumes: Times it was killed and resumed.
+    """
+
+    folder: Path
+    seconds: float
+    memory: list[int]
+    resumes: int
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return dict(json.loads((self.folder / "run.json").read_text())["digests_after"])
+
+    def turn_seconds(self) -> list[float]:
+        with (self.folder / "turns.jsonl").open() as lines:
+            return [sum(json.loads(line)["seconds"].values()) for line in lines]
+
+    def records(self) -> list[int]:
+        parts = sorted((self.folder / "ledger").glob("*.parquet"))
+        return [record for part in parts for record in pq.read_table(part, columns=["record"])["record"].to_pylist()]
+
+
+def write_edits(path: Path, count: int) -> None:
+    """Synthetic facts, one line each; every tenth has probes."""
+    words = ["Asia", "Medina", "Spanish", "sitcom", "Turkish", "Shah", "Europe", "Latin", "Paris", "drama"]
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        for i in range(count):
+            record = {"prompt": f"The place of item {i} is in", "target": words[i * 7 % 10]}
+            if i % 10 == 0:
+                record |= {"rephrase": f"Item {i} lies in", "locality_prompt": "The capital of France is", "locality_answer": "Paris"}
+            file.write(json.dumps(record) + "\n")
+
+
+def command(edits: Path, out: Path) -> list[str]:
+    settings = ["--modules", "model.layers.{1,2}.mlp.{gate,up}_proj", "--learning-rate", "1e-7", "--edits-per-turn", str(PER_TURN)]
+    loop = ["--checkpoint-every", "20", "--watch-every", "20", "--eval-sample", "500", "--generate", "20", "--resume", "auto"]
+    tracking = ["--tracking-uri", f"sqlite:///{out.parent}/mlflow.db"]
+    return [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "edit",
+        "--model",
+        str(MODEL),
+        "--edits",
+        str(edits),
+        "--output",
+        str(out),
+        *settings,
+        *loop,
+        *tracking,
+    ]
+
+
+def run(edits: Path, out: Path, kill_at: list[int]) -> Run:
+    """One run; killed each time its ledger holds the next number of turns in ``kill_at``."""
+    began, memory = time.perf_counter(), []
+    waiting = list(kill_at)
+    out.parent.mkdir(parents=True)
+    while True:
+        with (out.parent / "log.txt").open("a") as log:
+            process = subprocess.Popen(command(edits, out), stderr=log, stdout=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            for turns, resident in _watch(process, out):
+                memory.append(resident)
+                if waiting and turns >= waiting[0]:
+                    waiting.pop(0)
+                    process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            return Run(out, time.perf_counter() - began, memory, len(kill_at) - len(waiting))
+        if process.returncode != -signal.SIGKILL:
+            raise SystemExit(f"a run failed: {(out.parent / 'log.txt').read_text()[-2000:]}")
+
+
+def _watch(process: subprocess.Popen[bytes], out: Path) -> Iterator[tuple[int, int]]:
+    """Turns in the checkpointed part of the run and resident bytes of its process, now and then, until it ends."""
+    while process.poll() is None:
+        time.sleep(0.2)
+        checkpoints = [path.name for path in out.parent.glob(f".{out.name}.partial-*/checkpoints/turn-*")]
+        try:
+            resident = psutil.Process(process.pid).memory_info().rss
+        except psutil.Error:
+            return
+        if checkpoints:  # loading is over
+            yield max(int(name.removeprefix("turn-")) for name in checkpoints), resident
+
+
+def tenth(values: list[float] | list[int], number: int) -> float:
+    """Median of the n-th tenth of a list, from 1."""
+    size = max(1, len(values) // 10)
+    return statistics.median(values[(number - 1) * size : number * size])
+
+
+def soak(folder: Path, count: int, kills: int) -> dict[str, tuple[str, bool]]:
+    """Both runs and what must hold of them: in words, and whether it does."""
+    edits = folder / "edits.jsonl.gz"
+    write_edits(edits, count)
+    turns = -(-count // PER_TURN)
+    whole = run(edits, folder / "undisturbed" / "out", [])
+    killed = run(edits, folder / "killed" / "out", [turns * k // (kills + 1) for k in range(1, kills + 1)])
+    seconds = whole.turn_seconds()
+    early, late = tenth(whole.memory, 2), tenth(whole.memory, 10)
+    once = all(r.records() == list(range(1, count + 1)) for r in (whole, killed))
+    return {
+        "kills survived": (str(killed.resumes), killed.resumes == kills),
+        "same bits": (next(iter(killed.digests.values()))[:12], killed.digests == whole.digests),
+        "every edit once in both ledgers": (f"{count:,}", once),
+        "memory, second and last tenth": (f"{early / 1e6:.0f} MB, {late / 1e6:.0f} MB", late - early < _MAX_MEMORY_GROWTH),
+        "a turn, second and last tenth": (
+            f"{1e3 * tenth(seconds, 2):.1f} ms, {1e3 * tenth(seconds, 10):.1f} ms",
+            tenth(seconds, 10) < _MAX_SLOWDOWN * tenth(seconds, 2),
+        ),
+        "wall time, undisturbed and killed": (f"{whole.seconds:.0f} s, {killed.seconds:.0f} s", True),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--edits", type=int, default=1_000_000)
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the runs are kept; by default a temporary folder")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = soak(folder, options.edits, options.kills)
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    table = Table(title=f"{options.edits:,} edits of a tiny Llama, {PER_TURN} a turn", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("", "found", "holds"):
+        table.add_column(column)
+    for name, (words, holds) in found.items():
+        table.add_row(name, words, "yes" if holds else "NO")
+    Console().print(table)
+    return 0 if all(holds for _, holds in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

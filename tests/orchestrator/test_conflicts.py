@@ -1,0 +1,88 @@
+"""Two targets for one prompt: the later one wins, and it is said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editing.requests import EditRequest
+from orchestrator.assessment import _overruled
+from orchestrator.conflicts import PromptIndex
+from tests.conftest import Outcome
+from tests.orchestrator.test_replay import RECORDS, named, run, write  # noqa: F401  # run is a fixture
+from tests.orchestrator.test_resume import PER_TURN, digests, ledger
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=12))
+def test_an_edit_is_overruled_by_any_later_one_with_another_target(edits: list[tuple[int, int]]) -> None:
+    expected = [any(q == p and u != t for q, u in edits[i + 1 :]) for i, (p, t) in enumerate(edits)]
+    columns = np.array(edits, dtype=np.int64).reshape(-1, 2)
+    assert _overruled(columns[:, 0], columns[:, 1]).tolist() == expected
+
+
+def test_the_index_tells_what_is_overruled() -> None:
+    index = PromptIndex()
+    assert index.add(EditRequest("a", "x"), 1, 1) is None
+    assert index.add(EditRequest("a", "x"), 2, 1) is None
+    conflict = index.add(EditRequest("a", "y"), 3, 2)
+    assert conflict is not None
+    assert (conflict.earlier_record, conflict.earlier_turn, conflict.record) == (2, 1, 3)
+    assert index.add(EditRequest("a", "y"), 4, 3) is None
+
+
+def test_a_conflict_is_reported_while_editing_also_after_a_resume(
+    run: Callable[..., Path],  # noqa: F811
+    ultraedit: Callable[..., Outcome],
+    tmp_path: Path,
+) -> None:
+    records = named(RECORDS[: 2 * PER_TURN])
+    out = run("out", records)
+    later = write(tmp_path / "later.jsonl", [{"id": "later", "prompt": records[0]["prompt"], "target": "Turkish"}])
+    outcome = ultraedit("edit", "--resume", out, "--edits", later)
+    assert outcome.code == 0, outcome.stderr
+    line = next(line for line in outcome.stderr.splitlines() if line.startswith("conflict:"))
+    assert "'Turkish'; it overrules record 1 of turn 1" in line
+    last = json.loads((out / "turns.jsonl").read_text().splitlines()[-1])
+    assert [c["earlier_record"] for c in last["conflicts"]] == [1]
+    assert json.loads((out / "metrics.json").read_text())["conflicts"] == 1
+
+
+def test_within_a_turn_the_later_target_alone_is_applied(run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:  # noqa: F811
+    records = named(RECORDS[: 2 * PER_TURN])
+    first = {**records[2], "id": "first", "target": "Spanish"}
+    both = run("both", [records[0], first, *records[1:]])
+    assert digests(both) == digests(run("without", records))
+    assert ledger(both)[1][2] == "superseded in the same turn"
+    # taking the later one out brings the first one back
+    assert ultraedit("remove", both, "--edit", records[2]["id"]).code == 0
+    assert digests(both) == digests(run("first", [records[0], first, records[1], *records[3:]]))
+
+
+@pytest.mark.parametrize("to_turn", [1, 2])
+def test_a_turn_with_a_superseded_edit_is_replayed_exactly(
+    to_turn: int,
+    run: Callable[..., Path],  # noqa: F811
+    ultraedit: Callable[..., Outcome],
+) -> None:
+    records = named(RECORDS[: 4 * PER_TURN])
+    first = {**records[2], "id": "first", "target": "Spanish"}
+    out = run("out", [records[0], first, *records[1:]])
+    plain = run("plain", records)
+    for each in (out, plain):
+        assert ultraedit("rollback", each, "--to-turn", to_turn).code == 0
+    assert digests(out) == digests(plain)
+
+
+def test_diff_shows_edits_health_and_weights_between_two_turns(run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:  # noqa: F811
+    out = run("out", named(RECORDS))
+    outcome = ultraedit("diff", out, 2, 6, "--samples", 3)
+    assert outcome.code == 0, outcome.stderr
+    for words in ("turns 3 to 6", f"{4 * PER_TURN} edits applied", f"e{2 * PER_TURN}", "perplexity", "growth, turn 2"):
+        assert words in outcome.stdout
+    refused = ultraedit("diff", out, 3, 99)
+    assert refused.code == 1
+    assert len(refused.errors) == 1
