@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from editing import EditRequest, InputError
 from editing.datasets import FORMATS, BadRecord, EditFile, NumberedRequest
 from editing.datasets import records as records_module
+from editing.datasets.parts import find_parts, read_parts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LOCALITY = {"locality_prompt": "Spain's capital is", "locality_answer": "Madrid"}
@@ -138,7 +139,7 @@ def test_an_array_is_cut_into_its_elements_wherever_a_chunk_ends(chunk: int, tmp
     monkeypatch.setattr(records_module, "_CHUNK_BYTES", chunk)
     for ascii_only in (True, False):
         path = write(tmp_path / "edits", "\ufeff \n" + json.dumps(values, ensure_ascii=ascii_only, indent=2) + "\n\n")
-        assert [value for _, value in records_module.read_records(path)] == values
+        assert [value for _, value in read_parts(find_parts(path))] == values
 
 
 GOOD = json.dumps({"prompt": "a", "target": "b"}).encode()
@@ -185,7 +186,7 @@ def test_an_array_that_goes_on_after_its_end_is_an_error_of_the_file(content: by
 
 
 def test_a_lost_quote_does_not_read_a_huge_array_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "_MAX_ELEMENT_BYTES", 2**20)
+    monkeypatch.setattr(records_module, "_MAX_RECORD_BYTES", 2**20)
     path = write(tmp_path / "edits", b"[" + GOOD + b", [" + GOOD + b"," + b" " * 2**22 + b"]")
     with pytest.raises(InputError, match="record 2: is over 1 MiB long; expected a quote or bracket that closes it"):
         list(EditFile(path))
@@ -244,7 +245,7 @@ def test_an_array_is_read_as_python_reads_it(values: list[Any], indent: int | No
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(records_module, "_CHUNK_BYTES", chunk)
         path = write(Path(folder) / "edits", json.dumps(values, indent=indent))
-        found = [value if isinstance(value, dict) else value.raw for _, value in records_module.read_records(path)]
+        found = [value if isinstance(value, dict) else value.raw for _, value in read_parts(find_parts(path))]
     assert json.dumps(found) == json.dumps(values)  # as text, where NaN equals NaN
 
 
