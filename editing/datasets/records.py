@@ -89,8 +89,8 @@ def damaged(path: Path, what: str, number: int, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     reason = (str(error).splitlines() or ["unknown"])[0].rstrip(". ")
-    where = f"after record {number}" if number else "at its beginning"
-    return InputError(f"{path}: the {what} is damaged or cut off {where} ({reason}); write or copy the file again")
+    where = f" after record {number}" if number else ""
+    return InputError(f"{path}: the {what} is damaged or cut off{where} ({reason}); write or copy the file again")
 
 
 def _open(path: Path, compression: str | None) -> io.BufferedReader:
