@@ -1,5 +1,6 @@
 """What goes wrong in a person's hands: each mistake costs one clear line, and never a file of theirs."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -84,6 +85,10 @@ def refused(tmp_path: Path, ultraedit: Ultraedit, edit_flags: list[str]) -> Call
         pytest.param(b'[{"prompt": "a", "target": "b"}, {"prompt": "c"', ["record 2", "breaks off"], id="array that breaks off"),
         pytest.param(b'[{"prompt": "a", "target": "b"}, ', ["record 2", "breaks off"], id="array that breaks off at a comma"),
         pytest.param(b'[{"prompt": "a", "target": "b"}] and more', ["after the JSON array", "'and more'"], id="text after the array"),
+        pytest.param(gzip.compress(b'{"prompt": "a", "target": "b"}')[:-9], ["gzip stream", "damaged or cut off"], id="gzip that is cut off"),
+        pytest.param(gzip.compress(b""), ["is empty"], id="empty gzip"),
+        pytest.param(b"\x28\xb5\x2f\xfd and more", ["zstd stream", "damaged or cut off"], id="not quite zstd"),
+        pytest.param(b"PAR1 and more", ["Parquet file", "damaged or cut off"], id="not quite Parquet"),
         pytest.param(b"42", ["record 1", "expected a JSON object, found int"], id="scalar"),
         pytest.param(b'{"question": "a"}', ["no known format", "'question'", "prompt and target"], id="unknown fields"),
         pytest.param(b'{"prompt": "a", "ans": null}', ["no usable edit", "record 1", "ans", "missing"], id="null target"),
