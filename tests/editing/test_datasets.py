@@ -483,7 +483,8 @@ def write_many(path: Path, container: str, count: int) -> Path:
         return path
     table = pa.Table.from_pylist(block)
     if container == "one row group":
-        pq.write_table(pa.concat_tables([table] * (count // len(block))), path, row_group_size=count)
+        options = {"compression": "none", "use_dictionary": False}  # hundreds of MB, were it read at once
+        pq.write_table(pa.concat_tables([table] * (count // len(block))), path, row_group_size=count, **options)
         return path
     path.mkdir()
     pq.write_table(table, path / "part-000", row_group_size=20_000)
