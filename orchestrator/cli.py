@@ -50,7 +50,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--model", help="Folder or Hugging Face Hub id of the model.")
-@click.option("--edits", help="File with the edits: JSON lines or a JSON array.")
+@click.option("--edits", help="The edits: JSON lines, JSON array or Parquet, plain, gzip or zstd; or a folder of parts.")
 @click.option("--output", help="Folder for the edited model and the results.")
 @_data_options
 @click.option("--preset", help="Modules and learning rate by name; by default the model's own.")
@@ -94,7 +94,7 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
 
 @cli.command()
 @click.option("--model", required=True, help="Folder or Hub id of the model to measure.")
-@click.option("--edits", required=True, help="File with the edits and their probes.")
+@click.option("--edits", required=True, help="The edits and their probes: a file or a folder of parts, as for edit.")
 @click.option("--base", help="The unedited model; gives locality retention and the metrics before.")
 @_data_options
 @click.option("--generate", type=click.IntRange(min=0), default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")

@@ -25,7 +25,7 @@ class RunConfig:
 
     Attributes:
         model: Folder or Hub id of the model to edit.
-        edits: File with the edits.
+        edits: File with the edits, or folder of parts.
         output: Folder for the results; made by the run.
         format: Record format of ``edits``.
         limit: Use the first N usable records only.

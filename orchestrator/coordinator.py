@@ -37,7 +37,8 @@ from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
 from orchestrator.assessment import assess, assess_all
 from orchestrator.config import RunConfig
 from orchestrator.conflicts import Conflict
-from orchestrator.intake import Intake, count_records
+from orchestrator.digest import InputDigest
+from orchestrator.intake import Intake, look_ahead
 from orchestrator.journal import Journal, RunState
 from orchestrator.ledger import APPLIED, ROLLED_BACK
 from orchestrator.progress import Progress
@@ -94,6 +95,7 @@ class Coordinator:
         self._load_seconds = 0.0
         self._acts = False
         self._stopped = ""
+        self._digest: InputDigest | None = None
 
     def run(self, *, resume: bool = False) -> Path:
         """Edit the model with the configured file.
@@ -110,11 +112,14 @@ class Coordinator:
         """
         config = self.config
         source = EditFile(config.edits, config.format)
-        with RunDirectory(Path(config.output), overwrite=config.overwrite or resume, resume=resume) as out:
-            total = min(count_records(source), config.limit or sys.maxsize)
+        with (
+            RunDirectory(Path(config.output), overwrite=config.overwrite or resume, resume=resume) as out,
+            InputDigest(source.path, source.parts) as self._digest,
+        ):
+            total = look_ahead(source, config.limit)
             self.load(out)
             described = describe_source(source, config.limit)
-            state, checkpoint = resumed_state(out, config, self.worker, described) if resume else (None, None)
+            state, checkpoint = resumed_state(out, config, self.worker, described, self._digest) if resume else (None, None)
             if state is None:
                 state = fresh_state(config, self.worker, described)
             elif state.input_done and not out.is_resumed:
@@ -125,7 +130,7 @@ class Coordinator:
                 self.worker.load_state(checkpoint, state.watch)
                 logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
             journal = Journal(out.staging, state, keep=config.keep)
-            return self.drive(out, journal, self._windows(source, journal), total - state.taken)
+            return self.drive(out, journal, self._windows(source, journal), None if total is None else max(0, total - state.taken))
 
     def load(self, out: RunDirectory) -> None:
         """Load the worker's model, and see that the disk can hold the result."""
@@ -135,14 +140,14 @@ class Coordinator:
         self._load_seconds = time.perf_counter() - began
         out.require_space(int(1.05 * self.worker.saved_size()))
 
-    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int, *, replay: bool = False) -> Path:
+    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[Window], total: int | None, *, replay: bool = False) -> Path:
         """Run windows of turns from the journal's state, then finish the run and put its folder in place.
 
         Args:
             out: The run's folder.
             journal: The run's files and state.
             windows: What to run.
-            total: Number of edits in ``windows``, for the progress bar.
+            total: Number of edits in ``windows``, for the progress bar, if it is known.
             replay: These turns were judged before: a limit passed is not news, and nothing may be left.
         """
         self._acts = self.config.on_collapse != "warn" and not replay
@@ -187,7 +192,7 @@ class Coordinator:
             yield Window(window, len(window))
         state.record, state.input_done = intake.record, True
 
-    def _edit(self, journal: Journal, windows: Iterable[Window], total: int) -> None:
+    def _edit(self, journal: Journal, windows: Iterable[Window], total: int | None) -> None:
         state, every = journal.state, self.config.checkpoint_every
         last = state.turn
         with self.progress.bar("editing", total) as advance:
@@ -303,9 +308,16 @@ class Coordinator:
 
     def _checkpoint(self, journal: Journal) -> None:
         with self._timed(journal.state, "checkpoint"):
+            self._settle_digest(journal.state)
             journal.state.watch = self.worker.watch_state()
             journal.state.mlflow_run_id = self.tracker.run_id(wait=False) or journal.state.mlflow_run_id
             journal.checkpoint(self.worker.save_state)
+
+    def _settle_digest(self, state: RunState) -> None:
+        """Have the SHA-256 of a new input in the state; its first checkpoint waits for it."""
+        if state.source["sha256"] is None and self._digest is not None:
+            state.source["sha256"] = self._digest.result()
+            self.tracker.params({"input_sha256": state.source["sha256"]})
 
     def _describe(self, state: RunState) -> dict[str, Any]:
         described = self.worker.describe()
@@ -390,7 +402,7 @@ def _parameters(run: dict[str, Any]) -> dict[str, Any]:
         "modules": ", ".join(model["modules"]),
         "learning_rate": model["learning_rate"],
         **{name: model[name] for name in ("architecture", "parameters", "device", "dtype", "float32_masters")},
-        "input_sha256": run["input"]["sha256"],
+        **({"input_sha256": run["input"]["sha256"]} if run["input"]["sha256"] else {}),
         **{f"version_{name}": version for name, version in run["versions"].items()},
     }
 

@@ -1,11 +1,18 @@
 """From an edit file to tokenized edits, with bad records set aside, each with its reason."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.errors import InputError, InvalidRequest
 from editing.turn import TokenizedEdit, tokenize
+
+_READ_WHOLE_BYTES = 2**24
+"""Texts up to this length are read to their end before a run starts."""
+
+_LOOKED_AT = 1000
+"""Records of any other input that are read before a run starts."""
 
 
 class Intake:
@@ -40,9 +47,7 @@ class Intake:
         """
         if self.taken == self._limit:
             return
-        for record in self._source:
-            if record.number <= self.record:
-                continue
+        for record in self._source.records(after=self.record):
             self.record = record.number
             usable = self._tokenize(record)
             if isinstance(usable, BadRecord):
@@ -64,20 +69,29 @@ class Intake:
             return BadRecord(record.number, str(error), {"prompt": record.request.prompt, "target": record.request.target})
 
 
-def count_records(source: EditFile) -> int:
-    """Usable records of a file before tokenization: the progress bar's total, and an early look at the whole file.
+def look_ahead(source: EditFile, limit: int | None) -> int | None:
+    """An early look at a file: all of a short text, else the first records.
+
+    Returns:
+        About how many usable edits there will be, before tokenization; ``None`` if only reading on would tell.
 
     Raises:
-        InputError: The file cannot be read, or holds no usable record.
+        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record.
     """
+    whole = source.text_bytes is not None and source.text_bytes <= _READ_WHOLE_BYTES
     first_bad: BadRecord | None = None
-    count = 0
-    for record in source:
+    read = usable = 0
+    for record in islice(source, None if whole else _LOOKED_AT):
+        read += 1
         if isinstance(record, BadRecord):
             first_bad = first_bad or record
         else:
-            count += 1
-    if not count:
-        why = f"; record {first_bad.number}: {first_bad.reason}" if first_bad else ""
-        raise InputError(f"{source.path}: holds no usable edit{why}")
-    return count
+            usable += 1
+    if whole or read < _LOOKED_AT:
+        if not usable:
+            why = f"; record {first_bad.number}: {first_bad.reason}" if first_bad else ""
+            raise InputError(f"{source.path}: holds no usable edit{why}")
+        known: int | None = usable
+    else:
+        known = source.num_records
+    return min((n for n in (known, limit) if n is not None), default=None)

@@ -29,7 +29,7 @@ class RunState:
         settings: What decides the weights: modules, learning rate, precision, turn and group size and so on.
         base: Fingerprint of the unedited model.
         base_digests: SHA-256 of each edited module before the first edit.
-        source: Path, format, SHA-256 and limit of the input that is being read.
+        source: Path, format, SHA-256 and limit of the input that is being read; the SHA-256 is ``None`` until a checkpoint needs it.
         sources: Number of inputs so far, this one included.
         record: Last record of the input that was read.
         taken: Usable edits of the input so far.

@@ -10,7 +10,7 @@ from editing.datasets import BadRecord, EditFile
 from editing.decoder import Decoder
 from editing.evaluation import begins_with, generate, predict_probes, score, summarize
 from editing.turn import TokenizedEdit
-from orchestrator.intake import Intake, count_records
+from orchestrator.intake import Intake, look_ahead
 from orchestrator.progress import Progress
 
 logger = logging.getLogger("ultraedit")
@@ -37,7 +37,7 @@ def measure_model(
         UltraEditError: A model or the file cannot be used.
     """
     source = EditFile(edits, format)
-    count_records(source)
+    look_ahead(source, limit)
     loaded, tokenizer, decoder = _load(model, device, dtype)
     intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
     dropped: list[BadRecord] = []

@@ -21,8 +21,8 @@ class Progress:
         self._enabled = enabled
 
     @contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar; the yielded function moves it on by a number of edits."""
+    def bar(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar, without an end if ``total`` is ``None``; the yielded function moves it on by a number of edits."""
         columns = (
             TextColumn("{task.description:<11}"),
             BarColumn(),

@@ -1,6 +1,5 @@
 """From what state a run begins: fresh, where an unfinished run stopped, or at the end of a finished one."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from editing import InputError
 from editing.datasets import EditFile
 from orchestrator.checkpoint import STATE, Checkpoints
 from orchestrator.config import RunConfig
+from orchestrator.digest import InputDigest
 from orchestrator.journal import RunState
 from orchestrator.rundir import RunDirectory, find_unfinished
 from workers.worker import Worker
@@ -19,10 +19,8 @@ _SETTINGS = ("edits_per_turn", "group_size", "moments", "lookahead", "batch_toke
 
 
 def describe_source(source: EditFile, limit: int | None) -> dict[str, Any]:
-    """Path, format, SHA-256 and limit of an edit file."""
-    with source.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(source.path), "format": source.format.name, "sha256": digest, "limit": limit}
+    """Path, format, SHA-256 (not known yet) and limit of an edit file."""
+    return {"path": str(source.path), "format": source.format.name, "sha256": None, "limit": limit}
 
 
 def settings_of(config: RunConfig, worker: Worker) -> dict[str, Any]:
@@ -38,10 +36,12 @@ def fresh_state(config: RunConfig, worker: Worker, source: dict[str, Any]) -> Ru
     )
 
 
-def resumed_state(out: RunDirectory, config: RunConfig, worker: Worker, source: dict[str, Any]) -> tuple[RunState | None, Path | None]:
+def resumed_state(
+    out: RunDirectory, config: RunConfig, worker: Worker, source: dict[str, Any], digest: InputDigest
+) -> tuple[RunState | None, Path | None]:
     """The state of the newest valid checkpoint, and its file; nothing if there is no run to go on with.
 
-    A finished run goes on with another input: its edits are appended.
+    A finished run goes on with another input: its edits are appended. To tell whether it is another, all of it is read.
 
     Raises:
         InputError: The input, the settings or the base model are not those of the run that is there.
@@ -53,6 +53,7 @@ def resumed_state(out: RunDirectory, config: RunConfig, worker: Worker, source: 
         return None, None
     state = RunState(**checkpoint.state)
     check_same_run(state, settings_of(config, worker), worker.fingerprint())
+    source = {**source, "sha256": digest.result()}
     changed = next((name for name in ("sha256", "limit") if source[name] != state.source[name]), None)
     if changed and not state.input_done:
         raise InputError(

@@ -33,6 +33,9 @@ class Tracker(Protocol):
     def start(self, name: str, params: Mapping[str, Any], *, run_id: str | None = None) -> None:
         """Open a run, or go on in the one with this id."""
 
+    def params(self, params: Mapping[str, Any]) -> None:
+        """More parameters, which were not known at the start."""
+
     def run_id(self, *, wait: bool = True) -> str | None:
         """Id of the run where it is tracked, or ``None``; waits until the first answer is there."""
 
@@ -50,6 +53,7 @@ class NoTracker:
     """Tracks nothing."""
 
     def start(self, name: str, params: Mapping[str, Any], *, run_id: str | None = None) -> None: ...
+    def params(self, params: Mapping[str, Any]) -> None: ...
     def run_id(self, *, wait: bool = True) -> None: ...
     def log(self, metrics: Mapping[str, float | None], step: int) -> None: ...
     def artifact(self, path: Path) -> None: ...
@@ -81,6 +85,9 @@ class MlflowTracker:
             self._jobs.put(lambda: self._reopen_run(run_id))
             return
         self._jobs.put(lambda: self._create_run(name, params))
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        self._jobs.put(lambda: self._log_params(params))
 
     def run_id(self, *, wait: bool = True) -> str | None:
         if self._started and wait:
@@ -142,13 +149,17 @@ class MlflowTracker:
 
     def _create_run(self, name: str, params: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient
-        from mlflow.entities import Param
 
         self._client = MlflowClient(tracking_uri=self.uri)
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._experiment, artifact_location=_artifact_root(self.uri))
         if not self._run_id:
             self._run_id = self._client.create_run(experiment, run_name=name).info.run_id
+        self._log_params(params)
+
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
         rows = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
         for a in range(0, len(rows), _MAX_PARAMS):
             self._client.log_batch(self._run_id, params=rows[a : a + _MAX_PARAMS])

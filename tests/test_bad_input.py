@@ -1,5 +1,6 @@
 """What goes wrong in a person's hands: each mistake costs one clear line, and never a file of theirs."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -79,11 +80,15 @@ def refused(tmp_path: Path, ultraedit: Ultraedit, edit_flags: list[str]) -> Call
         pytest.param(b"", ["is empty"], id="empty"),
         pytest.param(b" \n\n", ["is empty"], id="blank"),
         pytest.param(b"[]", ["holds no record"], id="empty array"),
-        pytest.param(b"prompt,target\na,b\n", ["record 1", "is not JSON", "JSON lines or a JSON array"], id="not JSON"),
+        pytest.param(b"prompt,target\na,b\n", ["record 1", "is not JSON", "JSON lines, a JSON array or Parquet"], id="not JSON"),
         pytest.param(b"\x89PNG\r\n\x1a\n", ["record 1", "not valid UTF-8"], id="binary"),
         pytest.param(b'[{"prompt": "a", "target": "b"}, {"prompt": "c"', ["record 2", "breaks off"], id="array that breaks off"),
         pytest.param(b'[{"prompt": "a", "target": "b"}, ', ["record 2", "breaks off"], id="array that breaks off at a comma"),
         pytest.param(b'[{"prompt": "a", "target": "b"}] and more', ["after the JSON array", "'and more'"], id="text after the array"),
+        pytest.param(gzip.compress(b'{"prompt": "a", "target": "b"}')[:-9], ["gzip stream", "damaged or cut off"], id="gzip that is cut off"),
+        pytest.param(gzip.compress(b""), ["is empty"], id="empty gzip"),
+        pytest.param(b"\x28\xb5\x2f\xfd and more", ["zstd stream", "damaged or cut off"], id="not quite zstd"),
+        pytest.param(b"PAR1 and more", ["Parquet file", "damaged or cut off"], id="not quite Parquet"),
         pytest.param(b"42", ["record 1", "expected a JSON object, found int"], id="scalar"),
         pytest.param(b'{"question": "a"}', ["no known format", "'question'", "prompt and target"], id="unknown fields"),
         pytest.param(b'{"prompt": "a", "ans": null}', ["no usable edit", "record 1", "ans", "missing"], id="null target"),
@@ -104,8 +109,11 @@ def test_an_unusable_file_of_edits_is_refused_with_its_name(
     refused("--edits", path, words=[str(path), *words])
 
 
-def test_a_folder_as_file_of_edits_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
-    refused("--edits", tmp_path, words=[str(tmp_path), "is a folder"])
+def test_a_folder_without_parts_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "edits").mkdir()
+    refused("--edits", tmp_path / "edits", words=[str(tmp_path / "edits"), "is a folder without files", "Parquet"])
+    (tmp_path / "edits" / "part").mkdir()
+    refused("--edits", tmp_path / "edits", words=[str(tmp_path / "edits" / "part"), "is a folder"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names a pipe as Linux does")

@@ -1,11 +1,18 @@
-"""Edit files: one reader for every format, streaming, with bad records set aside and never lost."""
+"""Edit files: one reader for every format, streaming, with bad records set aside and never lost.
+
+a file, or a folder of parts  --parts.py-->  container of each: text (plain, gzip, zstd) or Parquet
+    --records.py, parquet.py-->  raw records, numbered over all parts  --formats.py-->  edit requests
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from editing.datasets.formats import FORMATS, Format, recognise
-from editing.datasets.records import BadRecord, read_records
+from editing.datasets.parts import Part, find_parts, read_parts
+from editing.datasets.records import EXPECTED, BadRecord
 from editing.errors import InputError, InvalidRequest
 from editing.requests import EditRequest
 
@@ -17,17 +24,17 @@ _LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class NumberedRequest:
-    """A request with the number of its record in the file, from 1."""
+    """A request with the number of its record in the file, or over all parts of a folder, from 1."""
 
     number: int
     request: EditRequest
 
 
 class EditFile:
-    """An edit file that can be read any number of times, at constant memory.
+    """An edit file, or a folder of parts, that can be read any number of times, at constant memory.
 
     Args:
-        path: The file: JSON lines or a JSON array.
+        path: JSON lines or a JSON array, plain or compressed with gzip or zstd; Parquet; or a folder of such parts.
         format: Name of a format, or ``auto`` to recognise it by the fields of the first usable record.
 
     Raises:
@@ -40,25 +47,55 @@ class EditFile:
             raise InputError(f"format: expected auto, {', '.join(FORMATS)}, found {format!r}")
         self._format = None if format == "auto" else FORMATS[format]
 
-    @property
-    def format(self) -> Format:
-        """The file's format.
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The file, or the files of the folder in the order of their names, as they were found first.
 
         Raises:
-            InputError: No record's fields are those of a known format; or as :meth:`__iter__`.
+            InputError: Nothing is there, it may not be read, or a file of the folder holds no edits.
+        """
+        return find_parts(self.path)
+
+    @property
+    def text_bytes(self) -> int | None:
+        """Length of the text in bytes; ``None`` if it is only known once read: it is compressed, or Parquet."""
+        return sum(part.num_bytes for part in self.parts) if all(part.container == "plain" for part in self.parts) else None
+
+    @property
+    def num_records(self) -> int | None:
+        """Number of records, good and bad; ``None`` if it is only known once read: only Parquet says it.
+
+        Raises:
+            InputError: A Parquet file is damaged.
+        """
+        counts = [part.num_records for part in self.parts]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def format(self) -> Format:
+        """The records' format.
+
+        Raises:
+            InputError: No record's fields are those of a known format; or as :meth:`records`.
         """
         if self._format is None:
             self._format = self._recognise()
         return self._format
 
     def __iter__(self) -> Iterator[NumberedRequest | BadRecord]:
+        return self.records()
+
+    def records(self, *, after: int = 0) -> Iterator[NumberedRequest | BadRecord]:
         """Requests and bad records in the file's order.
 
+        Args:
+            after: Number of the last record that is not wanted; what lies before is skipped, not converted.
+
         Raises:
-            InputError: The file is missing, empty, of no known format, or a JSON array that breaks off.
+            InputError: The file is missing, empty, damaged or of no known format, or a JSON array that breaks off.
         """
         convert = self.format.convert
-        for number, record in read_records(self.path):
+        for number, record in read_parts(self.parts, after=after):
             if isinstance(record, BadRecord):
                 yield record
                 continue
@@ -70,18 +107,16 @@ class EditFile:
     def _recognise(self) -> Format:
         fields: list[str] | None = None
         bad = None
-        for number, record in read_records(self.path):
+        for _, record in islice(read_parts(self.parts), _LOOKED_AT):
             if isinstance(record, BadRecord):
                 bad = bad or record
             elif (found := recognise(record)) is not None:
                 return found
             elif fields is None:
                 fields = sorted(record)
-            if number >= _LOOKED_AT:
-                break
         if fields is not None:
             named = ", ".join(repr(name) for name in fields[:10]) or "none"
             raise InputError(f"{self.path}: of no known format; its first record has the fields {named}; expected prompt and target at least")
         if bad is not None:
-            raise InputError(f"{self.path}: record {bad.number}: {bad.reason}; expected edits as JSON lines or a JSON array")
-        raise InputError(f"{self.path}: holds no record; expected edits as JSON lines or a JSON array")
+            raise InputError(f"{self.path}: record {bad.number}: {bad.reason}; expected edits as {EXPECTED}")
+        raise InputError(f"{self.path}: holds no record; expected edits as {EXPECTED}")

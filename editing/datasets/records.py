@@ -1,15 +1,18 @@
-"""Raw records of an edit file, one at a time: a JSON array or JSON lines, whichever the file's first character tells.
+"""Raw records of a text, one at a time: a JSON array or JSON lines, whichever its first character tells.
 
 An array is cut into elements by its brackets, commas and quotes alone, and each element is parsed like a line, on its
 own: what is wrong with one costs that record and no other. Only an array that is never closed is an error of the file.
 """
 
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import pyarrow as pa
 
 from editing.errors import InputError
 
@@ -18,8 +21,12 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|["\[\]{},]', re.DOTALL)
 
 _CHUNK_BYTES = 2**18
 
-_MAX_ELEMENT_BYTES = 2**24
+_STREAM_BYTES = 2**16
+
+_MAX_RECORD_BYTES = 2**24
 """Far above any edit: after a lost quote, all the rest of an array looks like one element."""
+
+EXPECTED = "JSON lines, a JSON array or Parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,44 +44,83 @@ class BadRecord:
     raw: Any = None
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
-    """Records with their numbers, from 1.
+Records = Generator[tuple[int, dict[str, Any] | BadRecord], None, int]
+"""Records with their numbers; returns the number of the last."""
+
+
+def read_text(path: Path, compression: str | None, *, first: int, after: int) -> Records:
+    """Records of a text, plain or compressed; those up to ``after`` are passed over without a look at what they say.
+
+    Args:
+        path: The file.
+        compression: ``gzip``, ``zstd`` or ``None``.
+        first: Number of the record before the text's first.
+        after: Number of the last record that is not wanted.
 
     Raises:
-        InputError: The file cannot be read, is empty, or is a JSON array that is not closed or goes on after its end.
+        InputError: The text is empty, or breaks off: a compressed stream, or a JSON array that is not closed or goes on after its end.
     """
+    number = first
     try:
-        with path.open("rb") as file:
-            first = _first_character(file)
-            if not first:
-                raise InputError(f"{path}: is empty; expected edits as JSON lines or a JSON array")
-            for number, text in enumerate(_elements(path, file) if first == b"[" else _lines(file), start=1):
-                yield number, _parse(number, text)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a file with edits") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; expected a file with edits") from None
-    except PermissionError:
-        raise InputError(f"{path}: may not be read by this user") from None
-    except OSError as error:  # a pipe among others: the file is read more than once
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); expected a plain file with edits") from None
+        with _open(path, compression) as file:
+            start = _first_character(file)
+            if not start:
+                raise InputError(f"{path}: is empty; expected edits as {EXPECTED}")
+            texts = _elements(path, file, first) if start == b"[" else _lines(path, file, first)
+            for number, text in enumerate(texts, start=first + 1):
+                if number > after:
+                    yield number, _parse(number, text)
+    except OSError as error:
+        raise damaged(path, f"{compression} stream", number, error) from None
+    return number
 
 
-def _first_character(file: BinaryIO) -> bytes:
-    if file.read(3) != b"\xef\xbb\xbf":  # a byte-order mark, which some editors write
-        file.seek(0)
-    start = file.tell()
-    while (character := file.read(1)).isspace():
-        pass
-    file.seek(start)
-    return character
+def begins_like_json(path: Path, compression: str | None) -> bool:
+    """Whether the first character is that of a JSON object or array."""
+    try:
+        with _open(path, compression) as file:
+            return _first_character(file) in (b"{", b"[")
+    except OSError as error:
+        raise damaged(path, f"{compression} stream", 0, error) from None
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    return (line for line in file if line.strip())
+def damaged(path: Path, what: str, number: int, error: Exception) -> Exception:
+    """The error of a file whose content cannot be decoded after a record; errors of the system stay what they are."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    reason = (str(error).splitlines() or ["unknown"])[0].rstrip(". ")
+    where = f" after record {number}" if number else ""
+    return InputError(f"{path}: the {what} is damaged or cut off{where} ({reason}); write or copy the file again")
 
 
-def _elements(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _open(path: Path, compression: str | None) -> io.BufferedReader:
+    """The text's bytes; a stream that breaks off raises an OSError that has no ``errno``."""
+    if compression is None:
+        return path.open("rb")
+    return io.BufferedReader(pa.input_stream(str(path), compression=compression), _STREAM_BYTES)
+
+
+def _first_character(file: io.BufferedReader) -> bytes:
+    """The first character that is not blank; whole buffers of blanks, and a byte-order mark, are passed over."""
+    if file.peek(3).startswith(b"\xef\xbb\xbf"):  # which some editors write
+        file.read(3)
+    while (ahead := file.peek()) and not ahead.strip():
+        file.read(len(ahead))
+    return ahead.strip()[:1]
+
+
+def _lines(path: Path, file: BinaryIO, first: int) -> Iterator[bytes]:
+    number = first
+    while line := file.readline(_MAX_RECORD_BYTES):
+        if not line.strip():
+            continue
+        number += 1
+        if len(line) == _MAX_RECORD_BYTES:
+            raise _too_long(path, number, "a line end")
+        yield line
+
+
+def _elements(path: Path, file: BinaryIO, first: int) -> Iterator[bytes]:
     """The text of each element of the file's array."""
     buffer, at, start, depth, count = b"", 0, 0, 0, 0
     while chunk := file.read(_CHUNK_BYTES):
@@ -94,9 +140,13 @@ def _elements(path: Path, file: BinaryIO) -> Iterator[bytes]:
             if depth == 0:
                 _expect_end(path, file, buffer[at:] if mark == b"]" else mark, count)
                 return
-        if len(buffer) - start > _MAX_ELEMENT_BYTES:
-            raise InputError(f"{path}: record {count + 1}: is over {_MAX_ELEMENT_BYTES >> 20} MiB long; expected a quote or bracket that closes it")
-    raise InputError(f"{path}: record {count + 1}: the JSON array breaks off; expected ] at the end of the file")
+        if len(buffer) - start > _MAX_RECORD_BYTES:
+            raise _too_long(path, first + count + 1, "a quote or bracket that closes it")
+    raise InputError(f"{path}: record {first + count + 1}: the JSON array breaks off; expected ] at the end of the file")
+
+
+def _too_long(path: Path, number: int, expected: str) -> InputError:
+    return InputError(f"{path}: record {number}: is over {_MAX_RECORD_BYTES >> 20} MiB long; expected {expected}")
 
 
 def _expect_end(path: Path, file: BinaryIO, rest: bytes, count: int) -> None:

@@ -1,18 +1,27 @@
 """Readers: every format comes out right, and nothing that a file can hold stops more than its own record."""
 
+import gzip
 import json
+import random
+import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editing import EditRequest, InputError
 from editing.datasets import FORMATS, BadRecord, EditFile, NumberedRequest
+from editing.datasets import parquet as parquet_module
 from editing.datasets import records as records_module
+from editing.datasets.parts import find_parts, read_parts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LOCALITY = {"locality_prompt": "Spain's capital is", "locality_answer": "Madrid"}
@@ -138,7 +147,7 @@ def test_an_array_is_cut_into_its_elements_wherever_a_chunk_ends(chunk: int, tmp
     monkeypatch.setattr(records_module, "_CHUNK_BYTES", chunk)
     for ascii_only in (True, False):
         path = write(tmp_path / "edits", "\ufeff \n" + json.dumps(values, ensure_ascii=ascii_only, indent=2) + "\n\n")
-        assert [value for _, value in records_module.read_records(path)] == values
+        assert [value for _, value in read_parts(find_parts(path))] == values
 
 
 GOOD = json.dumps({"prompt": "a", "target": "b"}).encode()
@@ -185,10 +194,317 @@ def test_an_array_that_goes_on_after_its_end_is_an_error_of_the_file(content: by
 
 
 def test_a_lost_quote_does_not_read_a_huge_array_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "_MAX_ELEMENT_BYTES", 2**20)
+    monkeypatch.setattr(records_module, "_MAX_RECORD_BYTES", 2**20)
     path = write(tmp_path / "edits", b"[" + GOOD + b", [" + GOOD + b"," + b" " * 2**22 + b"]")
     with pytest.raises(InputError, match="record 2: is over 1 MiB long; expected a quote or bracket that closes it"):
         list(EditFile(path))
+
+
+def test_a_line_that_never_ends_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "_MAX_RECORD_BYTES", 2**20)
+    path = write(tmp_path / "edits", gzip.compress(GOOD + b"\n" + b"x" * 2**22))
+    with pytest.raises(InputError, match="record 2: is over 1 MiB long; expected a line end"):
+        list(EditFile(path))
+
+
+# --- containers: the same records, however they are wrapped
+
+
+def lines(records: Sequence[Any]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+def write_parquet(path: Path, records: Sequence[Any], **options: Any) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(records)), path, **options)
+    return path
+
+
+def write_parts(path: Path, records: Sequence[Any], write_part: Callable[[Path, Sequence[Any]], Any]) -> Path:
+    """Parts of three records, and what programs leave beside them."""
+    path.mkdir()
+    for a in reversed(range(0, len(records), 3)):
+        write_part(path / f"part-{a:05d}", records[a : a + 3])
+    for name in ("_SUCCESS", ".part-00000.crc"):
+        (path / name).write_bytes(b"x")
+    return path
+
+
+CONTAINERS: dict[str, Callable[[Path, Sequence[Any]], Path]] = {
+    "lines": lambda path, records: write(path, lines(records)),
+    "array": lambda path, records: write(path, json.dumps(records)),
+    "gzip lines": lambda path, records: write(path, gzip.compress(lines(records))),
+    "gzip array": lambda path, records: write(path, gzip.compress(json.dumps(records, indent=1).encode())),
+    "gzip members": lambda path, records: write(path, gzip.compress(lines(records[:1])) + gzip.compress(lines(records[1:]))),
+    "zstd lines": lambda path, records: write(path, zstd(lines(records))),
+    "zstd array": lambda path, records: write(path, zstd(json.dumps(records).encode())),
+    "Parquet": lambda path, records: write_parquet(path, records, row_group_size=4),
+    "Parquet parts": lambda path, records: write_parts(path, records, lambda p, r: write_parquet(p, r, row_group_size=2)),
+    "JSON parts": lambda path, records: write_parts(path, records, lambda p, r: write(p, json.dumps(r))),
+    "gzip parts": lambda path, records: write_parts(path, records, lambda p, r: write(p, gzip.compress(lines(r)))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_each_format_comes_out_of_each_container_with_the_same_numbers(case: str, container: str, tmp_path: Path) -> None:
+    name, record, expected = CASES[case]
+    file = EditFile(CONTAINERS[container](tmp_path / "edits", [record] * 7))
+    assert file.format.name == name
+    assert list(file) == [NumberedRequest(number, expected) for number in range(1, 8)]
+    assert list(file) == list(EditFile(file.path, name))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_reading_on_after_any_record_gives_the_rest(container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_module, "_BATCH_ROWS", 3)
+    records = [{"prompt": f"p{i}", "target": f"t{i}" if i % 5 else None, "id": str(i)} for i in range(1, 14)]
+    file = EditFile(CONTAINERS[container](tmp_path / "edits", records))
+    read = list(file)
+    assert [record.number for record in read] == list(range(1, 14))
+    assert [r.request.id if isinstance(r, NumberedRequest) else r.reason.split(":")[0] for r in read] == [
+        str(i) if i % 5 else "target" for i in range(1, 14)
+    ]
+    for after in range(16):
+        assert list(file.records(after=after)) == read[after:]
+
+
+@pytest.mark.parametrize("as_array", [False, True], ids=["lines", "array"])
+def test_skipped_text_is_not_parsed(as_array: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    parse = records_module._parse
+    monkeypatch.setattr(records_module, "_parse", lambda number, text: parsed.append(number) or parse(number, text))
+    file = EditFile(CONTAINERS["array" if as_array else "gzip lines"](tmp_path / "edits", [JSONL] * 9), "jsonl")
+    assert [record.number for record in file.records(after=6)] == parsed == [7, 8, 9]
+
+
+def test_skipped_row_groups_are_not_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "edits", [{"prompt": f"p{i}", "target": "t"} for i in range(30)], row_group_size=10, compression="none")
+    content = bytearray(path.read_bytes())
+    end = pq.read_metadata(path).row_group(2).column(0).dictionary_page_offset
+    content[4:end] = b"\xff" * (end - 4)
+    path.write_bytes(content)
+    file = EditFile(path, "jsonl")
+    assert [record.number for record in file.records(after=25)] == [26, 27, 28, 29, 30]
+    with pytest.raises(InputError, match="Parquet file is damaged or cut off after record 10 "):
+        list(file.records(after=10))
+
+
+def test_what_is_known_without_reading(tmp_path: Path) -> None:
+    known = {}
+    for name, write_as in CONTAINERS.items():
+        file = EditFile(write_as(tmp_path / name, [JSONL] * 7))
+        known[name] = (file.num_records, file.text_bytes)
+    text = len(lines([JSONL] * 7))
+    array = len(json.dumps([JSONL] * 7))
+    assert known == {
+        **dict.fromkeys(CONTAINERS, (None, None)),
+        "lines": (None, text),
+        "array": (None, array),
+        "JSON parts": (None, 2 * len(json.dumps([JSONL] * 3)) + len(json.dumps([JSONL]))),
+        "Parquet": (7, None),
+        "Parquet parts": (7, None),
+    }
+
+
+def test_a_container_is_told_by_its_bytes_not_by_its_name(tmp_path: Path) -> None:
+    for name, content in (("a.parquet", lines([JSONL])), ("b.json", gzip.compress(lines([JSONL]))), ("c.gz", zstd(lines([JSONL])))):
+        assert list(EditFile(write(tmp_path / name, content))) == [NumberedRequest(1, EXPECTED)]
+    assert list(EditFile(write_parquet(tmp_path / "d.jsonl", [JSONL]))) == [NumberedRequest(1, EXPECTED)]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd, bytes])
+def test_leading_blanks_and_a_byte_order_mark_are_passed_over(
+    compress: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "_STREAM_BYTES", 8)
+    for mark in (b"", b"\xef\xbb\xbf"):
+        for text in (lines([JSONL]), json.dumps([JSONL]).encode()):
+            assert list(EditFile(write(tmp_path / "edits", compress(mark + b" \n" * 20_000 + text)))) == [NumberedRequest(1, EXPECTED)]
+
+
+DICE = random.Random(3)
+MANY = [{"prompt": f"What is {DICE.random()}?", "target": str(i)} for i in range(40_000)]
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 3 // 4]
+
+
+def cut_end(content: bytes) -> bytes:
+    return content[:-5]
+
+
+def scramble(content: bytes) -> bytes:
+    at = len(content) * 4 // 5
+    return content[:at] + b"\xff" * 200 + content[at + 200 :]
+
+
+def blank_footer(content: bytes) -> bytes:
+    length = int.from_bytes(content[-8:-4], "little")
+    return content[: -8 - length] + b"\0" * length + content[-8:]
+
+
+@pytest.mark.parametrize("damage", [cut, cut_end, scramble])
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_damaged_stream_is_one_line_that_names_the_file_and_the_record_reached(kind: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    content = {"gzip": gzip.compress, "zstd": zstd}[kind](lines(MANY))
+    path = write(tmp_path / "edits", damage(content))
+    read: list[NumberedRequest | BadRecord] = []
+    with pytest.raises(InputError, match=rf"^{path}: the {kind} stream is damaged or cut off after record \d+ \(.*\); write or copy") as error:
+        read.extend(EditFile(path))
+    assert "\n" not in str(error.value)
+    assert len(read) > 500
+    assert f"after record {len(read)} (" in str(error.value)
+    intact = 1000 if damage is scramble else len(read)  # bytes that are wrong may decode to something before a checksum tells
+    assert [r.request.target for r in read[:intact] if isinstance(r, NumberedRequest)] == [record["target"] for record in MANY[:intact]]
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxxxxx", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfdxxxxx", gzip.compress(b""), b"PAR1", b"PAR1PAR1"]
+)
+def test_what_only_begins_like_a_container_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "edits", content)
+    with pytest.raises(InputError, match=rf"^{path}: (the (gzip|zstd) stream|the Parquet file|is empty)") as error:
+        EditFile(path).format  # noqa: B018
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [cut, cut_end, scramble, blank_footer])
+def test_a_damaged_parquet_file_is_one_line_that_names_it(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "edits", MANY, row_group_size=5000, write_page_checksum=True)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=rf"^{path}: the Parquet file is damaged or cut off (after record \d+ )?\(") as error:
+        list(EditFile(path))
+    assert "\n" not in str(error.value)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from(["Parquet", "gzip lines", "zstd array"]))
+def test_any_damage_is_a_refused_file_or_records(data: st.DataObject, container: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        content = bytearray(CONTAINERS[container](Path(folder) / "edits", [JSONL, NESTED] * 5).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    read_all(bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]), "jsonl")
+
+
+def test_records_are_numbered_over_the_parts_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, targets in (("b", "34"), ("a", "12"), ("c", "5")):
+        write(tmp_path / name, zstd(lines([{"prompt": "p", "target": t} for t in targets])))
+    (tmp_path / "b").write_bytes(gzip.compress(lines([{"prompt": "p"}, {"prompt": "p", "target": "4"}])))
+    read = list(EditFile(tmp_path))
+    assert [r.request.target if isinstance(r, NumberedRequest) else (r.number, r.reason[:6]) for r in read] == ["1", "2", (3, "target"), "4", "5"]
+
+
+def test_an_error_in_a_later_part_names_it_and_counts_on(tmp_path: Path) -> None:
+    write(tmp_path / "a", json.dumps([JSONL, JSONL]))
+    write(tmp_path / "b", json.dumps([JSONL, JSONL])[:-5])
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'b'}: record 4: the JSON array breaks off"):
+        list(EditFile(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("README.md", b"# Edits", r"README.md: expected a part that is JSON lines, a JSON array or Parquet; move it"),
+        ("z.json", b"{}", r"z.json: expected parts of one kind in a folder, but edits.parquet is Parquet and z.json is not Parquet; move it"),
+        ("z.parquet", b"PAR1", r"z.parquet: the Parquet file is damaged or cut off \("),
+    ],
+)
+def test_what_does_not_belong_in_a_folder_is_refused_before_anything_is_read(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "edits"
+    folder.mkdir()
+    write(folder / "edits.json", lines([JSONL])) if name == "README.md" else write_parquet(folder / "edits.parquet", [JSONL])
+    write(folder / name, content)
+    with pytest.raises(InputError, match=words):
+        EditFile(folder).num_records  # noqa: B018
+
+
+def test_a_value_of_another_type_in_parquet_is_a_bad_record_with_its_field(tmp_path: Path) -> None:
+    table = pa.table({"prompt": [b"p", b"q"], "target": ["a", "b"], "rephrase": [None, 0.5]})
+    pq.write_table(table, tmp_path / "edits")
+    assert [record.reason for record in EditFile(tmp_path / "edits") if isinstance(record, BadRecord)] == [
+        "prompt: expected a text, found bytes",
+        "prompt: expected a text, found bytes",
+    ]
+    pq.write_table(table.set_column(0, "prompt", pa.array(["p", "q"])), tmp_path / "edits")
+    good, bad = EditFile(tmp_path / "edits")
+    assert good == NumberedRequest(1, EditRequest("p", "a"))
+    assert bad == BadRecord(2, "rephrase: expected a text, found float", {"prompt": "q", "target": "b", "rephrase": 0.5})
+
+
+def test_a_null_in_parquet_is_a_missing_field(tmp_path: Path) -> None:
+    """Rows of two formats in one table: every row has every column."""
+    names = sorted({*MEND, *JSONL, *BENCH})
+    file = EditFile(write_parquet(tmp_path / "edits", [{name: record.get(name) for name in names} for record in ({"prompt": "p"}, MEND)]))
+    assert file.format.name == "zsre"
+    missing, good = file
+    assert isinstance(missing, BadRecord)
+    assert isinstance(good, NumberedRequest)
+    assert good.request.target == "Rome"
+
+
+def test_a_value_that_cannot_be_read_costs_its_own_record_only(tmp_path: Path) -> None:
+    offsets, letters = pa.array([b"a", b"\xff", b"c"]).buffers()[1:]
+    prompts = pa.StringArray.from_buffers(3, offsets, letters)
+    pq.write_table(pa.table({"prompt": prompts, "target": ["1", "2", "3"]}), tmp_path / "edits", store_schema=False)
+    first, bad, last = EditFile(tmp_path / "edits")
+    assert (first, last) == (NumberedRequest(1, EditRequest("a", "1")), NumberedRequest(3, EditRequest("c", "3")))
+    assert isinstance(bad, BadRecord)
+    assert (bad.number, bad.reason[:35]) == (2, "holds a value that cannot be read (")
+
+
+# --- constant memory
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from editing.datasets import EditFile
+def kilobytes(name):  # getrusage would give the peak of the process that started this one, if that was higher
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+before = kilobytes("VmRSS")
+count = sum(1 for _ in EditFile(sys.argv[1]))
+print(count, (kilobytes("VmHWM") - before) // 1000)
+"""
+
+
+def write_many(path: Path, container: str, count: int) -> Path:
+    """A hundred thousand different records, again and again."""
+    block = [{**JSONL, "prompt": f"The capital of country {i} is", "target": f"city {i * 7919 % 100_003}"} for i in range(100_000)]
+    if container == "zstd":
+        with pa.output_stream(str(path), compression="zstd") as file:
+            for _ in range(count // len(block)):
+                file.write(lines(block))
+        return path
+    table = pa.Table.from_pylist(block)
+    if container == "one row group":
+        options = {"compression": "none", "use_dictionary": False}  # hundreds of MB, were it read at once
+        pq.write_table(pa.concat_tables([table] * (count // len(block))), path, row_group_size=count, **options)
+        return path
+    path.mkdir()
+    pq.write_table(table, path / "part-000", row_group_size=20_000)
+    for part in range(1, count // len(block)):
+        shutil.copyfile(path / "part-000", path / f"part-{part:03d}")
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
+@pytest.mark.parametrize("count", [100_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("container", ["zstd", "parts", "one row group"])
+def test_memory_does_not_grow_with_the_file(container: str, count: int, tmp_path: Path) -> None:
+    path = write_many(tmp_path / "edits", container, count)
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    read, grown = map(int, done.stdout.split())
+    assert read == count
+    assert grown < 200, f"{grown} MB"
+
+
+# --- any content
 
 
 JUNK = st.recursive(
@@ -244,7 +560,7 @@ def test_an_array_is_read_as_python_reads_it(values: list[Any], indent: int | No
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(records_module, "_CHUNK_BYTES", chunk)
         path = write(Path(folder) / "edits", json.dumps(values, indent=indent))
-        found = [value if isinstance(value, dict) else value.raw for _, value in records_module.read_records(path)]
+        found = [value if isinstance(value, dict) else value.raw for _, value in read_parts(find_parts(path))]
     assert json.dumps(found) == json.dumps(values)  # as text, where NaN equals NaN
 
 

@@ -1,5 +1,7 @@
 """The loop, driven by a small worker without a model."""
 
+import gzip
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,3 +146,25 @@ def test_no_eval_still_writes_every_edit(tmp_path: Path) -> None:
     out = run(tmp_path, ScriptedWorker(), eval=False)
     assert len(rows(out)) == 7
     assert read(out)["efficacy"] is None
+
+
+def test_a_large_input_starts_without_being_read_and_its_digest_is_in_the_checkpoint(tmp_path: Path) -> None:
+    edits = tmp_path / "edits.json"
+    edits.write_bytes(b'[{"prompt": "p", "target": "t"}' + b', {"prompt": "p", "target": "t"}' * 600_000)  # and no end
+    options = {"model": "m", "edits": str(edits), "output": str(tmp_path / "out"), "edits_per_turn": 2}
+    out = Coordinator(RunConfig(**options, limit=4), ScriptedWorker(), NoTracker(), Progress(Console(quiet=True), enabled=False)).run()
+    digest = hashlib.sha256(edits.read_bytes()).hexdigest()
+    source = {"path": str(edits), "format": "jsonl", "sha256": digest, "limit": 4}
+    assert read(out)["edits"] == 4
+    assert json.loads((out / "run.json").read_text())["input"] == source
+    (checkpoint,) = (out / "checkpoints").glob("turn-*")
+    assert json.loads((checkpoint / "manifest.json").read_text())["state"]["source"] == source
+
+
+def test_a_large_input_without_a_usable_edit_fails_at_its_end_and_writes_nothing(tmp_path: Path) -> None:
+    edits = tmp_path / "edits.jsonl.gz"
+    edits.write_bytes(gzip.compress(b'{"prompt": "p", "target": ""}\n' * 1500))
+    config = RunConfig(model="m", edits=str(edits), output=str(tmp_path / "out"))
+    with pytest.raises(UltraEditError, match=r"no edit was applied: 1500 records were rejected, .* because target: "):
+        Coordinator(config, ScriptedWorker(), NoTracker(), Progress(Console(quiet=True), enabled=False)).run()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["edits.jsonl.gz"]

@@ -1,6 +1,7 @@
 """Whatever ends a run, going on with it gives the bits of a run that nothing disturbed."""
 
 import errno
+import gzip
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -230,6 +232,37 @@ def test_a_changed_input_is_refused(edits: Path, tmp_path: Path, ultraedit: Call
     changed = tmp_path / "changed.jsonl"
     changed.write_text(edits.read_text().replace("capital", "Capital"))
     outcome = ultraedit(*arguments(changed, tmp_path / "out", "--resume", "auto"))
+    assert outcome.code == 1
+    assert "has not finished its input" in outcome.errors[0]
+
+
+def wrap(edits: Path, container: str, path: Path) -> Path:
+    """The same edits in another container."""
+    lines = edits.read_text().splitlines(keepends=True)
+    if container == "gzip":
+        path.write_bytes(gzip.compress("".join(lines).encode()))
+    elif container == "Parquet":
+        pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), path, row_group_size=7)
+    else:
+        path.mkdir()
+        for part, a in enumerate(range(0, len(lines), 10)):
+            (path / f"part-{part}.json").write_text(f"[{','.join(lines[a : a + 10])}]")
+    return path
+
+
+@pytest.mark.parametrize("container", ["gzip", "Parquet", "folder"])
+def test_a_resumed_run_over_another_container_ends_in_the_same_bits(container: str, edits: Path, undisturbed: Path, tmp_path: Path) -> None:
+    wrapped, out = wrap(edits, container, tmp_path / "edits"), tmp_path / "out"
+    interrupted(wrapped, out)
+    assert finish(arguments(wrapped, out, "--resume", "auto")) == 0
+    assert_same(out, undisturbed)
+
+
+def test_a_folder_whose_part_was_renamed_is_another_input(edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
+    wrapped = wrap(edits, "folder", tmp_path / "edits")
+    interrupted(wrapped, tmp_path / "out")
+    (wrapped / "part-6.json").rename(wrapped / "part-7.json")
+    outcome = ultraedit(*arguments(wrapped, tmp_path / "out", "--resume", "auto"))
     assert outcome.code == 1
     assert "has not finished its input" in outcome.errors[0]
 
