@@ -1,5 +1,6 @@
 # make demo     edit Gemma 3 270M with 240 facts        make check    ruff and mypy
 # make test     all tests but the slow ones             make bench    this project against a plain baseline
+# make soak     a million edits of a tiny model, killed and resumed; an hour or more
 PYTHON ?= python3.11
 VENV   ?= .venv
 # A GPU machine brings its own: make demo TORCH=torch, or VENV=/a/venv/with/torch TORCH=
@@ -7,7 +8,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow check format bench soak clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -29,6 +30,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m orchestrator.demo
 	$(BIN)/python -m tests.benchmarks.bench
+
+soak: $(READY)
+	$(BIN)/python -m tests.benchmarks.soak
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

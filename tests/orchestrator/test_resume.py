@@ -294,3 +294,11 @@ def test_resuming_what_is_complete_changes_nothing(edits: Path, tmp_path: Path, 
     assert "nothing to do" in outcome.stderr
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_soak_in_small_holds(tmp_path: Path) -> None:
+    from tests.benchmarks.soak import soak
+
+    found = soak(tmp_path, count=3000, kills=1)
+    timing = {name for name in found if name.startswith("processor")}  # 30 turns are too few to tell
+    assert [name for name, (_, holds) in found.items() if not holds and name not in timing] == []
