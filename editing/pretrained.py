@@ -141,17 +141,18 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         file.chmod(0o666 & ~umask)
 
 
-def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
+def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
     """SHA-256 over a sample of every weight, the same for the same model wherever it lies; cheap at any size.
 
     Args:
         weights: The model's parameters, whole, by name and in its order, tied ones once; they are taken one by one.
+        dtype: Precision in which the model is held, if that is not the weights' own.
     """
     digest = hashlib.sha256()
     for name, weight in weights:
         flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLE)].cpu().contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLE)].cpu().to(dtype or weight.dtype).contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {sample.dtype}".encode())
         digest.update(sample.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -5,7 +5,7 @@ Nothing here holds more than one weight at a time.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,11 @@ class WeightFiles:
         file, key = self._places[self._tied.get(name, name)]
         return file.get_slice(key)
 
-    def whole(self) -> Iterable[tuple[str, Tensor]]:
-        """All parameters, one by one, in the model's order and the files' precision."""
-        return ((name, self.slice(name)[:]) for name in self.shapes)
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters, one by one, in the model's order and the files' precision. Mapped: only what is looked at is read."""
+        for name in self.shapes:
+            file, key = self._places[name]
+            yield name, file.get_tensor(key)
 
     def _check(self) -> None:
         found = {name: tuple(self.slice(name).get_shape()) for name in self.shapes if name in self._places}
@@ -163,9 +165,10 @@ def _renaming(folder: Path, model: PreTrainedModel) -> Callable[[str], str]:
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    known = {name: True for name in model.state_dict()}
+    known = dict.fromkeys(model.state_dict(), True)
 
     def rename(key: str) -> str:
+        name: str
         name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
         if converted is not None:
             raise ModelError(f"{folder}: {key} is stored in another form than the model has it in memory; save the model anew to shard it")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from editing.errors import ModelError
 from editing.parts import Part, consecutive
 
+
 def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: torch.device) -> Any:
     """Cut a model on the meta device. Collective.
 
@@ -91,7 +92,7 @@ class CopyToShards(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient, group=ctx.group)
         return None, gradient
@@ -102,7 +103,8 @@ def head_forward(head: Any, hidden: Tensor) -> Tensor:
     from deepspeed.module_inject import layers
 
     offset = sum(head._partition_sizes[: head.tp_index])
-    part = CopyToShards.apply(head.mp_group, hidden)[..., offset : offset + head._partition_sizes[head.tp_index]]
+    copy_to_shards: Any = CopyToShards.apply
+    part = copy_to_shards(head.mp_group, hidden)[..., offset : offset + head._partition_sizes[head.tp_index]]
     logits = layers.RowParallel.apply(head.mp_group, torch.matmul(part, head.weight.t()), True)
     return add_bias(logits, head.bias)
 

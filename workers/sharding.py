@@ -40,7 +40,7 @@ class ShardedEngine:
         return sum(torch.Size(shape).numel() for shape in self._files.shapes.values())
 
     def fingerprint(self) -> str:
-        return pretrained.fingerprint((name, weight.to(self._dtype)) for name, weight in self._files.whole())
+        return pretrained.fingerprint(self._files.whole(), self._dtype)
 
     def saved_size(self) -> int:
         return self.num_parameters() * self._dtype.itemsize
@@ -112,7 +112,8 @@ def fill(model: nn.Module, files: WeightFiles) -> None:
 
 def _cut(source: Any, part: Part | None, leaf: str) -> Tensor:
     if part is None or (leaf == "bias" and part.axis == "keys"):  # a bias is added after the sum over shards, by each of them
-        return source[:]
+        whole: Tensor = source[:]
+        return whole
     return part.cut(source)
 
 
@@ -126,7 +127,7 @@ def parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

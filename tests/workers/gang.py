@@ -31,7 +31,7 @@ def _shard(rank: int, num_shards: int, port: int, jobs: Sequence[Job], folder: s
         try:
             run(job, placement).write(Path(folder), f"{job.name}.{rank}")
         except BaseException:
-            print(f"shard {rank}, job {job.name}", file=sys.stderr)
+            sys.stderr.write(f"shard {rank}, job {job.name}\n")
             raise
 
 
