@@ -37,7 +37,7 @@ soak: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,distributed,demo,dev]"
 	touch $@
 
 clean:

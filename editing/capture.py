@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from editing.decoder import Decoder
 from editing.matmul import full_speed
+from editing.parts import part_of
 from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch
 
 
@@ -23,8 +24,8 @@ class TurnRows:
     """What one turn's rows left behind. ``n`` rows, in the order of the turn's sequences.
 
     Attributes:
-        keys: Per module ``(n, d_in)`` float32, the module's input at each row.
-        value_gradients: Per module ``(n, d_out)`` float32, gradient of the group's loss at the module's output.
+        keys: Per module ``(n, d_in)`` float32, or a shard's part of it: the module's input at each row.
+        value_gradients: Per module ``(n, d_out)`` float32, or a shard's part of it: gradient of the group's loss at the module's output.
         losses: ``(n,)`` float32, cross-entropy of each row in nats, before the shift.
         correct: ``(n,)`` bool, whether the row's likeliest token is the answer's.
     """
@@ -67,8 +68,8 @@ def capture(
     n, device = len(weights), decoder.device
     weights = weights.to(device)
     rows = TurnRows(
-        keys={name: torch.empty(n, m.in_features, device=device) for name, m in modules.items()},
-        value_gradients={name: torch.empty(n, m.out_features, device=device) for name, m in modules.items()},
+        keys={name: torch.empty(n, part_of(m).num_keys, device=device) for name, m in modules.items()},
+        value_gradients={name: torch.empty(n, part_of(m).num_values, device=device) for name, m in modules.items()},
         losses=torch.empty(n, device=device),
         correct=torch.empty(n, dtype=torch.bool, device=device),
     )

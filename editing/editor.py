@@ -11,7 +11,7 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 from editing import pretrained
@@ -28,6 +28,7 @@ from editing.decoder import Decoder
 from editing.errors import InputError, TurnRefused
 from editing.modules import describe_editable, resolve
 from editing.normalizer import MomentRule, Moments
+from editing.parts import Part, Shape, part_of
 from editing.prefix import predict, run_prefix
 from editing.presets import find_preset
 from editing.reductions import NoReductions, Reductions
@@ -35,8 +36,6 @@ from editing.requests import EditRequest
 from editing.shift import Shift, SolveForm, gram_matrix, solve_features, solve_rows, targets
 from editing.tokenization import DEFAULT_BATCH_TOKENS
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
-
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,8 @@ class EditorConfig:
         group_size: Edits over whose answer tokens the loss is averaged.
         moments: Rule of the lifelong moments.
         ridge: Strength of the ridge in the solve.
-        solve: Which linear system is solved; ``auto`` takes the smaller.
+        solve: Which linear system is solved; ``auto`` takes the smaller. A module whose keys are sliced over shards is
+            always solved in the row form, for which no shard needs a whole key.
         masters: Keep float32 copies of edited modules whose weights are of lower precision.
         batch_tokens: Padded tokens in one physical batch; changes speed and memory, not results.
         cache_prefix: Run the layers below the lowest edited one apart, for many turns at once.
@@ -85,16 +85,19 @@ class Editor:
     """A causal language model that can be edited.
 
     Args:
-        model: A Hugging Face causal language model. It is frozen, and edited in place.
+        model: A Hugging Face causal language model, or one shard of it. It is frozen, and edited in place.
         tokenizer: Its tokenizer.
         config: How edits are made.
-        reductions: How partial results of fellow workers become whole; one worker needs none.
+        reductions: How partial results of fellow workers become whole; one worker needs none. With several shards every
+            method is called on all of them, with the same arguments and in the same order.
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
         moments: Lifelong moments by module shape ``(d_in, d_out)``.
         turns: Turns applied so far.
         modules: The edited modules by name.
+        parts: What this worker holds of each of them.
+        reductions: As given.
         masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
 
@@ -104,12 +107,13 @@ class Editor:
         self.config = config
         self.decoder = Decoder(model)
         self.modules = resolve(self.decoder, config.modules)
+        self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
         self.moments: dict[Shape, Moments] = {}
         self.turns = 0
-        self._reductions = reductions or NoReductions()
+        self.reductions = reductions or NoReductions()
         self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
-        self._original_norms = {name: _norm(weight) or 1.0 for name, weight in self._originals.items()}
+        self._original_norms = {name: self._whole_norm(name, _squared_norm(weight)) or 1.0 for name, weight in self._originals.items()}
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -140,6 +144,22 @@ class Editor:
             InputError: An option is not usable, or there is no preset and ``modules`` or ``learning_rate`` is not given.
         """
         model, tokenizer = pretrained.load(name, device=pretrained.choose_device(device), dtype=dtype)
+        return cls.of_loaded(model, tokenizer, name, modules=modules, learning_rate=learning_rate, preset=preset, **options)
+
+    @classmethod
+    def of_loaded(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        name: str | Path,
+        *,
+        modules: Sequence[str] | None = None,
+        learning_rate: float | None = None,
+        preset: str | None = None,
+        reductions: Reductions | None = None,
+        **options: Any,
+    ) -> "Editor":
+        """As :meth:`from_pretrained`, with a model that has been loaded, whole or one shard of it."""
         decoder = Decoder(model)
         decoder.verify()
         if modules is None or learning_rate is None:
@@ -148,7 +168,7 @@ class Editor:
                 raise InputError(f"{name}: no preset knows this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
             modules = found.modules if modules is None else modules
             learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options))
+        return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options), reductions)
 
     @property
     def uses_masters(self) -> bool:
@@ -200,9 +220,9 @@ class Editor:
         rows = self._capture(prepared)
         clock.lap("capture")
         moments = self._merged_moments(rows, prepared.turn)
-        shifts = {name: self._solve(name, rows, moments[_shape(m)]) for name, m in self.modules.items()}
-        norms = {name: shift.norm() for name, shift in shifts.items()}
-        _check_shifts(shifts, norms)
+        shifts = {name: self._solve(name, rows, moments[part.shape]) for name, part in self.parts.items()}
+        norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
+        _check_norms(norms)
         self._check_change(shifts)
         clock.lap("solve")
         with _uninterrupted():
@@ -210,18 +230,7 @@ class Editor:
         clock.lap("apply")
         after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
-        return TurnReport(
-            turn=self.turns,
-            edits=len(prepared.turn.edits),
-            rows=len(rows.losses),
-            loss=rows.losses.mean().item(),
-            efficacy_before=_mean_accuracy(rows.correct, [len(s.answer_ids) for s in prepared.turn.sequences]),
-            efficacy_after=after,
-            shift_norms=norms,
-            weight_growth={name: _norm(self._exact(name)) / self._original_norms[name] - 1 for name in self.modules},
-            conditions={name: shift.condition for name, shift in shifts.items()},
-            seconds={"prefix": prepared.prefix_seconds, **clock.laps},
-        )
+        return self._report(prepared, rows, after, norms, shifts, clock.laps)
 
     def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
         """Mean share of a turn's answer tokens that the model has right now.
@@ -259,10 +268,23 @@ class Editor:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, as stored in memory."""
-        return {name: _digest(m.weight) for name, m in self.modules.items()}
+        return {name: _digest(weight) for name, weight in self.whole(self.weights())}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The edited modules' weights by name, as far as this worker holds them."""
+        return {name: module.weight.data for name, module in self.modules.items()}
+
+    def whole(self, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of the edited modules, one by one, put together from all shards; ``held`` are this worker's parts by name."""
+        for name, tensor in held.items():
+            yield name, self.reductions.join(tensor, self.parts[name])
 
     def save(self, folder: str | Path) -> None:
-        """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them."""
+        """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them.
+
+        Only for a model that lies here whole: of a sharded one, the base checkpoint is copied with the edited weights replaced
+        (:func:`editing.weights.save_edited`).
+        """
         pretrained.save(self.model, self.tokenizer, Path(folder))
 
     def _capture(self, prepared: PreparedTurn) -> TurnRows:
@@ -270,36 +292,77 @@ class Editor:
         lengths = [len(s.answer_ids) for s in turn.sequences]
         weights = group_weights(lengths, self.config.group_size)
         inputs = prepared.prefixed.batches(batch_tokens=self.config.batch_tokens, device=self.decoder.device)
-        rows = self._reductions.gather_rows(
+        rows = self.reductions.gather_rows(
             capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens)
         )
-        _check_rows(rows, turn)
+        finite = self.reductions.total(_broken_rows(rows)) == 0
+        _check_rows(finite, turn)
         return rows
 
     def _merged_moments(self, rows: TurnRows, turn: Turn) -> dict[Shape, Moments]:
         merged = dict(self.moments)
         sizes = turn.group_row_counts(self.config.group_size)
-        for name, module in self.modules.items():
-            shape = _shape(module)
+        for name, part in self.parts.items():
             features = torch.cat((rows.keys[name], rows.value_gradients[name]), dim=1)
-            before = merged.get(shape) or Moments.empty(features.shape[1], features.device)
-            merged[shape] = before.merge(Moments.of_groups(features, sizes, self.config.moments))
+            added = self._whole_moments(Moments.of_groups(features, sizes, self.config.moments), part)
+            before = merged.get(part.shape)
+            merged[part.shape] = before.merge(added) if before else added
         return merged
 
+    def _whole_moments(self, held: Moments, part: Part) -> Moments:
+        """Moments of all features, given those of the held ones. Kept whole on every shard, so that a state does not depend on
+        how the model is cut, and modules of one shape can share them however each is cut."""
+        if part.axis is None:
+            return held
+        mean, sum_of_squares = self.reductions.total(part.spread(torch.stack((held.mean, held.sum_of_squares))))
+        return Moments(held.count, mean, sum_of_squares)
+
     def _solve(self, name: str, rows: TurnRows, moments: Moments) -> Shift:
-        keys, gradients = rows.keys[name], rows.value_gradients[name]
-        norms = self._reductions.sum_over_key_slices(moments.normalize(keys).square().sum(1), name)
-        goal = targets(norms, moments.normalize(gradients, first_feature=keys.shape[1]), self.config.learning_rate)
-        form = self.config.solve
-        if form == "auto":
-            form = "row" if len(keys) <= self.modules[name].in_features else "d_in"
+        keys, gradients, part = rows.keys[name], rows.value_gradients[name], self.parts[name]
+        over_keys = self.reductions.total if part.axis == "keys" else self.reductions.common
+        key_norms = over_keys(moments.of_features(part.key_features).normalize(keys).square().sum(1))
+        goal = targets(key_norms, moments.of_features(part.value_features).normalize(gradients), self.config.learning_rate)
         try:
-            if form == "d_in":
+            if self._form(len(keys), part) == "d_in":
                 return solve_features(keys, goal, self.config.ridge)
-            gram = self._reductions.sum_over_key_slices(gram_matrix(keys), name)
-            return solve_rows(keys, gram, goal, self.config.ridge)
-        except LinAlgError as error:
-            raise TurnRefused(f"the solve of {name} broke down: {error}") from error
+            return solve_rows(keys, over_keys(gram_matrix(keys)), goal, self.config.ridge)
+        except LinAlgError:
+            return Shift.undefined(keys, goal)  # whose norm makes all shards refuse the turn
+
+    def _form(self, num_rows: int, part: Part) -> SolveForm:
+        if part.axis == "keys":
+            return "row"
+        if self.config.solve != "auto":
+            return self.config.solve
+        return "row" if num_rows <= part.shape[0] else "d_in"
+
+    def _whole_norm(self, name: str, squared: Tensor) -> float:
+        """Frobenius norm of something of a weight's shape, given its square over the held part."""
+        over_parts = self.reductions.total if self.parts[name].axis else self.reductions.common
+        return float(over_parts(squared).clamp(min=0).sqrt())
+
+    def _report(
+        self, prepared: PreparedTurn, rows: TurnRows, after: float | None, norms: dict[str, float], shifts: dict[str, Shift], laps: dict[str, float]
+    ) -> TurnReport:
+        names = list(self.modules)
+        growth = {name: self._whole_norm(name, _squared_norm(self._exact(name))) / self._original_norms[name] - 1 for name in names}
+        before = _mean_accuracy(rows.correct, [len(s.answer_ids) for s in prepared.turn.sequences])
+        seconds = {"prefix": prepared.prefix_seconds, **laps}
+        each = [*(shifts[name].condition for name in names), *seconds.values()]
+        figures = torch.tensor([rows.losses.mean().item(), before, after or 0.0, *each], dtype=torch.float64)
+        loss, before, measured, *each = self.reductions.common(figures).tolist()
+        return TurnReport(
+            turn=self.turns,
+            edits=len(prepared.turn.edits),
+            rows=len(rows.losses),
+            loss=loss,
+            efficacy_before=before,
+            efficacy_after=None if after is None else measured,
+            shift_norms=norms,
+            weight_growth=growth,
+            conditions=dict(zip(names, each, strict=False)),
+            seconds=dict(zip(seconds, each[len(names) :], strict=True)),
+        )
 
     def _exact(self, name: str) -> Tensor:
         """A module's weight in float32: its master, the weight itself where it is float32, else a copy."""
@@ -307,7 +370,8 @@ class Editor:
         return self.modules[name].weight.data.float() if master is None else master
 
     def _check_change(self, shifts: dict[str, Shift]) -> None:
-        if any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items()):
+        changes = any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items())
+        if self.reductions.total(torch.tensor(float(changes))) > 0:
             return
         dtype = str(next(iter(self.modules.values())).weight.dtype).removeprefix("torch.")
         raise TurnRefused(
@@ -354,12 +418,9 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _shape(module: nn.Linear) -> Shape:
-    return module.in_features, module.out_features
-
-
-def _norm(weight: Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+def _squared_norm(weight: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(weight, dtype=torch.float32)
+    return norm.double().square()
 
 
 def _digest(weight: Tensor) -> str:
@@ -371,10 +432,15 @@ def _mean_accuracy(correct: Tensor, lengths: Sequence[int]) -> float:
     return float(torch.stack(shares).mean())
 
 
-def _check_rows(rows: TurnRows, turn: Turn) -> None:
+def _broken_rows(rows: TurnRows) -> Tensor:
+    """``(n,)`` 1 where something of a row is not finite, else 0."""
     finite = rows.losses.isfinite()
     for values in (*rows.keys.values(), *rows.value_gradients.values()):
         finite &= values.isfinite().all(1)
+    return (~finite).float()
+
+
+def _check_rows(finite: Tensor, turn: Turn) -> None:
     if finite.all():
         return
     by_edit = finite.split([len(s.answer_ids) for s in turn.sequences])
@@ -382,9 +448,9 @@ def _check_rows(rows: TurnRows, turn: Turn) -> None:
     raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)
 
 
-def _check_shifts(shifts: dict[str, Shift], norms: dict[str, float]) -> None:
-    for name, shift in shifts.items():
-        if not shift.is_finite() or not norms[name] < float("inf"):
+def _check_norms(norms: dict[str, float]) -> None:
+    for name, norm in norms.items():
+        if not norm < float("inf"):
             raise TurnRefused(f"the shift of {name} is not finite")
-        if norms[name] == 0:
+        if norm == 0:
             raise TurnRefused(f"the shift of {name} is 0, so nothing would change")

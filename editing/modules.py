@@ -4,11 +4,13 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import cast
 
 from torch import nn
 
 from editing.decoder import Decoder
 from editing.errors import InputError, ModelError
+from editing.parts import is_linear, part_of
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -34,7 +36,7 @@ def split_patterns(text: str) -> list[str]:
 
 
 def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
-    """The linears that patterns name, in the patterns' order.
+    """The linears that patterns name, in the patterns' order; of a sharded model, the parts that this shard holds.
 
     Raises:
         InputError: A name is unknown, is no linear, stands twice, or lies outside the decoder layers.
@@ -47,13 +49,13 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
         if name not in known:
             raise InputError(f"modules: the model has no module {name!r}; {_suggest(name, decoder)}")
         module = known[name]
-        if not isinstance(module, nn.Linear):
+        if not is_linear(module):
             raise InputError(f"modules: {name} is a {type(module).__name__}, expected a Linear; {_suggest(name, decoder)}")
         try:
             decoder.layer_of(name)
         except ModelError as error:
             raise InputError(f"modules: {error}") from None
-        resolved[name] = module
+        resolved[name] = cast(nn.Linear, module)
     if not resolved:
         raise InputError("modules: expected at least one module name")
     return resolved
@@ -61,7 +63,7 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
 
 def editable(decoder: Decoder) -> list[str]:
     """Names of all linears inside the decoder layers."""
-    return [f"{decoder.layers_path}.{name}" for name, module in decoder.layers.named_modules() if isinstance(module, nn.Linear)]
+    return [f"{decoder.layers_path}.{name}" for name, module in decoder.layers.named_modules() if is_linear(module)]
 
 
 def describe_editable(decoder: Decoder) -> str:
@@ -70,8 +72,8 @@ def describe_editable(decoder: Decoder) -> str:
     modules = dict(decoder.model.named_modules())
     for name in editable(decoder):
         index, _, rest = name.removeprefix(decoder.layers_path + ".").partition(".")
-        module = modules[name]
-        layers[f"{rest} ({module.in_features} -> {module.out_features})"].append(int(index))
+        d_in, d_out = part_of(cast(nn.Linear, modules[name])).shape
+        layers[f"{rest} ({d_in} -> {d_out})"].append(int(index))
     return "; ".join(f"{decoder.layers_path}.{{{min(i)}..{max(i)}}}.{rest}" for rest, i in layers.items())
 
 

@@ -92,10 +92,14 @@ class Moments:
         """``(f,)`` float64, what features are divided by."""
         return (self.sum_of_squares / (self.count - 1 + EPSILON)).sqrt()
 
-    def normalize(self, rows: Tensor, first_feature: int = 0) -> Tensor:
-        """``(rows - mean) / (std + eps)`` in the dtype of ``rows``, for the features from ``first_feature`` on."""
-        part = slice(first_feature, first_feature + rows.shape[1])
-        mean, std = self.mean[part], self.std[part]
+    def of_features(self, features: Tensor) -> "Moments":
+        """Moments of chosen features alone, given their positions."""
+        features = features.to(self.mean.device)
+        return Moments(self.count, self.mean[features], self.sum_of_squares[features])
+
+    def normalize(self, rows: Tensor) -> Tensor:
+        """``(rows - mean) / (std + eps)`` in the dtype of ``rows``, which is ``(n, f)``."""
+        mean, std = self.mean, self.std
         if self.count == 1:
             mean, std = torch.zeros_like(mean), mean.abs()
         return (rows - mean.to(rows.dtype)) / (std + EPSILON).to(rows.dtype)

@@ -1,16 +1,19 @@
 """Load a model whole and save it. Safetensors only: no pickle is ever opened, no code of a repository is ever run."""
 
 import hashlib
-import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from editing.errors import InputError, ModelError
+from editing.weights import missing_weights, weight_files
 
 _FINGERPRINT_SAMPLE = 1024
 """Elements of each weight that the fingerprint reads."""
@@ -48,23 +51,14 @@ def load(name: str | os.PathLike[str], *, device: torch.device, dtype: DTypeName
     Raises:
         ModelError: One line saying what is missing or unsupported.
     """
-    path, called = Path(name), str(name)
-    if path.is_dir():
-        _check_folder(path)
-    elif path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
-        raise ModelError(f"{name}: expected a folder with a model, found {'a file' if path.exists() else 'nothing'}")
-    else:
-        called = f"{name} (no folder here, so taken for a Hub id)"
-    # without trust_remote_code=False, transformers asks at the terminal whether a repository's code may run
-    config = _attempt(called, "configuration", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"{name}: the checkpoint is quantized; weights must be float32, bfloat16 or float16 to be edited")
-    model, info = _attempt(
+    called = check_name(name)
+    config = load_config(name)
+    model, info = attempt(
         called,
         "model",
         lambda: AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=_resolve_dtype(config, dtype),
+            dtype=resolve_dtype(config, dtype),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -73,11 +67,61 @@ def load(name: str | os.PathLike[str], *, device: torch.device, dtype: DTypeName
     )
     missing = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info.get("mismatched_keys", ()))
     if missing:
-        raise ModelError(f"{name}: {len(missing)} weights are missing or of a wrong shape in its safetensors files, the first is {missing[0]}")
-    tokenizer = _attempt(called, "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+        raise ModelError(missing_weights(name, missing))
+    tokenizer = load_tokenizer(name)
     model = model.eval().requires_grad_(False).to(device)
-    _check_causal(name, model)
+    check_causal(name, model)
     return model, tokenizer
+
+
+def check_name(name: str | os.PathLike[str]) -> str:
+    """Check that a name is a model folder with readable files, or could be a Hub id; returns what to call it in messages.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        _check_folder(path)
+        return str(name)
+    if path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+        raise ModelError(f"{name}: expected a folder with a model, found {'a file' if path.exists() else 'nothing'}")
+    return f"{name} (no folder here, so taken for a Hub id)"
+
+
+def local_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model; one of the Hub is downloaded first, as far as it is needed.
+
+    Raises:
+        ModelError: There is no such model, or its folder is not complete.
+    """
+    called = check_name(name)
+    if not Path(name).is_dir():
+        name = attempt(called, "files", lambda: snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        _check_folder(Path(name))
+    return Path(name)
+
+
+def load_config(name: str | os.PathLike[str]) -> Any:
+    """A model's configuration.
+
+    Raises:
+        ModelError: There is none, or it is of a quantized model.
+    """
+    # without trust_remote_code=False, transformers asks at the terminal whether a repository's code may run
+    config = attempt(check_name(name), "configuration", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{name}: the checkpoint is quantized; weights must be float32, bfloat16 or float16 to be edited")
+    return config
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> Any:
+    """A model's tokenizer.
+
+    Raises:
+        ModelError: There is none.
+    """
+    return attempt(check_name(name), "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
@@ -97,23 +141,32 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         file.chmod(0o666 & ~umask)
 
 
-def saved_size(model: PreTrainedModel) -> int:
-    """Bytes that :func:`save` writes for the weights, tied ones counted once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over a sample of every weight, the same for the same model wherever it lies; cheap at any size.
 
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over a sample of every weight, the same for the same model wherever it lies; cheap at any size."""
+    Args:
+        weights: The model's parameters, whole, by name and in its order, tied ones once; they are taken one by one.
+        dtype: Precision in which the model is held, if that is not the weights' own.
+    """
     digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
+    for name, weight in weights:
         flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLE)].cpu().contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLE)].cpu().to(dtype or weight.dtype).contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {sample.dtype}".encode())
         digest.update(sample.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _resolve_dtype(config: Any, dtype: DTypeName) -> torch.dtype:
+def load_generation_config(name: str | os.PathLike[str], model: PreTrainedModel) -> Any:
+    """How a model generates by default: as its folder says, or else its own configuration."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return model.generation_config
+
+
+def resolve_dtype(config: Any, dtype: DTypeName) -> torch.dtype:
+    """The precision in which a model is loaded: the asked one, or that of its files with bfloat16 for all half-precision ones."""
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
     stored = config.get_text_config().dtype or config.dtype
@@ -123,35 +176,35 @@ def _resolve_dtype(config: Any, dtype: DTypeName) -> torch.dtype:
 def _check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: has no config.json, so it is not a model folder")
-    index = path / "model.safetensors.index.json"
-    try:
-        indexed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
-        names = sorted({str(name) for name in indexed}) or [f.name for f in path.glob("*.safetensors")]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{index}: is not a safetensors index") from None
-    if not names:
-        pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
-        raise ModelError(f"{path}: has no safetensors weights" + ("; its pickle files are not opened, convert them first" if pickled else ""))
-    for name in names:
-        if not (path / name).is_file():
-            raise ModelError(f"{path}: the weights file {name} named in its index is missing")
+    for file in weight_files(path):
+        if not file.is_file():
+            raise ModelError(f"{path}: the weights file {file.name} named in its index is missing")
         try:
-            with safe_open(path / name, "pt"):
+            with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path / name}: is damaged or not a safetensors file ({error})") from None
+            raise ModelError(f"{file}: is damaged or not a safetensors file ({error})") from None
 
 
 @torch.no_grad()
-def _check_causal(name: object, model: PreTrainedModel) -> None:
-    """An encoder can be loaded as a causal model too; its logits tell, for they depend on what comes later."""
+def check_causal(name: object, model: PreTrainedModel) -> None:
+    """Refuse an encoder, which can be loaded as a causal model too; its logits tell, for they depend on what comes later.
+
+    Raises:
+        ModelError: It is one.
+    """
     input_ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device).remainder(model.get_input_embeddings().num_embeddings)
     first, second = model(input_ids=input_ids, use_cache=False).logits[:, :3].float()
     if (first - second).norm() > torch.finfo(model.dtype).eps ** 0.5 * first.norm():  # a decoder gives 0, or rounding
         raise ModelError(f"{name}: {type(model).__name__} is an encoder, its answers depend on later tokens; expected a decoder-only language model")
 
 
-def _attempt(name: object, part: str, action: Any) -> Any:
+def attempt(name: object, part: str, action: Any) -> Any:
+    """Let a library load a part of a model; whatever it raises becomes one clear line.
+
+    Raises:
+        ModelError: It could not.
+    """
     try:
         return action()
     except Exception as error:  # on a broken folder the libraries raise whatever they stumble over

@@ -1,25 +1,45 @@
 """How a turn's partial results become whole ones: the only thing that differs between one machine and many.
 
-A model may be cut into shards, each holding slices of every edited module, and copied into replicas, each capturing
-some of a turn's groups. Of all that a turn computes, only two things then need the others' part.
+A model may be cut into shards, each holding a :class:`~editing.parts.Part` of every edited module, and copied into
+replicas, each capturing some of a turn's groups. Of all that a turn computes, only thin things then need the others'
+part: moments (vectors), Gram matrices (n x n), squared norms (n) and single numbers. Everything that steers a turn comes
+out of one of these methods, so that all shards decide alike, bit for bit: none goes on where another one stops.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from editing.capture import TurnRows
+from editing.parts import Part
 
 
 class Reductions(Protocol):
-    """What a worker asks of its fellow workers in one turn."""
+    """What a worker asks of its fellow workers. All of them call the same methods in the same order."""
 
     def gather_rows(self, rows: TurnRows) -> TurnRows:
         """All rows of the turn in the turn's order, given this replica's rows."""
         ...
 
-    def sum_over_key_slices(self, partial: Tensor, module: str) -> Tensor:
-        """Sum of a quantity that is additive over a module's input features, over the shards that slice them."""
+    def total(self, partial: Tensor) -> Tensor:
+        """Sum over the shards."""
+        ...
+
+    def common(self, value: Tensor) -> Tensor:
+        """The first shard's value of what all shards have computed, each with its own rounding."""
+        ...
+
+    def join(self, held: Tensor, part: Part) -> Tensor:
+        """The whole ``(d_out, d_in)`` weight of which each shard holds a part."""
+        ...
+
+    def by_first(self, action: Callable[[], None]) -> None:
+        """Let the first shard do something, such as write a file, while the others wait.
+
+        Raises:
+            UltraEditError: It failed; on every shard.
+        """
         ...
 
 
@@ -29,5 +49,14 @@ class NoReductions:
     def gather_rows(self, rows: TurnRows) -> TurnRows:
         return rows
 
-    def sum_over_key_slices(self, partial: Tensor, module: str) -> Tensor:
+    def total(self, partial: Tensor) -> Tensor:
         return partial
+
+    def common(self, value: Tensor) -> Tensor:
+        return value
+
+    def join(self, held: Tensor, part: Part) -> Tensor:
+        return held
+
+    def by_first(self, action: Callable[[], None]) -> None:
+        action()

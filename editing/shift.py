@@ -46,13 +46,22 @@ class Shift:
         """The shift itself, ``(d_in, d_out)``. For tests and export: the method never needs it."""
         return self.left @ self.right
 
-    def norm(self) -> float:
-        """Frobenius norm, from the factors' Gram matrices."""
-        left, right = self.left.double(), self.right.double()
-        return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+    @classmethod
+    def undefined(cls, keys: Tensor, targets: Tensor) -> "Shift":
+        """A shift that is not a number, where there is no solution."""
+        return cls(torch.full_like(keys.T, torch.nan), torch.full_like(targets, torch.nan))
 
-    def is_finite(self) -> bool:
-        return bool(self.left.isfinite().all()) and bool(self.right.isfinite().all())
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norm, float64, from the factors' Gram matrices; not finite if a factor is not.
+
+        Of a shift whose features are sliced it is the slice's own: the sum over slices is that of the whole.
+        """
+        left, right = self.left.double(), self.right.double()
+        return ((left.T @ left) * (right @ right.T)).sum()
+
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(self.squared_norm().clamp(min=0).sqrt())
 
     def add_to(self, weight: Tensor) -> None:
         """Add in place to a ``(d_out, d_in)`` weight of the factors' dtype."""

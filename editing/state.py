@@ -13,22 +13,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editing.editor import Editor, Shape
+from editing.editor import Editor
 from editing.errors import InputError
 from editing.normalizer import Moments
+from editing.parts import Shape
 
 
 def save_state(editor: Editor, path: Path) -> None:
-    """Write the state of an editor to a file."""
-    tensors = {f"weight.{name}": module.weight.data for name, module in editor.modules.items()}
-    tensors |= {f"master.{name}": master for name, master in editor.masters.items()}
+    """Write the state of an editor to a file. Of shards, which all call this, one writes for all, and weights are whole."""
+    tensors = {f"{kind}.{name}": tensor.cpu() for kind, held in _held(editor).items() for name, tensor in editor.whole(held)}
     counts = {}
     for shape, moments in editor.moments.items():
         key = _key(shape)
         counts[key] = moments.count
         tensors |= {f"mean.{key}": moments.mean, f"sum_of_squares.{key}": moments.sum_of_squares}
     metadata = {"turns": str(editor.turns), "counts": json.dumps(counts)}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    editor.reductions.by_first(
+        lambda: save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    )
 
 
 def load_state(editor: Editor, path: Path) -> None:
@@ -40,32 +42,37 @@ def load_state(editor: Editor, path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        counts: dict[str, Any] = json.loads(metadata["counts"])
-        turns = int(metadata["turns"])
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            counts: dict[str, Any] = json.loads(metadata["counts"])
+            turns = int(metadata["turns"])
+            _check_same(path, editor, {name: s for name, s in slices.items() if name.startswith(("weight.", "master."))})
+            held = {kind: {name: editor.parts[name].cut(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
+            moments = {_shape(key): _moments(slices, key, count, editor.decoder.device) for key, count in counts.items()}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged or no stored state ({error})") from None
-    wanted = {f"weight.{name}": module.weight for name, module in editor.modules.items()}
-    wanted |= {f"master.{name}": master for name, master in editor.masters.items()}
-    _check_same(path, wanted, {name: t for name, t in tensors.items() if name.startswith(("weight.", "master."))})
-    for name, target in wanted.items():
-        target.data.copy_(tensors[name])
-    editor.moments = {_shape(key): _moments(tensors, key, count, editor.decoder.device) for key, count in counts.items()}
-    editor.turns = turns
+    for kind, targets in _held(editor).items():
+        for name, target in targets.items():
+            target.copy_(held[kind][name])
+    editor.moments, editor.turns = moments, turns
 
 
-def _moments(tensors: dict[str, Tensor], key: str, count: int, device: torch.device) -> Moments:
-    return Moments(count, tensors[f"mean.{key}"].to(device), tensors[f"sum_of_squares.{key}"].to(device))
+def _held(editor: Editor) -> dict[str, dict[str, Tensor]]:
+    """What this worker holds of the tensors that a state stores whole, by kind and module name."""
+    return {"weight": editor.weights(), "master": editor.masters}
 
 
-def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _moments(slices: dict[str, Any], key: str, count: int, device: torch.device) -> Moments:
+    return Moments(count, slices[f"mean.{key}"][:].to(device), slices[f"sum_of_squares.{key}"][:].to(device))
+
+
+def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
+    wanted = {f"{kind}.{name}": (editor.parts[name], t.dtype) for kind, held in _held(editor).items() for name, t in held.items()}
     for name in sorted(wanted.keys() ^ found.keys()):
         raise InputError(f"{path}: {'has no' if name in wanted else 'has a'} {name}, so it belongs to other modules or another precision")
-    for name, tensor in wanted.items():
-        if tensor.shape != found[name].shape or tensor.dtype != found[name].dtype:
-            raise InputError(
-                f"{path}: {name} is {tuple(found[name].shape)} {found[name].dtype}; this model's is {tuple(tensor.shape)} {tensor.dtype}"
-            )
+    for name, (part, dtype) in wanted.items():
+        shape, stored = (part.shape[1], part.shape[0]), found[name][:0].dtype
+        if tuple(found[name].get_shape()) != shape or stored != dtype:
+            raise InputError(f"{path}: {name} is {tuple(found[name].get_shape())} {stored}; this model's is {shape} {dtype}")
 
 
 def _key(shape: Shape) -> str:

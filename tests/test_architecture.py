@@ -29,6 +29,11 @@ def test_dependencies_run_one_way(package: str) -> None:
     assert not wrong
 
 
+def test_one_file_alone_knows_deepspeed() -> None:
+    knowing = [f.name for package in FORBIDDEN for f in (ROOT / package).rglob("*.py") if "deepspeed" in imports(f)]
+    assert knowing == ["autotp.py"]
+
+
 def test_importing_editing_loads_no_cluster_and_no_tracker() -> None:
     code = "import sys, editing; print([m for m in ('ray', 'deepspeed', 'mlflow', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"

@@ -4,65 +4,49 @@ A plain class, so that a test constructs it in process. The constructor is cheap
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editing import Editor, TurnReport, pretrained
+from editing import TurnReport
 from editing.evaluation import EditResult, evaluate, generate
 from editing.health import Health, Vitals
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch
+from workers.collectives import Placement
+from workers.engine import Engine, WholeEngine, WorkerSpec
 
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSpec:
-    """What a worker loads and how it edits.
-
-    Attributes:
-        model: Folder or Hub id of the model.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: ``auto``, ``float32`` or ``bfloat16``.
-        preset: Name of a preset, or ``None`` for the model's own.
-        modules: Patterns of the edited modules, or ``None`` for the preset's.
-        learning_rate: Or ``None`` for the preset's.
-        options: Further fields of :class:`editing.EditorConfig`.
-        watch_size: Edits in the watched sample of all applied ones.
-        seed: Seed of that sample.
-    """
-
-    model: str
-    device: str = "auto"
-    dtype: pretrained.DTypeName = "auto"
-    preset: str | None = None
-    modules: tuple[str, ...] | None = None
-    learning_rate: float | None = None
-    options: dict[str, Any]
-    watch_size: int = 20
-    seed: int = 0
+__all__ = ["Placement", "Worker", "WorkerSpec"]
 
 
 class Worker:
-    """One copy of one model and its lifelong moments."""
+    """One copy of one model and its lifelong moments, or one shard of it.
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    Every verb of a shard is called on all shards of the model, with the same arguments and in the same order, and returns
+    or raises the same on all of them.
+
+    Args:
+        spec: What is loaded and how it is edited.
+        placement: Which shard this is; by default the model is whole.
+    """
+
+    def __init__(self, spec: WorkerSpec, placement: Placement | None = None) -> None:
         self.spec = spec
+        self.placement = placement or Placement()
 
     def load(self) -> None:
         """Load the model and get it ready to be edited."""
-        spec = self.spec
-        self.editor = Editor.from_pretrained(
-            spec.model,
-            modules=spec.modules,
-            learning_rate=spec.learning_rate,
-            preset=spec.preset,
-            device=spec.device,
-            dtype=spec.dtype,
-            **spec.options,
-        )
-        self._watch = Watch(self.editor, size=spec.watch_size, seed=spec.seed)
+        self._engine = self._choose_engine()
+        self.editor = self._engine.load()
+        self._watch = Watch(self.editor, size=self.spec.watch_size, seed=self.spec.seed)
         self._health = Health(self.editor, self._watch)
+
+    def _choose_engine(self) -> Engine:
+        if self.placement.num_shards == 1:
+            return WholeEngine(self.spec)
+        from workers.sharding import ShardedEngine  # which needs deepspeed
+
+        return ShardedEngine(self.spec, self.placement)
 
     def describe(self) -> dict[str, Any]:
         """What was loaded, for the run's log and ``run.json``."""
@@ -70,7 +54,8 @@ class Worker:
         weights = next(iter(editor.modules.values())).weight
         return {
             "architecture": type(editor.model).__name__,
-            "parameters": sum(p.numel() for p in editor.model.parameters()),
+            "parameters": self._engine.num_parameters(),
+            "shards": self.placement.num_shards,
             "device": str(weights.device),
             "dtype": str(weights.dtype).removeprefix("torch."),
             "modules": list(editor.modules),
@@ -122,7 +107,7 @@ class Worker:
 
     def fingerprint(self) -> str:
         """Tells this base model from others; to be asked before the first edit."""
-        return pretrained.fingerprint(self.editor.model)
+        return self._engine.fingerprint()
 
     def save_state(self, path: Path) -> None:
         """Write edited weights, masters and moments."""
@@ -140,12 +125,13 @@ class Worker:
 
     def saved_size(self) -> int:
         """Bytes that :meth:`save` writes, nearly."""
-        return pretrained.saved_size(self.editor.model)
+        return self._engine.saved_size()
 
     def save(self, folder: Path) -> None:
         """Write the edited model."""
-        self.editor.save(folder)
+        self._engine.save(folder)
 
     def close(self) -> None:
         """Let go of the model."""
-        del self.editor, self._watch, self._health
+        self._engine.close()
+        del self.editor, self._watch, self._health, self._engine

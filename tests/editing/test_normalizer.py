@@ -73,4 +73,4 @@ def test_normalizing_a_part_uses_that_parts_moments() -> None:
     data = rows(20)
     moments = Moments.of_groups(data, [20])
     whole = moments.normalize(data)
-    torch.testing.assert_close(moments.normalize(data[:, 4:], first_feature=4), whole[:, 4:])
+    torch.testing.assert_close(moments.of_features(torch.arange(4, data.shape[1])).normalize(data[:, 4:]), whole[:, 4:])

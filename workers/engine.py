@@ -1,0 +1,94 @@
+"""How a worker's model is held: whole, or as one shard of it. The rest of a worker is the same for both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from editing import Editor, pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """What a worker loads and how it edits.
+
+    Attributes:
+        model: Folder or Hub id of the model.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        preset: Name of a preset, or ``None`` for the model's own.
+        modules: Patterns of the edited modules, or ``None`` for the preset's.
+        learning_rate: Or ``None`` for the preset's.
+        options: Further fields of :class:`editing.EditorConfig`.
+        watch_size: Edits in the watched sample of all applied ones.
+        seed: Seed of that sample.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: pretrained.DTypeName = "auto"
+    preset: str | None = None
+    modules: tuple[str, ...] | None = None
+    learning_rate: float | None = None
+    options: dict[str, Any]
+    watch_size: int = 20
+    seed: int = 0
+
+    @property
+    def editing(self) -> dict[str, Any]:
+        """Keywords of :meth:`editing.Editor.of_loaded`."""
+        return {"modules": self.modules, "learning_rate": self.learning_rate, "preset": self.preset, **self.options}
+
+
+class Engine(Protocol):
+    """One copy of a model, or this process's shard of it."""
+
+    def load(self) -> Editor:
+        """Load the model and get it ready to be edited."""
+        ...
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, tied ones counted once."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Tells this base model from others, however it is held; to be asked before the first edit."""
+        ...
+
+    def saved_size(self) -> int:
+        """Bytes that :meth:`save` writes, nearly."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the edited model, whole."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and of the other shards."""
+        ...
+
+
+class WholeEngine:
+    """A model in the memory of one process."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+
+    def load(self) -> Editor:
+        spec = self._spec
+        self._editor = Editor.from_pretrained(spec.model, device=spec.device, dtype=spec.dtype, **spec.editing)
+        return self._editor
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self._editor.model.parameters())
+
+    def fingerprint(self) -> str:
+        return pretrained.fingerprint(self._editor.model.named_parameters())
+
+    def saved_size(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self._editor.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        self._editor.save(folder)
+
+    def close(self) -> None:
+        del self._editor

@@ -1,0 +1,154 @@
+"""One shard of a model: built without weights, cut by DeepSpeed, then filled from the files slice by slice.
+
+No process ever holds the whole model: its peak is its shard and one more layer's slice.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from editing import Editor, pretrained
+from editing.errors import ModelError
+from editing.parts import Part
+from editing.weights import WeightFiles, save_edited
+from workers.collectives import Placement, ShardReductions, join_group, leave_group
+from workers.engine import WorkerSpec
+
+
+class ShardedEngine:
+    """This process's shard of a model. Every method is called on all shards, in the same order."""
+
+    def __init__(self, spec: WorkerSpec, placement: Placement) -> None:
+        self._spec, self._placement = spec, placement
+
+    def load(self) -> Editor:
+        spec, placement = self._spec, self._placement
+        folder = pretrained.local_folder(spec.model)
+        check_divisible(folder, placement.num_shards)
+        device = local_device(spec.device, placement)
+        self._reductions = ShardReductions(join_group(placement, device), device)
+        model, tokenizer, self._files, self._dtype = load_sharded(folder, placement, device=device, dtype=spec.dtype)
+        self._editor = Editor.of_loaded(model, tokenizer, spec.model, reductions=self._reductions, **spec.editing)
+        return self._editor
+
+    def num_parameters(self) -> int:
+        return sum(torch.Size(shape).numel() for shape in self._files.shapes.values())
+
+    def fingerprint(self) -> str:
+        return pretrained.fingerprint(self._files.whole(), self._dtype)
+
+    def saved_size(self) -> int:
+        return self.num_parameters() * self._dtype.itemsize
+
+    def save(self, folder: Path) -> None:
+        editor = self._editor
+        edited = {self._files.key(f"{name}.weight"): weight.cpu() for name, weight in editor.whole(editor.weights())}
+
+        def write() -> None:
+            save_edited(self._files.folder, edited, folder, dtype=self._dtype)
+            editor.tokenizer.save_pretrained(folder)
+
+        self._reductions.by_first(write)
+
+    def close(self) -> None:
+        del self._editor
+        leave_group()
+
+
+def load_sharded(
+    folder: Path, placement: Placement, *, device: torch.device, dtype: pretrained.DTypeName = "auto"
+) -> tuple[PreTrainedModel, Any, WeightFiles, torch.dtype]:
+    """Load this process's shard of a causal language model, frozen and in evaluation mode. Collective.
+
+    Args:
+        folder: Folder of the model.
+        placement: Which shard; its group has been joined.
+        device: Where the shard goes.
+        dtype: As for :func:`editing.pretrained.load`.
+
+    Returns:
+        The model, whose linears carry their :class:`~editing.parts.Part`; its tokenizer; its files; its precision.
+
+    Raises:
+        ModelError: One line saying what is missing or unsupported.
+    """
+    from workers import autotp
+
+    group = join_group(placement, device)
+    config = pretrained.load_config(folder)
+    precision = pretrained.resolve_dtype(config, dtype)
+    with parameters_on_meta():
+        skeleton = pretrained.attempt(folder, "model", lambda: AutoModelForCausalLM.from_config(config, dtype=precision, trust_remote_code=False))
+    files = WeightFiles(folder, skeleton)
+    skeleton.eval().requires_grad_(False)
+    model = pretrained.attempt(folder, "shard", lambda: autotp.shard(skeleton, group, dtype=precision, device=device))
+    fill(model, files)
+    model.generation_config = pretrained.load_generation_config(folder, model)
+    pretrained.check_causal(folder, model)
+    return model, pretrained.load_tokenizer(folder), files, precision
+
+
+@torch.no_grad()
+def fill(model: nn.Module, files: WeightFiles) -> None:
+    """Read the weights of a shard."""
+    for prefix, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{prefix}.{leaf}"
+            values = _cut(files.slice(name), getattr(module, "part", None), leaf)
+            if values.shape == parameter.shape:
+                parameter.copy_(values)
+            elif hasattr(module, "part"):  # a head that shares a whole embedding's memory
+                module._parameters[leaf] = nn.Parameter(values.to(parameter), requires_grad=False)
+            else:
+                raise ModelError(f"{name}: DeepSpeed has cut it to {tuple(parameter.shape)}, which is not supported; run this model on one shard")
+
+
+def _cut(source: Any, part: Part | None, leaf: str) -> Tensor:
+    if part is None or (leaf == "bias" and part.axis == "keys"):  # a bias is added after the sum over shards, by each of them
+        whole: Tensor = source[:]
+        return whole
+    return part.cut(source)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules made in this context have parameters without memory. Buffers are real: their values stand in no file."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":  # tied ones are registered again and must stay one
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def local_device(name: str, placement: Placement) -> torch.device:
+    """This shard's device: ``cuda`` and ``auto`` mean its own GPU."""
+    device = pretrained.choose_device(name)
+    if device.type == "cuda" and device.index is None:
+        return pretrained.choose_device(f"cuda:{placement.local_rank}")
+    return device
+
+
+def check_divisible(folder: Path, num_shards: int) -> None:
+    """Refuse a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
+
+    Raises:
+        ModelError: One line that names numbers that would work.
+    """
+    config = pretrained.load_config(folder).get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    if num_shards > heads:
+        raise ModelError(f"{folder}: has {heads} attention heads, too few for {num_shards} shards; give 1 to {heads}")
