@@ -29,12 +29,12 @@ from editing.errors import InputError, TurnRefused
 from editing.modules import describe_editable, resolve
 from editing.normalizer import MomentRule, Moments
 from editing.parts import Part, Shape, part_of
-from editing.prefix import predict, run_prefix
+from editing.prefix import Prefixed, predict, run_prefix
 from editing.presets import find_preset
 from editing.reductions import NoReductions, Reductions
 from editing.requests import EditRequest
 from editing.shift import Shift, SolveForm, gram_matrix, solve_features, solve_rows, targets
-from editing.tokenization import DEFAULT_BATCH_TOKENS
+from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 
 
@@ -200,14 +200,14 @@ class Editor:
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         """Run the prefix for several coming turns at once. Applying turns does not make the result stale."""
         began = time.perf_counter()
-        sequences = [sequence for turn in turns for sequence in turn.sequences]
-        prefixed = run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
+        shares = [turn.shares(self.config.group_size, self.reductions.num_replicas, first=t) for t, turn in enumerate(turns)]
+        own = [[turn.sequences[i] for i in dealt[self.reductions.replica]] for turn, dealt in zip(turns, shares, strict=True)]
+        prefixed = self._run_prefix([sequence for sequences in own for sequence in sequences])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
         prepared, offset = [], 0
-        for turn in turns:
-            part = range(offset, offset + len(turn.edits))
-            prepared.append(PreparedTurn(turn, prefixed.part(part), seconds))
-            offset = part.stop
+        for turn, dealt, sequences in zip(turns, shares, own, strict=True):
+            prepared.append(PreparedTurn(turn, prefixed.part(range(offset, offset + len(sequences))), seconds, dealt))
+            offset += len(sequences)
         return prepared
 
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
@@ -241,7 +241,10 @@ class Editor:
         """
         count = len(prepared.turn.edits)
         chosen = range(0, count, max(1, count // sample)) if sample else range(count)
-        prefixed = prepared.prefixed.part(chosen)
+        if self.reductions.num_replicas == 1:
+            prefixed = prepared.prefixed.part(chosen)
+        else:  # this replica has run the prefix of its own share only
+            prefixed = self._run_prefix([prepared.turn.sequences[i] for i in chosen])
         predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
         correct = [a == b for p, s in zip(predictions, prefixed.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
         return _mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
@@ -287,13 +290,19 @@ class Editor:
         """
         pretrained.save(self.model, self.tokenizer, Path(folder))
 
+    def _run_prefix(self, sequences: Sequence[AnswerSequence]) -> Prefixed:
+        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
+
     def _capture(self, prepared: PreparedTurn) -> TurnRows:
         turn = prepared.turn
         lengths = [len(s.answer_ids) for s in turn.sequences]
         weights = group_weights(lengths, self.config.group_size)
+        each = torch.arange(len(weights)).split(lengths)
+        shares = [torch.cat([each[i] for i in share]) if share else torch.arange(0) for share in prepared.shares]
+        weights = weights[shares[self.reductions.replica]]
         inputs = prepared.prefixed.batches(batch_tokens=self.config.batch_tokens, device=self.decoder.device)
         rows = self.reductions.gather_rows(
-            capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens)
+            capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens), shares
         )
         finite = self.reductions.total(_broken_rows(rows)) == 0
         _check_rows(finite, turn)

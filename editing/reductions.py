@@ -6,7 +6,7 @@ part: moments (vectors), Gram matrices (n x n), squared norms (n) and single num
 out of one of these methods, so that all shards decide alike, bit for bit: none goes on where another one stops.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -16,10 +16,23 @@ from editing.parts import Part
 
 
 class Reductions(Protocol):
-    """What a worker asks of its fellow workers. All of them call the same methods in the same order."""
+    """What a worker asks of its fellow workers. All of them call the same methods in the same order.
 
-    def gather_rows(self, rows: TurnRows) -> TurnRows:
-        """All rows of the turn in the turn's order, given this replica's rows."""
+    Attributes:
+        replica: This worker's replica, from 0.
+        num_replicas: Copies of the model that capture a share of every turn each.
+    """
+
+    replica: int
+    num_replicas: int
+
+    def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
+        """All rows of the turn in the turn's order.
+
+        Args:
+            rows: This replica's rows.
+            shares: Per replica the positions of its rows in the turn.
+        """
         ...
 
     def total(self, partial: Tensor) -> Tensor:
@@ -27,7 +40,7 @@ class Reductions(Protocol):
         ...
 
     def common(self, value: Tensor) -> Tensor:
-        """The first shard's value of what all shards have computed, each with its own rounding."""
+        """The first worker's value of what all workers have computed, each with its own rounding."""
         ...
 
     def join(self, held: Tensor, part: Part) -> Tensor:
@@ -35,10 +48,10 @@ class Reductions(Protocol):
         ...
 
     def by_first(self, action: Callable[[], None]) -> None:
-        """Let the first shard do something, such as write a file, while the others wait.
+        """Let the first worker do something, such as write a file, while the others wait.
 
         Raises:
-            UltraEditError: It failed; on every shard.
+            UltraEditError: It failed; on every worker.
         """
         ...
 
@@ -46,7 +59,10 @@ class Reductions(Protocol):
 class NoReductions:
     """One worker that holds the whole model and sees every row: nothing to do."""
 
-    def gather_rows(self, rows: TurnRows) -> TurnRows:
+    replica = 0
+    num_replicas = 1
+
+    def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
         return rows
 
     def total(self, partial: Tensor) -> Tensor:

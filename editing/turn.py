@@ -57,6 +57,19 @@ class Turn:
     def sequences(self) -> list[AnswerSequence]:
         return [edit.sequence for edit in self.edits]
 
+    def shares(self, group_size: int, num_replicas: int, first: int = 0) -> list[list[int]]:
+        """Whole groups dealt out to replicas: per replica the positions of its edits, in their order.
+
+        Args:
+            group_size: Edits of a group.
+            num_replicas: How many there are; those that get no group have nothing to do in this turn.
+            first: Who gets the first group. It moves from turn to turn, so that turns of few groups keep all busy in turn.
+        """
+        dealt: list[list[int]] = [[] for _ in range(num_replicas)]
+        for i in range(len(self.edits)):
+            dealt[(first + i // group_size) % num_replicas].append(i)
+        return dealt
+
     def group_row_counts(self, group_size: int) -> list[int]:
         """Rows of each group; the last one may hold fewer edits."""
         lengths = [len(s.answer_ids) for s in self.sequences]
@@ -65,11 +78,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTurn:
-    """A turn whose prefix has been run, and the seconds of that which fall to it."""
+    """A turn whose prefix has been run.
+
+    Attributes:
+        turn: The turn.
+        prefixed: This replica's sequences of it.
+        prefix_seconds: Time of the prefix that falls to this turn.
+        shares: Per replica the positions of its edits in the turn.
+    """
 
     turn: Turn
     prefixed: Prefixed
     prefix_seconds: float
+    shares: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class RunConfig:
     eval: bool = True
     eval_sample: int | None = None
     eval_at: tuple[int, ...] = ()
-    watch_every: int = 5
+    watch_every: int = 10
     on_collapse: OnCollapse = "warn"
     max_weight_growth: float = Limits.weight_growth
     min_probe_retention: float = Limits.probe_retention

@@ -201,7 +201,7 @@ class Coordinator:
                 prepared = self.worker.prepare(window.turns)[: window.apply]
                 for number, turn in enumerate(prepared, start=1):
                     self._turn(journal, turn)
-                    advance(len(turn.turn.edits))
+                    advance(len(turn.turn.edits) + len(turn.turn.superseded))
                     if self._stopped:
                         self._leave(journal, [p.turn for p in prepared[number:]])
                         return

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from editing import Editor, pretrained
+from editing.reductions import Reductions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +71,21 @@ class Engine(Protocol):
 
 
 class WholeEngine:
-    """A model in the memory of one process."""
+    """A model in the memory of one process.
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._spec = spec
+    Args:
+        spec: What is loaded.
+        device: Where it goes.
+        reductions: How its replicas work together; ``None`` if there is one.
+    """
+
+    def __init__(self, spec: WorkerSpec, device: torch.device, reductions: Reductions | None = None) -> None:
+        self._spec, self._device, self._reductions = spec, device, reductions
 
     def load(self) -> Editor:
         spec = self._spec
-        self._editor = Editor.from_pretrained(spec.model, device=spec.device, dtype=spec.dtype, **spec.editing)
+        model, tokenizer = pretrained.load(spec.model, device=self._device, dtype=spec.dtype)
+        self._editor = Editor.of_loaded(model, tokenizer, spec.model, reductions=self._reductions, **spec.editing)
         return self._editor
 
     def num_parameters(self) -> int:
@@ -88,7 +98,7 @@ class WholeEngine:
         return sum(p.numel() * p.element_size() for p in self._editor.model.parameters())
 
     def save(self, folder: Path) -> None:
-        self._editor.save(folder)
+        self._editor.reductions.by_first(lambda: self._editor.save(folder))
 
     def close(self) -> None:
         del self._editor

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -16,23 +17,21 @@ from editing import Editor, pretrained
 from editing.errors import ModelError
 from editing.parts import Part
 from editing.weights import WeightFiles, save_edited
-from workers.collectives import Placement, ShardReductions, join_group, leave_group
+from workers.collectives import GroupReductions, Groups, Placement
 from workers.engine import WorkerSpec
 
 
 class ShardedEngine:
     """This process's shard of a model. Every method is called on all shards, in the same order."""
 
-    def __init__(self, spec: WorkerSpec, placement: Placement) -> None:
-        self._spec, self._placement = spec, placement
+    def __init__(self, spec: WorkerSpec, placement: Placement, groups: Groups, device: torch.device) -> None:
+        self._spec, self._placement, self._groups, self._device = spec, placement, groups, device
 
     def load(self) -> Editor:
         spec, placement = self._spec, self._placement
         folder = pretrained.local_folder(spec.model)
-        check_divisible(folder, placement.num_shards)
-        device = local_device(spec.device, placement)
-        self._reductions = ShardReductions(join_group(placement, device), device)
-        model, tokenizer, self._files, self._dtype = load_sharded(folder, placement, device=device, dtype=spec.dtype)
+        model, tokenizer, self._files, self._dtype = load_sharded(folder, self._groups.shards, device=self._device, dtype=spec.dtype)
+        self._reductions = GroupReductions(placement, self._groups, self._device)
         self._editor = Editor.of_loaded(model, tokenizer, spec.model, reductions=self._reductions, **spec.editing)
         return self._editor
 
@@ -57,17 +56,16 @@ class ShardedEngine:
 
     def close(self) -> None:
         del self._editor
-        leave_group()
 
 
 def load_sharded(
-    folder: Path, placement: Placement, *, device: torch.device, dtype: pretrained.DTypeName = "auto"
+    folder: Path, group: dist.ProcessGroup, *, device: torch.device, dtype: pretrained.DTypeName = "auto"
 ) -> tuple[PreTrainedModel, Any, WeightFiles, torch.dtype]:
     """Load this process's shard of a causal language model, frozen and in evaluation mode. Collective.
 
     Args:
         folder: Folder of the model.
-        placement: Which shard; its group has been joined.
+        group: The shards' processes; this one's rank in it is its shard.
         device: Where the shard goes.
         dtype: As for :func:`editing.pretrained.load`.
 
@@ -79,7 +77,6 @@ def load_sharded(
     """
     from workers import autotp
 
-    group = join_group(placement, device)
     config = pretrained.load_config(folder)
     precision = pretrained.resolve_dtype(config, dtype)
     with parameters_on_meta():
@@ -134,20 +131,13 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def local_device(name: str, placement: Placement) -> torch.device:
-    """This shard's device: ``cuda`` and ``auto`` mean its own GPU."""
-    device = pretrained.choose_device(name)
-    if device.type == "cuda" and device.index is None:
-        return pretrained.choose_device(f"cuda:{placement.local_rank}")
-    return device
-
-
-def check_divisible(folder: Path, num_shards: int) -> None:
+def check_divisible(model: str, num_shards: int) -> None:
     """Refuse a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
 
     Raises:
         ModelError: One line that names numbers that would work.
     """
+    folder = pretrained.local_folder(model)
     config = pretrained.load_config(folder).get_text_config(decoder=True)
     heads = config.num_attention_heads
     if num_shards > heads:

@@ -13,7 +13,7 @@ from editing.health import Health, Vitals
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch
-from workers.collectives import Placement
+from workers.collectives import GroupReductions, Placement, join_groups, leave_groups, local_device
 from workers.engine import Engine, WholeEngine, WorkerSpec
 
 __all__ = ["Placement", "Worker", "WorkerSpec"]
@@ -22,12 +22,12 @@ __all__ = ["Placement", "Worker", "WorkerSpec"]
 class Worker:
     """One copy of one model and its lifelong moments, or one shard of it.
 
-    Every verb of a shard is called on all shards of the model, with the same arguments and in the same order, and returns
-    or raises the same on all of them.
+    Every verb is called on all shards of all replicas, with the same arguments and in the same order, and returns or raises
+    the same on all of them. What only reads (``measure_health``, ``evaluate``, ``generate``) may be called on one replica alone.
 
     Args:
         spec: What is loaded and how it is edited.
-        placement: Which shard this is; by default the model is whole.
+        placement: Which shard of which replica this is; by default the model is whole and alone.
     """
 
     def __init__(self, spec: WorkerSpec, placement: Placement | None = None) -> None:
@@ -36,17 +36,23 @@ class Worker:
 
     def load(self) -> None:
         """Load the model and get it ready to be edited."""
-        self._engine = self._choose_engine()
+        self._engine = self._make_engine()
         self.editor = self._engine.load()
         self._watch = Watch(self.editor, size=self.spec.watch_size, seed=self.spec.seed)
         self._health = Health(self.editor, self._watch)
 
-    def _choose_engine(self) -> Engine:
-        if self.placement.num_shards == 1:
-            return WholeEngine(self.spec)
-        from workers.sharding import ShardedEngine  # which needs deepspeed
+    def _make_engine(self) -> Engine:
+        placement = self.placement
+        device = local_device(self.spec.device, placement)
+        if placement.is_alone:
+            return WholeEngine(self.spec, device)
+        if placement.num_shards == 1:
+            groups = join_groups(placement, device)
+            return WholeEngine(self.spec, device, GroupReductions(placement, groups, device))
+        from workers.sharding import ShardedEngine, check_divisible  # which needs deepspeed
 
-        return ShardedEngine(self.spec, self.placement)
+        check_divisible(self.spec.model, placement.num_shards)  # before the others are waited for
+        return ShardedEngine(self.spec, placement, join_groups(placement, device), device)
 
     def describe(self) -> dict[str, Any]:
         """What was loaded, for the run's log and ``run.json``."""
@@ -56,6 +62,7 @@ class Worker:
             "architecture": type(editor.model).__name__,
             "parameters": self._engine.num_parameters(),
             "shards": self.placement.num_shards,
+            "replicas": self.placement.num_replicas,
             "device": str(weights.device),
             "dtype": str(weights.dtype).removeprefix("torch."),
             "modules": list(editor.modules),
@@ -133,5 +140,7 @@ class Worker:
 
     def close(self) -> None:
         """Let go of the model."""
-        self._engine.close()
-        del self.editor, self._watch, self._health, self._engine
+        if hasattr(self, "editor"):
+            self._engine.close()
+            del self.editor, self._watch, self._health, self._engine
+        leave_groups()

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from editing import pretrained
 from tests.workers.gang import _free_port
-from workers.collectives import Placement, join_group
+from workers.collectives import Placement, join_groups
 from workers.sharding import load_sharded
 
 MIB = 2**20
@@ -60,7 +60,7 @@ def measure(rank: int, shards: int, port: int, folder: str, dtype: pretrained.DT
     pretrained.load_tokenizer = lambda _: None  # the model has none
     placement, device = Placement(rank=rank, num_shards=shards, port=port), torch.device("cpu")
     if shards > 1:
-        join_group(placement, device)
+        groups = join_groups(placement, device)
         import deepspeed  # noqa: F401  # its own memory is not the model's
     before = anonymous()
     peak = Peak()
@@ -68,7 +68,7 @@ def measure(rank: int, shards: int, port: int, folder: str, dtype: pretrained.DT
     if shards == 1:
         model, _ = pretrained.load(folder, device=device, dtype=dtype)
     else:
-        model, *_ = load_sharded(Path(folder), placement, device=device, dtype=dtype)
+        model, *_ = load_sharded(Path(folder), groups.shards, device=device, dtype=dtype)
     seconds = time.perf_counter() - began
     results.put((rank, (peak.stop() - before) / MIB, (anonymous() - before) / MIB, seconds))  # type: ignore[attr-defined]
     assert model is not None

@@ -13,25 +13,27 @@ from tests.workers.scenario import Job, Record, run
 from workers.worker import Placement
 
 
-def run_on_shards(jobs: Sequence[Job], num_shards: int, folder: Path) -> dict[str, list[Record]]:
-    """Do jobs on all shards of each model, one job after the other.
+def run_on_shards(jobs: Sequence[Job], num_shards: int, folder: Path, *, num_replicas: int = 1) -> dict[str, list[Record]]:
+    """Do jobs on all shards of all replicas of each model, one job after the other.
 
     Returns:
-        Per job the shards' records, in the order of ranks.
+        Per job the processes' records, in the order of their world ranks.
     """
-    mp.start_processes(_shard, (num_shards, _free_port(), list(jobs), str(folder)), nprocs=num_shards, start_method="spawn")
-    return {job.name: [Record.read(folder, f"{job.name}.{rank}") for rank in range(num_shards)] for job in jobs}
+    count = num_shards * num_replicas
+    mp.start_processes(_process, (num_shards, num_replicas, _free_port(), list(jobs), str(folder)), nprocs=count, start_method="spawn")
+    return {job.name: [Record.read(folder, f"{job.name}.{rank}") for rank in range(count)] for job in jobs}
 
 
-def _shard(rank: int, num_shards: int, port: int, jobs: Sequence[Job], folder: str) -> None:
+def _process(world_rank: int, num_shards: int, num_replicas: int, port: int, jobs: Sequence[Job], folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    placement = Placement(rank=rank, num_shards=num_shards, port=port, timeout=60)
+    replica, rank = divmod(world_rank, num_shards)
+    placement = Placement(rank=rank, num_shards=num_shards, replica=replica, num_replicas=num_replicas, port=port, timeout=60)
     for job in jobs:
         try:
-            run(job, placement).write(Path(folder), f"{job.name}.{rank}")
+            run(job, placement).write(Path(folder), f"{job.name}.{world_rank}")
         except BaseException:
-            sys.stderr.write(f"shard {rank}, job {job.name}\n")
+            sys.stderr.write(f"{placement}, job {job.name}\n")
             raise
 
 

@@ -67,7 +67,7 @@ def run(job: Job, placement: Placement) -> Record:
     if job.extra == "refusals":
         values["refusals"] = _refusals(worker, prepared[0], placement)
     values["reports"] = [_without_times(worker.apply(turn)) for turn in prepared]
-    values |= _outcome(worker, turns[0].edits)
+    values |= _outcome(worker, prepared[0], turns[0].edits)
     tensors |= {f"weight.{name}": weight for name, weight in worker.editor.whole(worker.editor.weights())}
     for shape, moments in worker.editor.moments.items():
         tensors |= {f"mean.{shape}": moments.mean, f"std.{shape}": moments.std}
@@ -133,11 +133,11 @@ def _captured(worker: Worker, prepared: PreparedTurn) -> dict[str, torch.Tensor]
     return tensors
 
 
-def _outcome(worker: Worker, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
+def _outcome(worker: Worker, prepared: PreparedTurn, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
     return {
         "digests": worker.digest(),
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
-        "watched": worker.watch(),
+        "vitals": worker.measure_health(prepared).as_dict(),
         "generated": worker.generate(PROMPTS),
         "generated_before": worker.generate(PROMPTS, unedited=True),
     }

@@ -101,6 +101,36 @@ def four(job_of: Callable[..., Job], folder: Path) -> dict[str, list[Record]]:
     return run_on_shards([job_of(model, f"{model.name}-on-four") for model in FOUR], 4, folder)
 
 
+@pytest.fixture(scope="module")
+def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job]:
+    """Whole groups that do and do not divide by two replicas, a group that is a turn, and a turn of one edit."""
+    llama = BY_NAME["llama"]
+    sizes = {"even": (4, 2), "uneven": (5, 2), "one-group": (3, 3), "one-edit": (1, 1), "all": (7, 1)}
+    jobs = [job_of(llama, name, options={"edits_per_turn": turn, "group_size": group}) for name, (turn, group) in sizes.items()]
+    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3"))]
+
+
+@pytest.fixture(scope="module")
+def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[Record]]]:
+    """Records of two replicas, of one and of two shards each."""
+    made = {shards: folder / f"replicas-of-{shards}" for shards in (1, 2)}
+    for path in made.values():
+        path.mkdir()
+    return {shards: run_on_shards(replica_jobs, shards, path, num_replicas=2) for shards, path in made.items()}
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("index", range(9))
+def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job]) -> None:
+    job = replica_jobs[index]
+    whole, records = run(job, Placement()), replicas[num_shards][job.name]
+    for record in records:
+        assert_close_weights(record, whole)
+        assert record.values["digests"] == records[0].values["digests"]
+        assert record.values["reports"] == records[0].values["reports"]
+    _assert_same_values(whole.values, records[0].values)
+
+
 @pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
 def test_two_shards_equal_one(model: TinyModel, two: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
     assert_same(run(job_of(model), Placement()), two[model.name])
@@ -202,14 +232,19 @@ def assert_same(whole: Record, shards: list[Record]) -> None:
 
 
 def _assert_same_values(whole: dict[str, Any], shard: dict[str, Any]) -> None:
-    for name in set(whole) - {"reports", "digests", "described"}:
+    for name in set(whole) - {"reports", "digests", "described", "vitals"}:
         assert shard[name] == whole[name], name
+    for name, value in whole["vitals"].items():
+        assert shard["vitals"][name] == (None if value is None else pytest.approx(value, rel=1e-4)), name
     assert shard["digests"].keys() == whole["digests"].keys()
-    assert shard["described"] == {**whole["described"], "shards": shard["described"]["shards"]}
+    assert shard["described"] == {**whole["described"], **{name: shard["described"][name] for name in ("shards", "replicas")}}
     for ours, theirs in zip(shard["reports"], whole["reports"], strict=True):
         assert ours["shift_norms"] == pytest.approx(theirs["shift_norms"], rel=1e-5)
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        assert {**ours, "shift_norms": 0, "loss": 0} == {**theirs, "shift_norms": 0, "loss": 0}
+        assert ours["conditions"] == pytest.approx(theirs["conditions"], rel=1e-4)
+        assert ours["weight_growth"] == pytest.approx(theirs["weight_growth"], abs=1e-6)
+        rounded = dict.fromkeys(("shift_norms", "loss", "conditions", "weight_growth"), 0)
+        assert ours | rounded == theirs | rounded
 
 
 def _capture_errors(whole: Record, shard: Record) -> dict[str, float]:
