@@ -7,8 +7,19 @@
 """
 
 from editing.editor import Editor, EditorConfig
-from editing.errors import InputError, InvalidRequest, ModelError, TurnRefused, UltraEditError
+from editing.errors import InputError, InvalidRequest, ModelError, TurnRefused, UltraEditError, WorkerLost
 from editing.requests import EditRequest
 from editing.turn import TurnReport
 
-__all__ = ["EditRequest", "Editor", "EditorConfig", "InputError", "InvalidRequest", "ModelError", "TurnRefused", "TurnReport", "UltraEditError"]
+__all__ = [
+    "EditRequest",
+    "Editor",
+    "EditorConfig",
+    "InputError",
+    "InvalidRequest",
+    "ModelError",
+    "TurnRefused",
+    "TurnReport",
+    "UltraEditError",
+    "WorkerLost",
+]

@@ -44,3 +44,7 @@ class TurnRefused(UltraEditError):
     def __init__(self, reason: str, culprits: tuple[int, ...] = ()) -> None:
         super().__init__(reason)
         self.culprits = culprits
+
+
+class WorkerLost(UltraEditError):
+    """A worker died or did not answer. The run can go on from its last checkpoint with new ones."""

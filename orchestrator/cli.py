@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -75,6 +76,12 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Seed of the samples.  [default: 0]")
 @click.option("--strict", is_flag=True, default=None, help="Stop at the first bad record instead of setting it aside.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an earlier run in the output folder.")
+@click.option("--shards", type=int, help="Actors that one copy of the model is cut into.  [default: 1]")
+@click.option("--replicas", type=int, help="Copies of the model, each capturing a share of every turn.  [default: 1]")
+@click.option("--ray-address", help="local, auto or ray://HOST:PORT.  [default: auto in a Ray job, else local]")
+@click.option("--resources-per-shard", help="As gpu=1,cpu=4.  [default: one GPU where there are GPUs, else one CPU]")
+@click.option("--placement-timeout", type=float, help="Seconds to wait for a cluster that grows.  [default: 0]")
+@click.option("--worker-timeout", type=float, help="Seconds after which a worker that does not answer counts as lost.  [default: 1800]")
 @click.option("--checkpoint-every", type=int, help="Turns between two checkpoints; 0 writes one at the end only.  [default: 10]")
 @click.option("--keep", type=int, help="Newest checkpoints that are kept.  [default: 2]")
 @click.option("--resume", help="auto: go on with an unfinished run in --output, if there is one. RUN_DIR: that run, with its own options.")
@@ -127,7 +134,8 @@ def rollback(run_dir: Path, to_turn: int) -> None:
     """Make a finished run exactly what it was after a turn."""
     from orchestrator.replay import roll_back
 
-    show_run(roll_back(_coordinator(_stored(run_dir)), to_turn), _screen())
+    with closing(_coordinator(_stored(run_dir))) as coordinator:
+        show_run(roll_back(coordinator, to_turn), _screen())
 
 
 @cli.command()
@@ -137,7 +145,8 @@ def remove(run_dir: Path, ids: tuple[str, ...]) -> None:
     """Make a finished run what it would be if some edits had never been asked for."""
     from orchestrator.replay import remove as take_out
 
-    show_run(take_out(_coordinator(_stored(run_dir)), ids), _screen())
+    with closing(_coordinator(_stored(run_dir))) as coordinator:
+        show_run(take_out(coordinator, ids), _screen())
 
 
 @cli.command()
@@ -173,13 +182,15 @@ def demo(output: str, cache: Path) -> None:
 def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     """One run from a configuration, shown to a person."""
     from orchestrator.coordinator import Collapsed
+    from orchestrator.recovery import run_to_the_end
     from orchestrator.replay import roll_back
 
     try:
-        show_run(_coordinator(config).run(resume=resume), _screen())
+        show_run(run_to_the_end(lambda: _coordinator(config), resume=resume), _screen())
     except Collapsed as error:
         if config.on_collapse == "rollback":
-            roll_back(_coordinator(_stored(error.path)), error.healthy_turn)
+            with closing(_coordinator(_stored(error.path))) as coordinator:
+                roll_back(coordinator, error.healthy_turn)
             error.args = (f"{error}; rolled back to turn {error.healthy_turn}, the last healthy one",)
         show_run(error.path, _screen())
         raise
@@ -188,10 +199,10 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
 def _coordinator(config: RunConfig) -> "Coordinator":
     from orchestrator.coordinator import Coordinator
     from orchestrator.tracking import make_tracker
-    from workers.worker import Worker
+    from orchestrator.workforce import make_worker
 
     tracker = make_tracker(config.tracking_uri, config.experiment)
-    return Coordinator(config, Worker(config.worker_spec()), tracker, Progress(_errors()))
+    return Coordinator(config, make_worker(config), tracker, Progress(_errors()))
 
 
 def _stored(run_dir: Path) -> RunConfig:

@@ -51,6 +51,12 @@ class RunConfig:
         max_perplexity_growth: Limit on the perplexity of the fixed text, as a multiple of the unedited model's.
         generate: Edits for which text is generated before and after; a seeded sample.
         seed: Seed of the samples.
+        shards: Actors that one copy of the model is cut into.
+        replicas: Copies of the model, each capturing a share of every turn.
+        ray_address: ``local``, ``auto`` or ``ray://HOST:PORT``; by default ``auto`` within a Ray job, else ``local``.
+        resources_per_shard: What one shard needs, as ``gpu=1,cpu=4``; by default one GPU where there are GPUs, else one CPU.
+        placement_timeout: Seconds to wait for a cluster that grows.
+        worker_timeout: Seconds after which a worker that does not answer counts as lost.
         checkpoint_every: Turns between two checkpoints; 0 writes one at the end only.
         keep: Newest checkpoints that are kept.
         strict: Stop at the first bad record instead of setting it aside.
@@ -84,20 +90,37 @@ class RunConfig:
     max_perplexity_growth: float = Limits.perplexity_growth
     generate: int = 50
     seed: int = 0
+    shards: int = 1
+    replicas: int = 1
+    ray_address: str | None = None
+    resources_per_shard: str | None = None
+    placement_timeout: float = 0.0
+    worker_timeout: float = 1800.0
     checkpoint_every: int = 10
     keep: int = 2
     strict: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("limit", "lookahead", "edits_per_turn", "group_size", "batch_tokens", "keep", "eval_sample", "watch_every"):
+        for name in (
+            "limit",
+            "lookahead",
+            "edits_per_turn",
+            "group_size",
+            "batch_tokens",
+            "keep",
+            "eval_sample",
+            "watch_every",
+            "shards",
+            "replicas",
+        ):
             if getattr(self, name) is not None or name not in ("limit", "eval_sample"):
                 _check_whole(name, getattr(self, name), at_least=1)
         for name in ("generate", "seed", "checkpoint_every"):
             _check_whole(name, getattr(self, name), at_least=0)
         for number in self.eval_at if isinstance(self.eval_at, (tuple, list)) else (self.eval_at,):
             _check_whole("eval_at", number, at_least=1)
-        for name in ("learning_rate", "max_weight_growth", "min_probe_retention", "max_perplexity_growth"):
+        for name in ("learning_rate", "max_weight_growth", "min_probe_retention", "max_perplexity_growth", "placement_timeout", "worker_timeout"):
             if getattr(self, name) is not None or name != "learning_rate":
                 _check_positive(name, getattr(self, name), or_zero=name != "learning_rate")
         choices = {"format": ("auto", *FORMATS), "moments": get_args(MomentRule), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse)}
@@ -112,6 +135,7 @@ class RunConfig:
                 raise InputError(f"{name}: expected a text, found {getattr(self, name)!r}")
         if self.modules is not None and not (self.modules and all(isinstance(pattern, str) for pattern in self.modules)):
             raise InputError(f"modules: expected names of modules, found {list(self.modules)!r}")
+        self.resources()
         if self.preset is not None:
             find_preset(None, "", str(self.preset))  # an unknown one is an error before a model is loaded
 
@@ -154,6 +178,29 @@ class RunConfig:
             options=options,
             seed=self.seed,
         )
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the model lives on several workers."""
+        return self.shards * self.replicas > 1
+
+    def resources(self) -> dict[str, float]:
+        """What one shard needs, by Ray's names.
+
+        Raises:
+            InputError: It is not written as expected.
+        """
+        found = {}
+        for part in (self.resources_per_shard or "").split(","):
+            name, equals, amount = part.strip().partition("=")
+            try:
+                if part.strip():
+                    found[name.upper() if name.lower() in ("cpu", "gpu") else name] = float(amount) if equals and name else float("nan")
+            except ValueError:
+                found[name] = float("nan")
+        if any(not amount >= 0 for amount in found.values()):
+            raise InputError(f"resources_per_shard: expected amounts like gpu=1,cpu=4, found {self.resources_per_shard!r}")
+        return found
 
     @property
     def limits(self) -> Limits:

@@ -87,14 +87,18 @@ class Coordinator:
         worker: Where the model lives; not loaded yet.
         tracker: Where the run is followed.
         progress: Shows a person how far it is.
+
+    Attributes:
+        turn: Turns so far, for who wants to know whether a run that failed had got on.
+        has_checkpoint: Whether the run has written a checkpoint, so that it can be resumed.
     """
 
     def __init__(self, config: RunConfig, worker: Worker, tracker: Tracker, progress: Progress) -> None:
         self.config, self.worker, self.tracker, self.progress = config, worker, tracker, progress
         self._began = time.perf_counter()
         self._load_seconds = 0.0
-        self._acts = False
-        self._stopped = ""
+        self.turn, self.has_checkpoint = 0, False
+        self._acts, self._stopped = False, ""
         self._digest: InputDigest | None = None
 
     def run(self, *, resume: bool = False) -> Path:
@@ -131,6 +135,10 @@ class Coordinator:
                 logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
             journal = Journal(out.staging, state, keep=config.keep)
             return self.drive(out, journal, self._windows(source, journal), None if total is None else max(0, total - state.taken))
+
+    def close(self) -> None:
+        """Let go of the model, and of every worker."""
+        self.worker.close()
 
     def load(self, out: RunDirectory) -> None:
         """Load the worker's model, and see that the disk can hold the result."""
@@ -212,6 +220,7 @@ class Coordinator:
     def _turn(self, journal: Journal, prepared: PreparedTurn) -> None:
         state, turn = journal.state, prepared.turn
         state.turn += 1
+        self.turn = state.turn
         vitals = None
         try:
             report = self.worker.apply(prepared)
@@ -312,6 +321,7 @@ class Coordinator:
             journal.state.watch = self.worker.watch_state()
             journal.state.mlflow_run_id = self.tracker.run_id(wait=False) or journal.state.mlflow_run_id
             journal.checkpoint(self.worker.save_state)
+            self.has_checkpoint = True
 
     def _settle_digest(self, state: RunState) -> None:
         """Have the SHA-256 of a new input in the state; its first checkpoint waits for it."""

@@ -149,7 +149,7 @@ def _refusals(worker: Worker, prepared: PreparedTurn, placement: Placement) -> l
     editor, reductions = worker.editor, worker.editor.reductions
     name = next(iter(editor.modules))
 
-    def broken(rows: Any) -> Any:
+    def broken(rows: Any, _shares: Any) -> Any:
         if placement.rank == placement.num_shards - 1:
             rows.value_gradients[name][3, 0] = float("nan")
         return rows

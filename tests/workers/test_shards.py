@@ -241,7 +241,7 @@ def _assert_same_values(whole: dict[str, Any], shard: dict[str, Any]) -> None:
     for ours, theirs in zip(shard["reports"], whole["reports"], strict=True):
         assert ours["shift_norms"] == pytest.approx(theirs["shift_norms"], rel=1e-5)
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        assert ours["conditions"] == pytest.approx(theirs["conditions"], rel=1e-4)
+        assert ours["conditions"] == pytest.approx(theirs["conditions"], rel=0.1)  # an estimate, and of another system in the other form
         assert ours["weight_growth"] == pytest.approx(theirs["weight_growth"], abs=1e-6)
         rounded = dict.fromkeys(("shift_norms", "loss", "conditions", "weight_growth"), 0)
         assert ours | rounded == theirs | rounded

@@ -1,0 +1,150 @@
+"""Where actors run: the connection to Ray, and one placement group that holds every shard of every replica.
+
+The only file that names placement groups. Before it reserves anything it looks at what the cluster has: a request that can
+never be met is an error within seconds, where Ray would wait for ever.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from editing.errors import InputError
+
+logger = logging.getLogger("ultraedit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    """How many actors, what each needs, and where.
+
+    Attributes:
+        shards: Shards of a model copy.
+        replicas: Copies of the model.
+        address: ``local`` starts a cluster on this machine for the run alone, ``auto`` takes the one that is there, or ``ray://HOST:PORT``.
+        resources: What one shard needs, by Ray's names in lower case; by default one GPU where there are GPUs, else one CPU.
+        placement_timeout: Seconds to wait for a cluster that scales up; 0 takes what is there.
+    """
+
+    shards: int = 1
+    replicas: int = 1
+    address: str = "local"
+    resources: Mapping[str, float] = field(default_factory=dict)
+    placement_timeout: float = 0.0
+
+    @property
+    def num_actors(self) -> int:
+        return self.shards * self.replicas
+
+
+class Cluster:
+    """A connection to Ray, with a place for every actor of a run.
+
+    Args:
+        spec: What is wanted.
+
+    Raises:
+        InputError: There is no such cluster, or it is too small; one line that says what it has.
+    """
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        self.spec = spec
+        self._connect()
+        try:
+            self.resources = {**self._default_resources(), **spec.resources}
+            self._places = self._reserve()
+        except BaseException:
+            self.close()
+            raise
+
+    def actor_options(self, index: int) -> dict[str, Any]:
+        """Options that put the actor of a world rank into its place."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
+        return {
+            "num_cpus": self.resources.get("CPU", 0),
+            "num_gpus": self.resources.get("GPU", 0),
+            "resources": custom,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._places, placement_group_bundle_index=index),
+        }
+
+    def close(self) -> None:
+        """Free the places; end a cluster that was started for this run."""
+        if not ray.is_initialized():
+            return
+        if hasattr(self, "_places"):
+            remove_placement_group(self._places)
+            del self._places
+        ray.shutdown()
+
+    def _connect(self) -> None:
+        address = self.spec.address
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            _start_local(self._local_cpus(), quiet)
+            return
+        try:
+            ray.init(address=address, **quiet)
+        except Exception as error:  # Ray raises whatever its many clients raise
+            raise InputError(f"ray-address: {_why_not(address, error)}") from None
+
+    def _local_cpus(self) -> int:
+        """Cores are shared out by the person who asks for more shards than there are: a local cluster always has enough."""
+        wanted = self.spec.num_actors * {k.upper(): v for k, v in self.spec.resources.items()}.get("CPU", 1)
+        return max(os.cpu_count() or 1, int(wanted) + 1)
+
+    def _default_resources(self) -> dict[str, float]:
+        return {"GPU": 1.0} if ray.cluster_resources().get("GPU") else {"CPU": 1.0}
+
+    def _reserve(self) -> PlacementGroup:
+        deadline = time.monotonic() + self.spec.placement_timeout
+        bundles = [dict(self.resources) for _ in range(self.spec.num_actors)]
+        shortage = self._shortage()
+        if shortage and not self.spec.placement_timeout:
+            raise InputError(shortage)
+        if shortage:
+            logger.info("waiting   %s; up to %.0f s for the cluster to grow", shortage, self.spec.placement_timeout)
+        group: PlacementGroup = placement_group(bundles, strategy="PACK")  # a group that waits is what an autoscaler sees
+        if group.wait(max(10.0, deadline - time.monotonic())):
+            return group
+        remove_placement_group(group)
+        raise InputError(self._shortage() or f"the cluster did not make room for {self.spec.num_actors} actors in time; see 'ray status'")
+
+    def _shortage(self) -> str | None:
+        """What is missing, in words; ``None`` if all actors find a place."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        free = ray.available_resources()
+        for name, amount in self.resources.items():
+            total, fits = sum(n.get(name, 0) for n in nodes), sum(int(n.get(name, 0) // amount) for n in nodes if amount)
+            needed = self.spec.num_actors * amount
+            if amount and (fits < self.spec.num_actors or free.get(name, 0) < needed):
+                largest = max((n.get(name, 0) for n in nodes), default=0)
+                return (
+                    f"shards: {self.spec.replicas} x {self.spec.shards} shards need {needed:g} {name}, {amount:g} on one node each; "
+                    f"the cluster has {total:g} on {len(nodes)} nodes, at most {largest:g} on one, and {free.get(name, 0):g} free: "
+                    "ask for fewer, or give --placement-timeout if it grows"
+                )
+        return None
+
+
+def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
+    # 127.0.0.1 itself would be replaced by this machine's outer address
+    loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
+
+
+def _why_not(address: str, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines)
+    if "ersion mismatch" in text:
+        return f"{address} runs another version of Ray or Python: {text[:300]}; use the same on both"
+    if "token" in text.lower() or "authenti" in text.lower():
+        return f"{address} refused this client's token: {lines[0][:200]}; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+    return f"no cluster answers at {address}: {lines[0][:200]}; start one with 'ray start --head', or give --ray-address local"

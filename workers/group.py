@@ -1,0 +1,282 @@
+"""A model on many workers, used like one: replicas x shards Ray actors behind the verbs of a single worker.
+
+                 WorkerGroup.apply(turn)
+    replica 0   [shard 0 | shard 1 | ...]     each captures its share of the turn's groups; rows, sums and copies go
+    replica 1   [shard 0 | shard 1 | ...]     between actors by torch.distributed, never through here
+
+Only edits, reports and paths pass through this file. A turn's hidden states stay where the prefix was run. One actor that
+dies or hangs takes the whole gang with it: what it has done since the last checkpoint is done again by a new one.
+"""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from editing import TurnReport, UltraEditError, WorkerLost
+from editing.evaluation import EditResult
+from editing.health import Vitals
+from editing.prefix import Prefixed
+from editing.turn import PreparedTurn, TokenizedEdit, Turn
+from workers.cluster import Cluster, ClusterSpec
+from workers.collectives import Placement
+from workers.engine import WorkerSpec
+from workers.worker import Worker
+
+_NO_ROWS = Prefixed((), None)
+
+
+class RemoteWorker:
+    """What an actor holds: a worker, and the turns that it has prepared."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._window: list[PreparedTurn | None] = []
+
+    def meeting_point(self) -> tuple[str, int]:
+        """This actor's address and a port that is free there."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as listener:
+            listener.bind((address, 0))
+            return address, int(listener.getsockname()[1])
+
+    def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
+        """Load this shard; what the group needs to know of it."""
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.worker = Worker(self._spec, placement)
+        self.worker.load()
+        known = {"described": self.worker.describe(), "saved_size": self.worker.saved_size()}
+        return {**known, "tokenizer": self.worker.tokenizer, "max_tokens": self.worker.max_tokens} if placement.world_rank == 0 else {}
+
+    def prepare(self, turns: Sequence[Turn]) -> list[float]:
+        self._window = list(self.worker.prepare(turns))
+        return [prepared.prefix_seconds for prepared in self._window if prepared]
+
+    def apply(self, index: int) -> TurnReport:
+        """Apply a prepared turn, once."""
+        return self.worker.apply(self._prepared(index))
+
+    def forget(self, index: int) -> None:
+        """Let go of a turn that is done with."""
+        self._window[index] = None
+
+    def measure_health(self, index: int) -> Vitals:
+        return self.worker.measure_health(self._prepared(index))
+
+    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+        return self.worker.evaluate(edits)
+
+    def generate(self, prompts: Sequence[str], unedited: bool, max_new_tokens: int) -> list[str]:
+        return self.worker.generate(prompts, unedited=unedited, max_new_tokens=max_new_tokens)
+
+    def digest(self) -> dict[str, str]:
+        return self.worker.digest()
+
+    def fingerprint(self) -> str:
+        return self.worker.fingerprint()
+
+    def save_state(self, path: Path) -> None:
+        self.worker.save_state(path)
+
+    def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
+        self.worker.load_state(path, watch)
+
+    def watch_state(self) -> dict[str, Any]:
+        return self.worker.watch_state()
+
+    def save(self, folder: Path) -> None:
+        self.worker.save(folder)
+
+    def _prepared(self, index: int) -> PreparedTurn:
+        prepared = self._window[index]
+        if prepared is None:
+            raise UltraEditError(f"turn {index + 1} of the window was applied before; a turn is applied once")
+        return prepared
+
+
+class WorkerGroup:
+    """The verbs of :class:`workers.worker.Worker`, on all workers of a cluster.
+
+    Args:
+        spec: What every worker loads.
+        cluster: How many workers, and where.
+        timeout: Seconds after which a worker that does not answer counts as lost.
+    """
+
+    def __init__(self, spec: WorkerSpec, cluster: ClusterSpec, *, timeout: float = 1800.0) -> None:
+        self.spec, self._cluster_spec, self._timeout = spec, cluster, timeout
+        self._actors: list[Any] = []
+        self._window: list[PreparedTurn] = []
+        self._applied = -1
+
+    def load(self) -> None:
+        """Reserve places, start the actors and load the model."""
+        self._cluster = Cluster(self._cluster_spec)
+        try:
+            remote = ray.remote(RemoteWorker)
+            count = self._cluster_spec.num_actors
+            self._actors = [remote.options(**self._cluster.actor_options(i)).remote(self.spec) for i in range(count)]
+            address, port = self._ask([self._actors[0].meeting_point.remote()])[0]
+            cpus = int(self._cluster.resources.get("CPU", 0)) or None
+            loading = [actor.load.remote(self._placement(i, address, port), cpus) for i, actor in enumerate(self._actors)]
+            self._known = self._ask(loading)[0]
+        except BaseException:
+            self.close()
+            raise
+
+    def _placement(self, index: int, address: str, port: int) -> Placement:
+        replica, rank = divmod(index, self._cluster_spec.shards)
+        sizes = {"num_shards": self._cluster_spec.shards, "num_replicas": self._cluster_spec.replicas}
+        # Ray shows an actor its own GPU only, so that its index there is always 0
+        return Placement(rank=rank, replica=replica, address=address, port=port, local_rank=0, timeout=self._timeout, **sizes)
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._known["described"])
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._known["tokenizer"]
+
+    @property
+    def max_tokens(self) -> int | None:
+        return self._known["max_tokens"]  # type: ignore[no-any-return]
+
+    def saved_size(self) -> int:
+        return int(self._known["saved_size"])
+
+    def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
+        shared = ray.put(list(turns))
+        seconds = self._ask([actor.prepare.remote(shared) for actor in self._actors])
+        slowest = [max(each) for each in zip(*seconds, strict=True)]
+        self._window = [PreparedTurn(turn, _NO_ROWS, s) for turn, s in zip(turns, slowest, strict=True)]
+        return list(self._window)
+
+    def apply(self, prepared: PreparedTurn) -> TurnReport:
+        index = self._index(prepared)
+        if index:
+            self._ask([actor.forget.remote(index - 1) for actor in self._actors])
+        return self._ask([actor.apply.remote(index) for actor in self._actors])[0]  # type: ignore[no-any-return]
+
+    def measure_health(self, prepared: PreparedTurn) -> Vitals:
+        index = self._index(prepared)
+        return self._ask([actor.measure_health.remote(index) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
+
+    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+        shares = self._split(edits)
+        parts = self._ask([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
+        return [result for part in parts[:: self._cluster_spec.shards] for result in part]
+
+    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
+        shares = self._split(prompts)
+        asked = [actor.generate.remote(share, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
+        return [text for part in self._ask(asked)[:: self._cluster_spec.shards] for text in part]
+
+    def digest(self) -> dict[str, str]:
+        """SHA-256 of each edited module's weight, the same on every worker.
+
+        Raises:
+            UltraEditError: It is not: the replicas have drifted apart.
+        """
+        digests = self._ask([actor.digest.remote() for actor in self._actors])
+        for index, digest in enumerate(digests):
+            if digest != digests[0]:
+                name = next(n for n in digest if digest[n] != digests[0][n])
+                raise UltraEditError(f"{self._name(index)} holds other weights of {name} than the first; resume from the last checkpoint")
+        return dict(digests[0])
+
+    def fingerprint(self) -> str:
+        return str(self._ask([actor.fingerprint.remote() for actor in self._replica(0)])[0])
+
+    def save_state(self, path: Path) -> None:
+        self._ask([actor.save_state.remote(path.absolute()) for actor in self._actors])
+        if not path.is_file():
+            raise UltraEditError(
+                f"{path}: was written by the first worker and is not here; the run's folder must lie on storage that all nodes share"
+            )
+
+    def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
+        self._ask([actor.load_state.remote(path.absolute(), watch) for actor in self._actors])
+
+    def watch_state(self) -> dict[str, Any]:
+        return dict(self._ask([self._actors[0].watch_state.remote()])[0])
+
+    def save(self, folder: Path) -> None:
+        self._ask([actor.save.remote(folder.absolute()) for actor in self._actors])
+
+    def close(self) -> None:
+        """End every actor, and the cluster if it was started for this run."""
+        for actor in self._actors:
+            with contextlib.suppress(Exception):  # one that is dead already
+                ray.kill(actor)
+        self._actors = []
+        if hasattr(self, "_cluster"):
+            self._cluster.close()
+
+    def _replica(self, replica: int) -> list[Any]:
+        shards = self._cluster_spec.shards
+        return self._actors[replica * shards : (replica + 1) * shards]
+
+    def _split(self, items: Sequence[Any]) -> list[list[Any]]:
+        """Neighbouring items for each replica, as even as can be."""
+        count = self._cluster_spec.replicas
+        bounds = [len(items) * r // count for r in range(count + 1)]
+        return [list(items[a:b]) for a, b in pairwise(bounds)]
+
+    def _index(self, prepared: PreparedTurn) -> int:
+        return next(i for i, own in enumerate(self._window) if own is prepared)
+
+    def _ask(self, references: list[Any]) -> list[Any]:
+        """Answers of several workers, in order. The first that fails ends the wait: the others may be waiting for it.
+
+        Raises:
+            WorkerLost: A worker died, or none has answered for the timeout.
+        """
+        waiting = list(references)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=self._timeout)
+            if not done:
+                raise WorkerLost(f"{self._name(references.index(waiting[0]))} did not answer within {self._timeout:g} s")
+            try:
+                ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise self._told(error, references.index(done[0])) from None
+            except ray.exceptions.OutOfMemoryError as error:
+                raise self._out_of_memory(references.index(done[0]), error) from None
+            except ray.exceptions.RayActorError as error:
+                raise WorkerLost(f"{self._name(references.index(done[0]))} died: {_first_line(error)}") from None
+        return list(ray.get(references))
+
+    def _told(self, error: Any, index: int) -> Exception:
+        """What a worker raised, as it would have been raised here."""
+        cause = error.cause
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
+            return self._out_of_memory(index, cause)
+        if isinstance(cause, torch.distributed.DistError) or _is_collective(cause):
+            return WorkerLost(f"{self._name(index)} lost the others: {_first_line(cause)}")
+        return cause if isinstance(cause, Exception) else error
+
+    def _out_of_memory(self, index: int, error: Exception) -> UltraEditError:
+        advice = "give more --shards, a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16"
+        return UltraEditError(f"{self._name(index)} is out of memory: {_first_line(error)}; {advice}")
+
+    def _name(self, index: int) -> str:
+        replica, rank = divmod(index, self._cluster_spec.shards)
+        return f"worker {index} (shard {rank} of replica {replica})"
+
+
+def _is_collective(error: Any) -> bool:
+    """Torch reports a peer that is gone as a plain RuntimeError of its backend."""
+    return isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset")
+    )
+
+
+def _first_line(error: object) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
