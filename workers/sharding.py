@@ -29,7 +29,7 @@ class ShardedEngine:
     def load(self) -> Editor:
         spec, placement = self._spec, self._placement
         folder = pretrained.local_folder(spec.model)
-        check_divisible(folder, placement.num_shards)
+        check_num_shards(folder, placement.num_shards)
         device = local_device(spec.device, placement)
         self._reductions = ShardReductions(join_group(placement, device), device)
         model, tokenizer, self._files, self._dtype = load_sharded(folder, placement, device=device, dtype=spec.dtype)
@@ -56,6 +56,7 @@ class ShardedEngine:
         self._reductions.by_first(write)
 
     def close(self) -> None:
+        self._files.close()
         del self._editor
         leave_group()
 
@@ -142,7 +143,7 @@ def local_device(name: str, placement: Placement) -> torch.device:
     return device
 
 
-def check_divisible(folder: Path, num_shards: int) -> None:
+def check_num_shards(folder: Path, num_shards: int) -> None:
     """Refuse a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
 
     Raises:

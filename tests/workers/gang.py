@@ -26,7 +26,7 @@ def run_on_shards(jobs: Sequence[Job], num_shards: int, folder: Path) -> dict[st
 def _shard(rank: int, num_shards: int, port: int, jobs: Sequence[Job], folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    placement = Placement(rank=rank, num_shards=num_shards, port=port, timeout=60)
+    placement = Placement(rank=rank, num_shards=num_shards, port=port, timeout=300)  # a busy machine takes a minute to start them
     for job in jobs:
         try:
             run(job, placement).write(Path(folder), f"{job.name}.{rank}")
