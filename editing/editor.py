@@ -25,7 +25,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 from editing import pretrained
 from editing.capture import TurnRows, capture, group_weights
 from editing.decoder import Decoder
-from editing.errors import InputError, TurnRefused
+from editing.errors import InputError, ModelError, TurnRefused
 from editing.modules import describe_editable, resolve
 from editing.normalizer import MomentRule, Moments
 from editing.parts import Part, Shape, part_of
@@ -287,7 +287,12 @@ class Editor:
 
         Only for a model that lies here whole: of a sharded one, the base checkpoint is copied with the edited weights replaced
         (:func:`editing.weights.save_edited`).
+
+        Raises:
+            ModelError: The model is a shard.
         """
+        if any(part.axis for part in self.parts.values()):
+            raise ModelError(f"{folder}: a shard of a model cannot be saved by itself")
         pretrained.save(self.model, self.tokenizer, Path(folder))
 
     def _run_prefix(self, sequences: Sequence[AnswerSequence]) -> Prefixed:

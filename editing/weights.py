@@ -75,6 +75,10 @@ class WeightFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
         self._stack.close()
 
     def key(self, name: str) -> str:

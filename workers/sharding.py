@@ -55,6 +55,7 @@ class ShardedEngine:
         self._reductions.by_first(write)
 
     def close(self) -> None:
+        self._files.close()
         del self._editor
 
 
@@ -131,7 +132,7 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def check_divisible(model: str, num_shards: int) -> None:
+def check_num_shards(model: str, num_shards: int) -> None:
     """Refuse a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
 
     Raises:

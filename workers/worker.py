@@ -49,9 +49,9 @@ class Worker:
         if placement.num_shards == 1:
             groups = join_groups(placement, device)
             return WholeEngine(self.spec, device, GroupReductions(placement, groups, device))
-        from workers.sharding import ShardedEngine, check_divisible  # which needs deepspeed
+        from workers.sharding import ShardedEngine, check_num_shards  # which needs deepspeed
 
-        check_divisible(self.spec.model, placement.num_shards)  # before the others are waited for
+        check_num_shards(self.spec.model, placement.num_shards)  # before the others are waited for
         return ShardedEngine(self.spec, placement, join_groups(placement, device), device)
 
     def describe(self) -> dict[str, Any]:

@@ -28,7 +28,9 @@ def _process(world_rank: int, num_shards: int, num_replicas: int, port: int, job
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     replica, rank = divmod(world_rank, num_shards)
-    placement = Placement(rank=rank, num_shards=num_shards, replica=replica, num_replicas=num_replicas, port=port, timeout=60)
+    placement = Placement(
+        rank=rank, num_shards=num_shards, replica=replica, num_replicas=num_replicas, port=port, timeout=300
+    )  # a busy machine takes a minute to start them
     for job in jobs:
         try:
             run(job, placement).write(Path(folder), f"{job.name}.{world_rank}")

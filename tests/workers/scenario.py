@@ -138,8 +138,8 @@ def _outcome(worker: Worker, prepared: PreparedTurn, edits: tuple[TokenizedEdit,
         "digests": worker.digest(),
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
         "vitals": worker.measure_health(prepared).as_dict(),
-        "generated": worker.generate(PROMPTS),
-        "generated_before": worker.generate(PROMPTS, unedited=True),
+        "generated": worker.generate(PROMPTS, max_new_tokens=6),
+        "generated_before": worker.generate(PROMPTS, unedited=True, max_new_tokens=6),
     }
 
 

@@ -20,7 +20,7 @@ from workers.worker import Placement
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.distributed
 
-FOUR = [model for model in TINY if model.name in ("llama", "gptj", "llama-tied-with-biases")]
+FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
 
 
