@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from editing.errors import InputError
+from orchestrator.heartbeat import Heartbeat, Owner
 
 logger = logging.getLogger("ultraedit")
 
@@ -45,8 +46,9 @@ class RunDirectory:
         self.path = Path(os.path.realpath(path))
         self._overwrite, self._resume = overwrite, resume
         self._check()
-        self.staging = self._beside("partial", os.getpid())
-        self._old = self._beside("old", os.getpid())
+        self.staging = self._beside("partial", Owner.this())
+        self._old = self._beside("old", Owner.this())
+        self._heartbeat: Heartbeat | None = None
         self._made: list[Path] = []
         self._resumed = False
 
@@ -57,6 +59,7 @@ class RunDirectory:
             self._sweep()
             self._check()
             self.staging.mkdir(exist_ok=True)
+            self._heartbeat = Heartbeat(self.staging)
         except BaseException:
             self._clean()
             raise
@@ -111,12 +114,19 @@ class RunDirectory:
         """
         self._check()
         with _undisturbed():
+            self._fall_silent()
             if self.path.exists():
                 self.path.rename(self._old)
             self.staging.rename(self.path)
 
+    def _fall_silent(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+
     def _clean(self) -> None:
         with _undisturbed():
+            self._fall_silent()
             self._keep_journal() if self.is_unfinished else self.discard()
             self._settle(self._old)
             for parent in self._made:
@@ -135,8 +145,8 @@ class RunDirectory:
             old.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _beside(self, kind: str, pid: int) -> Path:
-        return self.path.with_name(f".{self.path.name}.{kind}-{pid}")
+    def _beside(self, kind: str, owner: Owner) -> Path:
+        return self.path.with_name(f".{self.path.name}.{kind}-{owner}")
 
     def _check(self) -> None:
         if not self.path.exists():
@@ -159,11 +169,12 @@ class RunDirectory:
         """
         for left in self.path.parent.iterdir():
             for kind in ("old", "partial"):
-                pid = left.name.removeprefix(f".{self.path.name}.{kind}-")
-                if pid == left.name or not pid.isdecimal():
+                prefix = f".{self.path.name}.{kind}-"
+                owner = Owner.parse(left.name.removeprefix(prefix)) if left.name.startswith(prefix) else None
+                if owner is None:
                     continue
-                if _is_alive(int(pid)):
-                    raise InputError(f"output: process {pid} is writing to {self.path} now; choose another folder, or remove {left} if it is not")
+                if owner.is_alive(left):
+                    raise InputError(f"output: process {owner} is writing to {self.path} now; choose another folder, or remove {left} if it is not")
                 if kind == "old":
                     self._settle(left)
                 elif _has_checkpoint(left):
@@ -210,13 +221,3 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

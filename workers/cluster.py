@@ -136,7 +136,7 @@ class Cluster:
 
 def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
     # 127.0.0.1 itself would be replaced by this machine's outer address
-    loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
 
 

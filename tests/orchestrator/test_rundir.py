@@ -1,13 +1,17 @@
 """The folder of a run is there whole or not at all, whatever ends the run, and nothing of anybody else's ever goes."""
 
 import os
+import shutil
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from editing import InputError
+from orchestrator import heartbeat
+from orchestrator.heartbeat import Owner
 from orchestrator.rundir import CONTENT, RunDirectory
 
 DEAD = 2**22 + 1
@@ -128,6 +132,37 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_is_alive(t
     assert names(tmp_path) == [left.name]
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder aside of a run on another machine that shares this storage; its process id means nothing here."""
+    for name, seconds in (("_EVERY", 0.05), ("_PATIENCE", 0.5)):
+        monkeypatch.setattr(heartbeat, name, seconds)
+    left = tmp_path / f".out.partial-{os.getppid()}@elsewhere"
+    left.mkdir()
+    return left
+
+
+def test_a_run_on_another_machine_is_seen_while_it_lives(elsewhere: Path, tmp_path: Path) -> None:
+    beat = heartbeat.Heartbeat(elsewhere)
+    with pytest.raises(InputError, match=f"process {os.getppid()}@elsewhere is writing"), RunDirectory(tmp_path / "out"):
+        pytest.fail("it was entered")
+    beat.stop()
+    assert names(tmp_path) == [elsewhere.name]
+
+
+@pytest.mark.parametrize("beaten", [False, True])
+def test_a_run_on_another_machine_that_died_is_swept(beaten: bool, elsewhere: Path, tmp_path: Path) -> None:
+    if beaten:
+        (elsewhere / "heartbeat").write_text("41")
+    write_run(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_finished_run_holds_no_sign_of_life(tmp_path: Path) -> None:
+    write_run(tmp_path / "out")
+    assert not (tmp_path / "out" / "heartbeat").exists()
+
+
 def test_a_killed_run_is_swept_and_a_neighbour_is_not(tmp_path: Path) -> None:
     keep = ["out2", f".out2.partial-{DEAD}", ".out.partial-notes", ".out.partial-"]
     for name in [*keep, f".out.partial-{DEAD}", f".out.partial-{os.getpid()}", ".out.partial-99999999999999999999"]:
@@ -160,7 +195,8 @@ def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path
         finally:
             os._exit(1)  # not reached
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert names(tmp_path) == [f".out.old-{child}", f".out.partial-{child}"]
+    owner = Owner(child, socket.gethostname())
+    assert names(tmp_path) == [f".out.old-{owner}", f".out.partial-{owner}"]
     with pytest.raises(InputError, match="already holds a run"), RunDirectory(path):
         pytest.fail("it was entered")
     assert (path / "run.json").read_text() == "old"
@@ -170,7 +206,7 @@ def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path
 def test_a_rename_that_fails_gives_the_old_folder_back(tmp_path: Path) -> None:
     path = make_run(tmp_path / "out")
     with pytest.raises(FileNotFoundError):
-        fail_after(path, lambda out: out.staging.rmdir(), RunDirectory.commit)
+        fail_after(path, lambda out: shutil.rmtree(out.staging), RunDirectory.commit)
     assert (path / "run.json").read_text() == "old"
     assert names(tmp_path) == ["out"]
 

@@ -1,0 +1,185 @@
+"""A run on Ray: the same edits, files and errors as in one process, whoever is killed on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+pytest.importorskip("ray")
+pytest.importorskip("deepspeed")
+
+from tests.conftest import PARITY
+from tests.orchestrator.test_resume import PER_TURN, TURNS, ledger
+
+pytestmark = pytest.mark.distributed
+
+MODEL = PARITY / "llama-tiny" / "model"
+EDITS = PARITY / "llama-tiny" / "edits.json"
+ROOT = Path(__file__).parent.parent.parent
+
+
+def command(out: Path, *more: object) -> list[str]:
+    settings = ["--modules", "model.layers.{1,2}.mlp.{gate,down}_proj", "--learning-rate", "1e-3", "--edits-per-turn", str(PER_TURN)]
+    loop = ["--lookahead", "2", "--checkpoint-every", "2", "--tracking-uri", "none", "--no-eval", "--generate", "0"]
+    edit = ["edit", "--model", str(MODEL), "--edits", str(EDITS), "--output", str(out), *settings, *loop]
+    return [sys.executable, "-m", "orchestrator", *edit, *map(str, more)]
+
+
+def start(out: Path, *more: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command(out, *more), cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it said; it must have ended well."""
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    return stdout + stderr
+
+
+def descendants(process: subprocess.Popen[str], word: str = "") -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for_turn(process: subprocess.Popen[str], out: Path, turn: int) -> None:
+    """Until a checkpoint at or after a turn is there."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in out.parent.glob(f".{out.name}.partial-*/checkpoints/turn-*"):
+            if int(path.name.removeprefix("turn-")) >= turn:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint at turn {turn}: {process.communicate()[1] if process.poll() is not None else 'still running'}")
+
+
+def digests(out: Path) -> dict[str, str]:
+    return json.loads((out / "run.json").read_text())["digests_after"]
+
+
+def weights(out: Path) -> dict[str, Any]:
+    return {k: t for file in (out / "model").glob("*.safetensors") for k, t in load_file(file).items()}
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    ours, theirs = weights(found), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert float((ours[name].double() - weight.double()).norm() / weight.double().norm()) < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    finish(start(out))
+    return out
+
+
+@pytest.fixture(scope="module", params=[(2, 1), (2, 2)], ids=["2-shards", "2x2"])
+def topology(request: pytest.FixtureRequest) -> tuple[object, ...]:
+    shards, replicas = request.param
+    return ("--shards", shards, "--replicas", replicas)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(topology: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    finish(start(out, *topology))
+    return out
+
+
+def test_a_run_on_ray_gives_the_weights_of_one_process(undisturbed: Path, whole: Path) -> None:
+    assert_close(undisturbed, whole)
+    assert ledger(undisturbed) == ledger(whole)
+
+
+def test_a_worker_killed_mid_run_is_replaced_and_the_bits_are_the_same(undisturbed: Path, topology: tuple[object, ...], tmp_path: Path) -> None:
+    """The same topology twice gives the same bits too, or this could not hold."""
+    out = tmp_path / "out"
+    process = start(out, *topology, "--worker-timeout", "60")
+    wait_for_turn(process, out, 2)
+    descendants(process, "ray::RemoteWorker")[-1].send_signal(signal.SIGKILL)
+    said = finish(process)
+    assert "starting all workers again" in said
+    assert digests(out) == digests(undisturbed)
+    assert [(turn, record) for turn, record, _ in ledger(out)] == [(1 + i // PER_TURN, i + 1) for i in range(TURNS * PER_TURN)]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[tuple[Path, list[psutil.Process]]]:
+    """A run on two replicas whose coordinator was killed; its folder, and every process that it had started."""
+    out = tmp_path / "out"
+    process = start(out, "--replicas", "2")
+    wait_for_turn(process, out, 4)
+    children = descendants(process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    yield out, children
+    for child in psutil.wait_procs(children, timeout=0)[1]:
+        child.kill()
+
+
+def test_a_killed_coordinator_leaves_no_process_and_its_run_goes_on_on_another_topology(
+    stopped: tuple[Path, list[psutil.Process]], whole: Path
+) -> None:
+    out, children = stopped
+    assert len(children) > 2
+    said = finish(start(out, "--resume", "auto"))
+    assert "resuming" in said
+    assert_close(out, whole)
+    assert psutil.wait_procs(children, timeout=120)[1] == []  # Ray's own agents look for their master once a minute
+
+
+def test_control_c_ends_every_process(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out, "--replicas", "2")
+    wait_for_turn(process, out, 2)
+    children = descendants(process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out, "--replicas", "2", "--worker-timeout", "15")
+    wait_for_turn(process, out, 2)
+    descendants(process, "ray::RemoteWorker")[0].send_signal(signal.SIGSTOP)
+    said = finish(process)
+    assert "starting all workers again" in said
+    assert_close(out, whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--replicas", "2", "--resources-per-shard", "gpu=1"], "2 x 1 shards need 2 GPU, 1 on one node each; the cluster has 0 on 1 nodes"),
+        (["--shards", "9"], "give 1 to 4"),
+        (["--replicas", "2", "--ray-address", "127.0.0.1:1"], "no cluster answers at 127.0.0.1:1"),
+        (["--replicas", "2", "--resources-per-shard", "cpu"], "expected amounts like gpu=1,cpu=4"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused_in_one_line_within_seconds(flags: list[str], words: str, tmp_path: Path) -> None:
+    process = start(tmp_path / "out", *flags)
+    _, stderr = process.communicate(timeout=120)
+    errors = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert process.returncode == 1, stderr
+    assert len(errors) == 1, stderr
+    assert words in errors[0]
+    assert list(tmp_path.iterdir()) == []
