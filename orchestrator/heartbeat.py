@@ -59,6 +59,7 @@ class Heartbeat:
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
         self._stop = threading.Event()
+        self._write(0)
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -68,13 +69,14 @@ class Heartbeat:
         self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        count = 0
-        while True:
-            with suppress(OSError):  # a full disk is the run's to report
-                self._path.write_text(str(count))
+        count = 1
+        while not self._stop.wait(_EVERY):
+            self._write(count)
             count += 1
-            if self._stop.wait(_EVERY):
-                return
+
+    def _write(self, count: int) -> None:
+        with suppress(OSError):  # a full disk is the run's to report
+            self._path.write_text(str(count))
 
 
 def _read(folder: Path) -> str | None:
