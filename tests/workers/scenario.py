@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from editing import EditRequest, TurnRefused, UltraEditError
@@ -66,7 +67,10 @@ def run(job: Job, placement: Placement) -> Record:
     tensors = _captured(worker, prepared[0])
     if job.extra == "refusals":
         values["refusals"] = _refusals(worker, prepared[0], placement)
-    values["reports"] = [_without_times(worker.apply(turn)) for turn in prepared]
+    with _counted() as sent:
+        values["reports"] = [_without_times(worker.apply(turn)) for turn in prepared]
+    if job.extra == "sent":
+        values["sent"] = sent
     values |= _outcome(worker, prepared[0], turns[0].edits)
     tensors |= {f"weight.{name}": weight for name, weight in worker.editor.whole(worker.editor.weights())}
     for shape, moments in worker.editor.moments.items():
@@ -77,6 +81,28 @@ def run(job: Job, placement: Placement) -> Record:
     if job.saved:
         worker.save(Path(job.saved))
     return Record(values, tensors)
+
+
+@contextmanager
+def _counted() -> Iterator[list[int]]:
+    """Elements of every tensor that collectives take from this process."""
+    sent: list[int] = []
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce", "send")}
+
+    def counting(name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            sent.extend(t.numel() for t in (*given, *named.values()) if isinstance(t, torch.Tensor))  # what is received comes in lists
+            return originals[name](*given, **named)
+
+        return call
+
+    for name in originals:
+        setattr(dist, name, counting(name))
+    try:
+        yield sent
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
 
 
 def run_with_deepspeeds_own_head(job: Job, placement: Placement) -> Record:

@@ -107,7 +107,8 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     llama = BY_NAME["llama"]
     sizes = {"even": (4, 2), "uneven": (5, 2), "one-group": (3, 3), "one-edit": (1, 1), "all": (7, 1)}
     jobs = [job_of(llama, name, options={"edits_per_turn": turn, "group_size": group}) for name, (turn, group) in sizes.items()]
-    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3"))]
+    thin = job_of(llama, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, extra="sent")
+    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), thin]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,14 @@ def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int,
         assert record.values["digests"] == records[0].values["digests"]
         assert record.values["reports"] == records[0].values["reports"]
     _assert_same_values(whole.values, records[0].values)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
+    for record in replicas[num_shards]["thin"]:
+        smallest = min(t.numel() for name, t in record.tensors.items() if name.startswith("weight."))
+        assert record.values["sent"], "the count sees nothing"
+        assert max(record.values["sent"]) < smallest
 
 
 @pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
@@ -232,7 +241,7 @@ def assert_same(whole: Record, shards: list[Record]) -> None:
 
 
 def _assert_same_values(whole: dict[str, Any], shard: dict[str, Any]) -> None:
-    for name in set(whole) - {"reports", "digests", "described", "vitals"}:
+    for name in set(whole) - {"reports", "digests", "described", "vitals", "sent"}:
         assert shard[name] == whole[name], name
     for name, value in whole["vitals"].items():
         assert shard["vitals"][name] == (None if value is None else pytest.approx(value, rel=1e-4)), name
