@@ -30,6 +30,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m orchestrator.demo
 	$(BIN)/python -m tests.benchmarks.bench
+	$(BIN)/python -m tests.benchmarks.replicas
 
 soak: $(READY)
 	$(BIN)/python -m tests.benchmarks.soak

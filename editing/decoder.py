@@ -63,6 +63,14 @@ class Decoder:
             raise ModelError(f"module {module_name}: lies outside the decoder layers ({self.layers_path}.0 to .{self.num_layers - 1})")
         return int(rest.split(".")[0])
 
+    def row_cost(self, start: int) -> float:
+        """What a row costs in the head, forward and back, in tokens that go through all layers and back through the suffix.
+
+        A layer counts as 12 d^2 parameters. Depends on nothing but the configuration, so that all shards agree.
+        """
+        layers = 2 * self.num_layers - start
+        return float(2 * self.config.vocab_size / (12 * self.config.hidden_size * layers))
+
     def prefix(self, input_ids: Tensor, stop: int) -> Tensor:
         """Hidden states ``(B, T, d)`` that layer ``stop`` receives. Layers from ``stop`` on do not run."""
         received: list[Tensor] = []

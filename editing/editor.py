@@ -200,7 +200,8 @@ class Editor:
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         """Run the prefix for several coming turns at once. Applying turns does not make the result stale."""
         began = time.perf_counter()
-        shares = [turn.shares(self.config.group_size, self.reductions.num_replicas, first=t) for t, turn in enumerate(turns)]
+        count, row_cost = self.reductions.num_replicas, self.decoder.row_cost(self.start)
+        shares = [turn.shares(self.config.group_size, count, first=t, row_cost=row_cost) for t, turn in enumerate(turns)]
         own = [[turn.sequences[i] for i in dealt[self.reductions.replica]] for turn, dealt in zip(turns, shares, strict=True)]
         prefixed = self._run_prefix([sequence for sequences in own for sequence in sequences])
         seconds = (time.perf_counter() - began) / max(1, len(turns))

@@ -57,18 +57,28 @@ class Turn:
     def sequences(self) -> list[AnswerSequence]:
         return [edit.sequence for edit in self.edits]
 
-    def shares(self, group_size: int, num_replicas: int, first: int = 0) -> list[list[int]]:
-        """Whole groups dealt out to replicas: per replica the positions of its edits, in their order.
+    def shares(self, group_size: int, num_replicas: int, *, first: int = 0, row_cost: float = 1.0) -> list[list[int]]:
+        """Whole groups dealt out to replicas, the costliest first, each to whom has least to do so far.
 
         Args:
             group_size: Edits of a group.
             num_replicas: How many there are; those that get no group have nothing to do in this turn.
             first: Who gets the first group. It moves from turn to turn, so that turns of few groups keep all busy in turn.
+            row_cost: What a row costs in the head, in tokens that go through the layers.
+
+        Returns:
+            Per replica the positions of its edits, in their order.
         """
+        groups = [range(a, min(a + group_size, len(self.edits))) for a in range(0, len(self.edits), group_size)]
+        sequences = self.sequences
+        costs = [sum(len(sequences[i].input_ids) + row_cost * len(sequences[i].answer_ids) for i in group) for group in groups]
+        loads = [0.0] * num_replicas
         dealt: list[list[int]] = [[] for _ in range(num_replicas)]
-        for i in range(len(self.edits)):
-            dealt[(first + i // group_size) % num_replicas].append(i)
-        return dealt
+        for g in sorted(range(len(groups)), key=lambda g: -costs[g]):
+            replica = min(range(num_replicas), key=lambda r: (loads[r], (r - first) % num_replicas))
+            loads[replica] += costs[g]
+            dealt[replica] += groups[g]
+        return [sorted(share) for share in dealt]
 
     def group_row_counts(self, group_size: int) -> list[int]:
         """Rows of each group; the last one may hold fewer edits."""

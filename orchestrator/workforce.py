@@ -24,7 +24,7 @@ def make_worker(config: RunConfig) -> Worker:
             raise InputError(f"shards: {package} is not installed; install the extra [distributed], or give --shards 1 --replicas 1")
     address = config.ray_address or ("auto" if os.environ.get("RAY_ADDRESS") else "local")
     if address == "local":
-        _lock_local_cluster()
+        lock_local_cluster()
     from workers.cluster import ClusterSpec
     from workers.group import WorkerGroup
 
@@ -34,7 +34,7 @@ def make_worker(config: RunConfig) -> Worker:
     return cast(Worker, WorkerGroup(spec, cluster, timeout=config.worker_timeout))
 
 
-def _lock_local_cluster() -> None:
+def lock_local_cluster() -> None:
     """A cluster of this run's own lets nobody else in. Ray reads this once, when it is imported."""
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

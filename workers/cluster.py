@@ -55,7 +55,9 @@ class Cluster:
 
     def __init__(self, spec: ClusterSpec) -> None:
         self.spec = spec
-        self._connect()
+        self._connected = not ray.is_initialized()  # else somebody in this process has a cluster already, and shares it
+        if self._connected:
+            self._connect()
         try:
             self.resources = {**self._default_resources(), **spec.resources}
             self._places = self._reserve()
@@ -82,7 +84,8 @@ class Cluster:
         if hasattr(self, "_places"):
             remove_placement_group(self._places)
             del self._places
-        ray.shutdown()
+        if self._connected:
+            ray.shutdown()
 
     def _connect(self) -> None:
         address = self.spec.address

@@ -212,7 +212,7 @@ class WorkerGroup:
 
     def close(self) -> None:
         """End every actor, and the cluster if it was started for this run."""
-        for actor in self._actors:
+        for actor in self._actors if ray.is_initialized() else ():
             with contextlib.suppress(Exception):  # one that is dead already
                 ray.kill(actor)
         self._actors = []
