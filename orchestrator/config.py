@@ -43,7 +43,7 @@ class RunConfig:
         experiment: MLflow experiment.
         eval: Evaluate edits at the end.
         eval_sample: Evaluate a seeded sample of so many edits instead of all.
-        eval_at: Numbers of applied edits at which to evaluate too.
+        eval_at: Numbers of edits asked for at which to evaluate too.
         watch_every: Turns between two measurements of the model's health; the first turn is always measured.
         on_collapse: What to do when a limit is passed: go on with a warning, stop, or stop and roll back to the last healthy turn.
         max_weight_growth: Limit on the growth of an edited weight's norm, as a share of the unedited one's.

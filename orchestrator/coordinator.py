@@ -221,6 +221,7 @@ class Coordinator:
         state, turn = journal.state, prepared.turn
         state.turn += 1
         self.turn = state.turn
+        before, state.asked = state.asked, state.asked + len(turn.edits) + len(turn.superseded)
         vitals = None
         try:
             report = self.worker.apply(prepared)
@@ -230,7 +231,6 @@ class Coordinator:
             row: dict[str, Any] = {"turn": state.turn, "refused": str(error)}
         else:
             outcome = APPLIED
-            before = state.edits
             self._count(state, report)
             if state.turn % self.config.watch_every == 0 or state.turns == 1:
                 with self._timed(state, "watch"):
@@ -242,8 +242,8 @@ class Coordinator:
         journal.turns.add(row)
         if outcome == APPLIED:
             self._judge(state, report, vitals)
-            if any(before < milestone <= state.edits for milestone in self.config.eval_at):
-                self._milestone(journal)
+        if any(before < milestone <= state.asked for milestone in self.config.eval_at):
+            self._milestone(journal)
 
     def _count(self, state: RunState, report: TurnReport) -> None:
         state.edits += report.edits

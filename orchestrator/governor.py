@@ -13,7 +13,7 @@ from editing.turn import TurnReport
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How far a model may go before it counts as collapsing.
+    """How far a model may go before it counts as collapsing. The defaults were passed where it began to hurt: see docs/LOG.md, "10,000 edits".
 
     Attributes:
         weight_growth: Largest growth of the Frobenius norm of an edited weight, as a share of the unedited one's.
@@ -21,9 +21,9 @@ class Limits:
         perplexity_growth: Largest perplexity on the fixed text, as a multiple of the unedited model's.
     """
 
-    weight_growth: float = 1.0
-    probe_retention: float = 0.25
-    perplexity_growth: float = 4.0
+    weight_growth: float = 0.3
+    probe_retention: float = 0.5
+    perplexity_growth: float = 2.0
 
     def passed(self, report: TurnReport, vitals: Vitals | None) -> dict[str, str]:
         """The limits that a turn has passed by name, each with one sentence."""

@@ -36,6 +36,7 @@ class RunState:
         input_done: Whether the input was read to its end.
         turn: Turns so far, refused ones counted too.
         window: Lookahead windows so far.
+        asked: Edits of all turns, applied or not.
         edits: Edits applied.
         turns: Turns applied.
         rejected: Records set aside.
@@ -63,6 +64,7 @@ class RunState:
     input_done: bool = False
     turn: int = 0
     window: int = 0
+    asked: int = 0
     edits: int = 0
     turns: int = 0
     rejected: int = 0

@@ -30,7 +30,7 @@ def test_a_limit_is_warned_of_once_and_the_run_goes_on(tmp_path: Path, caplog: p
         out = run(tmp_path, ScriptedWorker(growth=0.4, sick_from=3), count=14, watch_every=1)
     said = [r.getMessage() for r in caplog.records if "collapse" in r.getMessage()]
     assert len(said) == 3, said
-    assert "after turn 3 the norm of m has grown by 120% (limit 100%)" in said[0]
+    assert "after turn 1 the norm of m has grown by 40% (limit 30%)" in said[0]
     assert read(out)["turns"] == 7
     assert "collapse" not in read(out)
 
