@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from editing.requests import EditRequest
+from editing.turn import Turn
 from orchestrator.ledger import Entry
 
 
@@ -54,6 +55,15 @@ class PromptIndex:
         if before is None or before[0] == target:
             return None
         return Conflict(request.prompt, request.target, record, before[1], before[2])
+
+    def add_turn(self, turn: Turn, number: int, *, applied: bool) -> list[Conflict]:
+        """Note a turn's edits if they were applied; what they overrule, earlier edits of the same turn included."""
+        asked = turn.as_asked
+        found = [conflict for edit in asked if applied and (conflict := self.add(edit.request, edit.record, number))]
+        for edit in turn.superseded:
+            winner = next(e for e in asked if e.request.prompt == edit.request.prompt)
+            found.append(Conflict(edit.request.prompt, winner.request.target, winner.record, edit.record, None))
+        return found
 
     def fill(self, entries: Iterable[Entry]) -> None:
         """Note what a ledger says was applied."""

@@ -237,7 +237,9 @@ class Coordinator:
                     vitals = self.worker.measure_health(prepared)
             self.tracker.log(_turn_metrics(report, vitals), step=state.edits)
             row = {**asdict(report), "turn": state.turn, "total_edits": state.edits, "vitals": vitals.as_dict() if vitals else None}
-        row["conflicts"] = [conflict.as_dict() for conflict in self._conflicts(journal, turn, outcome == APPLIED)]
+        conflicts = journal.prompts.add_turn(turn, state.turn, applied=outcome == APPLIED)
+        self._say(conflicts, state)
+        row["conflicts"] = [conflict.as_dict() for conflict in conflicts]
         journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=state.turn, outcome=outcome)
         journal.turns.add(row)
         if outcome == APPLIED:
@@ -252,21 +254,14 @@ class Coordinator:
             if phase != "measure":
                 state.seconds["capture" if phase == "prefix" else phase] += seconds
 
-    def _conflicts(self, journal: Journal, turn: Turn, applied: bool) -> list[Conflict]:
-        """Edits that overrule earlier ones, those of the same turn included; each is said once."""
-        state = journal.state
-        asked = turn.as_asked
-        found = [c for edit in asked if applied and (c := journal.prompts.add(edit.request, edit.record, state.turn))]
-        for edit in turn.superseded:
-            winner = next(e for e in asked if e.request.prompt == edit.request.prompt)
-            found.append(Conflict(edit.request.prompt, winner.request.target, winner.record, edit.record, None))
-        for number, conflict in enumerate(found, start=state.conflicts + 1):
+    def _say(self, conflicts: Sequence[Conflict], state: RunState) -> None:
+        """Say conflicts as they come, the first ones of a run; all of them are in its files."""
+        for number, conflict in enumerate(conflicts, start=state.conflicts + 1):
             if number <= _CONFLICTS_SAID:
                 logger.warning("conflict: %s", conflict)
             elif number == _CONFLICTS_SAID + 1:
                 logger.warning("conflict: more of them are in turns.jsonl")
-        state.conflicts += len(found)
-        return found
+        state.conflicts += len(conflicts)
 
     def _judge(self, state: RunState, report: TurnReport, vitals: Vitals | None) -> None:
         """Warn when a limit is passed, once until it holds again, or stop."""
@@ -276,8 +271,8 @@ class Coordinator:
                 logger.warning("collapse: after turn %d %s", state.turn, sentence)
         if vitals is not None and not passed:
             state.healthy_turn = state.turn
-        if vitals is not None or passed:
-            state.passed = list(passed)
+        unmeasured = [] if vitals is not None else [name for name in state.passed if name != "weight_growth"]
+        state.passed = sorted({*passed, *unmeasured})
         if passed and self._acts:
             self._stopped = f"stopped after turn {state.turn}: {'; '.join(passed.values())}"
 
@@ -334,7 +329,8 @@ class Coordinator:
         modules = described["modules"]
         masters = "kept" if described["float32_masters"] else "not needed" if described["dtype"] == "float32" else "off"
         size = f"{described['parameters'] / 1e9:.2f} B parameters"
-        logger.info("model     %s, %s, %s on %s", described["architecture"], size, described["dtype"], described["device"])
+        where = f"{self.config.replicas} x {self.config.shards} workers, " if self.config.is_distributed else ""
+        logger.info("model     %s, %s, %s on %s%s", described["architecture"], size, described["dtype"], where, described["device"])
         logger.info("modules   %d: %s", len(modules), ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else ""))
         logger.info("learning rate %g, float32 masters %s, input format %s", described["learning_rate"], masters, state.source["format"])
         return {

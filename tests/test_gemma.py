@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +100,20 @@ def test_the_largest_turn_takes_the_feature_form(gemma: Path) -> None:
         base = editor._originals["model.layers.15.mlp.up_proj"]
         editor.restore()
     assert (weights["row"] - weights["d_in"]).norm() / (weights["row"] - base).norm() < 1e-3
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("topology", [["--shards", "2"], ["--replicas", "2"]], ids=["2-shards", "2-replicas"])
+def test_the_same_on_ray(topology: list[str], gemma: Path, run: Path, tmp_path: Path) -> None:
+    """A model with one head of keys and values, which one of two shards must do without."""
+    pytest.importorskip("ray")
+    pytest.importorskip("deepspeed")
+    arguments = ["edit", "--model", gemma, "--edits", FACTS, "--output", tmp_path / "run", "--limit", "60", "--generate", "0", "--no-eval"]
+    command = [sys.executable, "-m", "orchestrator", *arguments, "--edits-per-turn", "30", "--tracking-uri", "none", *topology]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names = json.loads((run / "run.json").read_text())["digests_after"]
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder / "model") for folder in (tmp_path / "run", run))
+    for name in names:
+        found, expected = ours.get_submodule(name).weight.double(), theirs.get_submodule(name).weight.double()
+        assert float((found - expected).norm() / expected.norm()) < 1e-5, name
