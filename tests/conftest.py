@@ -102,5 +102,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, llama_tiny: Path, edi
     """One run with everything on. Read it; a test that changes it takes a copy."""
     folder = tmp_path_factory.mktemp("finished")
     uri = f"sqlite:///{folder}/mlflow.db"
-    flags = [*edit_flags, "--edits", llama_tiny / "edits.json", "--output", folder / "out", "--tracking-uri", uri, "--generate", "5"]
+    flags = [
+        *edit_flags,
+        "--edits",
+        llama_tiny / "edits.json",
+        "--output",
+        folder / "out",
+        "--tracking-uri",
+        uri,
+        "--generate",
+        "5",
+        "--watch-every",
+        "1",
+    ]
     return FinishedRun(folder / "out", uri, run_command_line(*flags))

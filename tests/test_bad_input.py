@@ -506,7 +506,7 @@ MOMENTS = {
     "the model is loaded": (pretrained, "load"),
     "gradients are captured": (editor, "capture"),
     "a turn is committed": (Shift, "add_to"),
-    "the sample is watched": (Worker, "watch"),
+    "the sample is watched": (Worker, "measure_health"),
     "the model is saved": (pretrained, "save"),
     "edits are evaluated": (Worker, "evaluate"),
     "text is generated": (Worker, "generate"),

@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(["orchestrator.cli", "orchestrator.coordinator", 
 
 def arguments(edits: Path, out: Path, *more: object) -> list[str]:
     settings = ["--modules", "model.layers.{1,2}.mlp.{gate,up}_proj", "--learning-rate", "1e-3", "--edits-per-turn", str(PER_TURN)]
-    loop = ["--lookahead", "2", "--checkpoint-every", "2", "--tracking-uri", "none", "--no-eval"]
+    loop = ["--lookahead", "2", "--checkpoint-every", "2", "--watch-every", "2", "--tracking-uri", "none", "--no-eval"]
     return ["edit", "--model", str(MODEL), "--edits", str(edits), "--output", str(out), *settings, *loop, *map(str, more)]
 
 
@@ -90,7 +90,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     turns = [json.loads(line) for line in (out / "turns.jsonl").read_text().splitlines()]
     assert [row["turn"] for row in turns] == list(range(1, TURNS + 1))
     same = [json.loads(line) for line in (undisturbed / "turns.jsonl").read_text().splitlines()]
-    assert [(r["loss"], r["shift_norms"], r["watch"]) for r in turns] == [(r["loss"], r["shift_norms"], r["watch"]) for r in same]
+    assert [(r["loss"], r["shift_norms"], r["vitals"]) for r in turns] == [(r["loss"], r["shift_norms"], r["vitals"]) for r in same]
 
 
 def test_fifty_kills_at_random_moments_end_in_the_undisturbed_bits(edits: Path, undisturbed: Path, tmp_path: Path) -> None:

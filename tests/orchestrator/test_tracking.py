@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from editing import InputError
+from editing import InputError, TurnReport
+from editing.turn import PreparedTurn
 from orchestrator import tracking
 from orchestrator.tracking import MlflowTracker, NoTracker, make_tracker
 from tests.conftest import FinishedRun, Outcome
@@ -105,16 +106,17 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def after_turn(number: int, action: Callable[[], object]) -> Iterator[None]:
     """Let something happen after a run's n-th turn."""
     turns: list[int] = []
-    watch = Worker.watch
+    apply = Worker.apply
 
-    def watched(self: Worker) -> dict[str, float | None]:
+    def applied(self: Worker, prepared: PreparedTurn) -> TurnReport:
+        report = apply(self, prepared)
         turns.append(1)
         if len(turns) == number:
             action()
-        return watch(self)
+        return report
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Worker, "watch", watched)
+        patch.setattr(Worker, "apply", applied)
         yield
 
 
