@@ -96,9 +96,7 @@ def test_a_wrong_token_ends_the_submission_with_an_error(cluster: LoopbackCluste
         ({}, ["--output", "/shared/one"], "no --tracking-uri"),
     ],
 )
-def test_what_cannot_work_is_refused_before_it_is_sent(
-    environment: dict[str, str], arguments: list[str], reason: str, tmp_path: Path
-) -> None:
+def test_what_cannot_work_is_refused_before_it_is_sent(environment: dict[str, str], arguments: list[str], reason: str, tmp_path: Path) -> None:
     given = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_ADDRESS": "http://127.0.0.1:1", "RAY_AUTH_TOKEN": TOKEN, **environment}
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ray").symlink_to("/bin/false")  # were it asked, nothing would be said
