@@ -9,7 +9,7 @@
 #   RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, or the file ~/.ray/auth_token: the cluster's token
 #   WORKING_DIR       what is uploaded and becomes the job's folder (.); relative paths such as `facts.jsonl` are looked up there
 #   RUNTIME_ENV       Ray's runtime environment as JSON. The nodes need this project, from their image or from here:
-#                     {"pip": ["ultraedit-orchestrator[distributed,tracking]"], "excludes": ["runs"]}
+#                     {"pip": ["/shared/ultraedit_orchestrator-0.1.0-py3-none-any.whl[distributed,tracking]"]}
 set -euo pipefail
 
 fail() {
@@ -38,7 +38,8 @@ for argument in "$@"; do
         *) option=$previous value=$argument ;;
     esac
     case "$option $value" in
-        "--output /"* | "--resume /"* | "--resume auto") ;;
+        "--resume /"*) tracked=yes ;; # with the options of that run
+        "--output /"* | "--resume auto") ;;
         "--output "* | "--resume "*) fail "$option $value: give an absolute path, on storage that all nodes share" ;;
     esac
     [[ $argument != --tracking-uri* && $argument != --config* ]] || tracked=yes

@@ -49,6 +49,16 @@ class LoopbackCluster:
         """Ray's own list of its nodes or actors."""
         return list(self.ask(f"/api/v0/{kind}?detail=1")["data"]["result"]["result"])
 
+    def processes_of(self, command: str = "") -> list[psutil.Process]:
+        """Processes of this cluster and its clients whose command line holds some words."""
+        mark, found = self.environment["RAY_TMPDIR"], []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if command in line and (mark in line or process.environ().get("RAY_TMPDIR") == mark):
+                    found.append(process)
+        return found
+
 
 @contextlib.contextmanager
 def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[LoopbackCluster]:
@@ -78,17 +88,6 @@ def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[Loopback
         for process in reversed(processes):
             _end(process)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def leftovers(cluster: LoopbackCluster) -> list[str]:
-    """Processes of a cluster that still run, by what they were started with."""
-    mark = cluster.environment["RAY_TMPDIR"]
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if mark in " ".join(process.cmdline()) or process.environ().get("RAY_TMPDIR") == mark:
-                found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
-    return found
 
 
 def _start_node(role: list[str], ports: list[int], cpus: int, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
