@@ -104,6 +104,8 @@ class Cluster:
         return max(os.cpu_count() or 1, int(wanted) + 1)
 
     def _default_resources(self) -> dict[str, float]:
+        if self.spec.placement_timeout and not self.spec.resources:
+            raise InputError("placement-timeout: what a cluster will have when it has grown cannot be seen yet; give --resources-per-shard, as gpu=1")
         return {"GPU": 1.0} if ray.cluster_resources().get("GPU") else {"CPU": 1.0}
 
     def _reserve(self) -> PlacementGroup:
