@@ -7,7 +7,7 @@
 """
 
 from editing.editor import Editor, EditorConfig
-from editing.errors import InputError, InvalidRequest, ModelError, TurnRefused, UltraEditError, WorkerLost
+from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
 from editing.requests import EditRequest
 from editing.turn import TurnReport
 
@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "InvalidRequest",
     "ModelError",
+    "OutOfMemory",
     "TurnRefused",
     "TurnReport",
     "UltraEditError",

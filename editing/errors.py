@@ -48,3 +48,7 @@ class TurnRefused(UltraEditError):
 
 class WorkerLost(UltraEditError):
     """A worker died or did not answer. The run can go on from its last checkpoint with new ones."""
+
+
+class OutOfMemory(UltraEditError):
+    """A worker's memory is full: to be given less, not to be started again."""

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from editing import TurnRefused, UltraEditError
+from editing import OutOfMemory, TurnRefused, UltraEditError
 from editing.datasets import BadRecord, EditFile
 from editing.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
@@ -208,7 +208,10 @@ class Coordinator:
                 state.window += 1
                 prepared = self.worker.prepare(window.turns)[: window.apply]
                 for number, turn in enumerate(prepared, start=1):
-                    self._turn(journal, turn)
+                    try:
+                        self._turn(journal, turn)
+                    except OutOfMemory as error:
+                        raise OutOfMemory(f"turn {state.turn}: {error}") from None
                     advance(len(turn.turn.edits) + len(turn.turn.superseded))
                     if self._stopped:
                         self._leave(journal, [p.turn for p in prepared[number:]])

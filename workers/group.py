@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 
-from editing import TurnReport, UltraEditError, WorkerLost
+from editing import OutOfMemory, TurnReport, UltraEditError, WorkerLost
 from editing.evaluation import EditResult
 from editing.health import Vitals
 from editing.prefix import Prefixed
@@ -52,8 +52,10 @@ class RemoteWorker:
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.worker = Worker(self._spec, placement)
         self.worker.load()
-        known = {"described": self.worker.describe(), "saved_size": self.worker.saved_size()}
-        return {**known, "tokenizer": self.worker.tokenizer, "max_tokens": self.worker.max_tokens} if placement.world_rank == 0 else {}
+        if placement.world_rank:
+            return {}
+        model = {"tokenizer": self.worker.tokenizer, "max_tokens": self.worker.max_tokens}
+        return {"described": self.worker.describe(), "saved_size": self.worker.saved_size(), **model}
 
     def prepare(self, turns: Sequence[Turn]) -> list[float]:
         self._window = list(self.worker.prepare(turns))
@@ -113,8 +115,8 @@ class WorkerGroup:
     def __init__(self, spec: WorkerSpec, cluster: ClusterSpec, *, timeout: float = 1800.0) -> None:
         self.spec, self._cluster_spec, self._timeout = spec, cluster, timeout
         self._actors: list[Any] = []
+        self._nodes: list[str] = []
         self._window: list[PreparedTurn] = []
-        self._applied = -1
 
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
@@ -123,7 +125,9 @@ class WorkerGroup:
             remote = ray.remote(RemoteWorker)
             count = self._cluster_spec.num_actors
             self._actors = [remote.options(**self._cluster.actor_options(i)).remote(self.spec) for i in range(count)]
-            address, port = self._ask([self._actors[0].meeting_point.remote()])[0]
+            points = self._ask([actor.meeting_point.remote() for actor in self._actors])
+            self._nodes = [node for node, _ in points]
+            address, port = points[0]
             cpus = int(self._cluster.resources.get("CPU", 0)) or None
             loading = [actor.load.remote(self._placement(i, address, port), cpus) for i, actor in enumerate(self._actors)]
             self._known = self._ask(loading)[0]
@@ -256,19 +260,20 @@ class WorkerGroup:
     def _told(self, error: Any, index: int) -> Exception:
         """What a worker raised, as it would have been raised here."""
         cause = error.cause
-        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(cause):
             return self._out_of_memory(index, cause)
         if isinstance(cause, torch.distributed.DistError) or _is_collective(cause):
             return WorkerLost(f"{self._name(index)} lost the others: {_first_line(cause)}")
         return cause if isinstance(cause, Exception) else error
 
-    def _out_of_memory(self, index: int, error: Exception) -> UltraEditError:
+    def _out_of_memory(self, index: int, error: Exception) -> OutOfMemory:
         advice = "give more --shards, a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16"
-        return UltraEditError(f"{self._name(index)} is out of memory: {_first_line(error)}; {advice}")
+        return OutOfMemory(f"{self._name(index)} is out of memory: {_first_line(error)}; {advice}")
 
     def _name(self, index: int) -> str:
         replica, rank = divmod(index, self._cluster_spec.shards)
-        return f"worker {index} (shard {rank} of replica {replica})"
+        node = f" on {self._nodes[index]}" if index < len(self._nodes) else ""
+        return f"worker {index} (shard {rank} of replica {replica}){node}"
 
 
 def _is_collective(error: Any) -> bool:

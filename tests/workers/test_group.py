@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -184,3 +185,16 @@ def test_what_cannot_be_placed_is_refused_in_one_line_within_seconds(flags: list
     assert len(errors) == 1, stderr
     assert words in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cause", [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_a_worker_without_memory_is_named_with_what_to_do(cause: Exception) -> None:
+    from workers.cluster import ClusterSpec
+    from workers.engine import WorkerSpec
+    from workers.group import WorkerGroup
+
+    group = WorkerGroup(WorkerSpec(model="m", options={}), ClusterSpec(shards=2, replicas=2))
+    group._nodes = ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"]
+    told = str(group._told(SimpleNamespace(cause=cause), 3))
+    assert told.startswith("worker 3 (shard 1 of replica 1) on 10.0.0.2 is out of memory: ")
+    assert "more --shards" in told
