@@ -43,7 +43,8 @@ class Person:
         self._folder = folder / "uploaded"
         self._folder.mkdir()
         shutil.copy(edits, self._folder / "edits.json")
-        run = ["--replicas", "2", "--edits", "edits.json", "--output", str(self.output), "--resume", "auto", "--placement-timeout", "60"]
+        run = ["--replicas", "2", "--edits", "edits.json", "--output", str(self.output), "--resume", "auto"]
+        run += ["--resources-per-shard", "cpu=1", "--placement-timeout", "60"]
         self._command = [str(SUBMIT), *flags, *run]
         self._environment = {**cluster.environment, "RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_TOKEN": cluster.token}
 
