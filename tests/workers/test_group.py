@@ -91,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=[(2, 1), (2, 2)], ids=["2-shards", "2x2"])
+@pytest.fixture(scope="module", params=[(2, 1), pytest.param((2, 2), marks=pytest.mark.slow)], ids=["2-shards", "2x2"])
 def topology(request: pytest.FixtureRequest) -> tuple[object, ...]:
     shards, replicas = request.param
     return ("--shards", shards, "--replicas", replicas)
