@@ -6,6 +6,7 @@ never be met is an error within seconds, where Ray would wait for ever.
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from editing.errors import InputError
 
 logger = logging.getLogger("ultraedit")
+
+_KNOCK_TIMEOUT = 10.0
+"""Seconds for a cluster's host to take a connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ class Cluster:
         if address == "local":
             _start_local(self._local_cpus(), quiet)
             return
+        _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
         try:
             ray.init(address=address, **quiet)
         except Exception as error:  # Ray raises whatever its many clients raise
@@ -143,6 +148,21 @@ def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
     # 127.0.0.1 itself would be replaced by this machine's outer address
     loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens at ``HOST:PORT``, with a scheme before it or not: Ray itself would try for minutes.
+
+    Raises:
+        InputError: Nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and other names that Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"ray-address: {_why_not(address, error)}") from None
 
 
 def _why_not(address: str, error: Exception) -> str:
