@@ -144,8 +144,9 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
         InputError: ``path`` holds no finished run, or it has no such turns.
     """
     turns = {row["turn"]: row for row in _turns(path)}
-    if not turn_a < turn_b <= max(turns):
-        raise InputError(f"turns: expected two turns from 0 to {max(turns)}, the earlier one first, found {turn_a} and {turn_b}")
+    last = max(turns, default=0)
+    if not turn_a < turn_b <= last:
+        raise InputError(f"turns: expected two turns from 0 to {last}, the earlier one first, found {turn_a} and {turn_b}")
     between = [row for number, row in turns.items() if turn_a < number <= turn_b and "refused" not in row]
     entries = [e for e in Ledger(path / "ledger") if turn_a < e.turn <= turn_b and not e.rolled_back]
     conflicts = sum(len(row["conflicts"]) for row in between)
@@ -155,23 +156,24 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
     health = Table(title="Health", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("", f"turn {turn_a}", f"turn {turn_b}"):
         health.add_column(column, justify="left" if not column else "right")
-    then, now = (_last_vitals(turns, turn) for turn in (turn_a, turn_b))
+    then, now = (_last(turns, turn, "vitals") for turn in (turn_a, turn_b))
     for name in sorted(then.keys() | now.keys()):
         health.add_row(name.replace("_", " "), _share(then.get(name)), _share(now.get(name)))
     console.print(health)
     weights = Table(title="Weights", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("module", f"growth, turn {turn_a}", f"growth, turn {turn_b}", "shifts between, sum of norms"):
         weights.add_column(column, justify="left" if column == "module" else "right")
-    for name, growth in between[-1]["weight_growth"].items() if between else ():
-        before = turns[max(n for n in turns if n <= turn_a and "refused" not in turns[n])]["weight_growth"][name] if turn_a else 0.0
-        weights.add_row(name, f"{before:.2%}", f"{growth:.2%}", f"{sum(row['shift_norms'][name] for row in between):.4g}")
+    before, after = (_last(turns, turn, "weight_growth") for turn in (turn_a, turn_b))
+    for name, growth in after.items():
+        shifts = sum(row["shift_norms"][name] for row in between)
+        weights.add_row(name, f"{before.get(name, 0.0):.2%}", f"{growth:.2%}", f"{shifts:.4g}")
     console.print(weights)
 
 
-def _last_vitals(turns: Mapping[int, dict[str, Any]], turn: int) -> dict[str, Any]:
-    """What was measured last, at a turn or before."""
-    measured = [n for n, row in turns.items() if n <= turn and row.get("vitals")]
-    return dict(turns[max(measured)]["vitals"]) if measured else {}
+def _last(turns: Mapping[int, dict[str, Any]], turn: int, field: str) -> dict[str, Any]:
+    """What was measured last, at a turn or before; nothing if nothing was, or all turns until then were refused."""
+    measured = [n for n, row in turns.items() if n <= turn and row.get(field)]
+    return dict(turns[max(measured)][field]) if measured else {}
 
 
 def _turns(path: Path) -> list[dict[str, Any]]:

@@ -86,3 +86,29 @@ def test_diff_shows_edits_health_and_weights_between_two_turns(run: Callable[...
     refused = ultraedit("diff", out, 3, 99)
     assert refused.code == 1
     assert len(refused.errors) == 1
+
+
+def test_diff_of_a_run_that_was_rolled_back_to_its_beginning_is_refused_in_one_line(
+    run: Callable[..., Path],  # noqa: F811
+    ultraedit: Callable[..., Outcome],
+) -> None:
+    out = run("out", named(RECORDS[:PER_TURN]))
+    assert ultraedit("rollback", out, "--to-turn", 0).code == 0
+    refused = ultraedit("diff", out, 0, 1)
+    assert refused.code == 1
+    assert refused.errors == ["error: turns: expected two turns from 0 to 0, the earlier one first, found 0 and 1"]
+
+
+def test_diff_after_a_first_turn_that_was_refused(tmp_path: Path) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from orchestrator.report import show_diff
+    from tests.orchestrator.test_coordinator import ScriptedWorker
+    from tests.orchestrator.test_coordinator import run as run_scripted
+
+    screen = StringIO()
+    show_diff(run_scripted(tmp_path, ScriptedWorker(refuse=[1], growth=0.01)), 1, 3, Console(file=screen, width=120))
+    assert "0.00%" in screen.getvalue()
+    assert "3.00%" in screen.getvalue()
