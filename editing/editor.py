@@ -203,13 +203,17 @@ class Editor:
         count, row_cost = self.reductions.num_replicas, self.decoder.row_cost(self.start)
         shares = [turn.shares(self.config.group_size, count, first=t, row_cost=row_cost) for t, turn in enumerate(turns)]
         own = [[turn.sequences[i] for i in dealt[self.reductions.replica]] for turn, dealt in zip(turns, shares, strict=True)]
-        prefixed = self._run_prefix([sequence for sequences in own for sequence in sequences])
+        prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
         prepared, offset = [], 0
         for turn, dealt, sequences in zip(turns, shares, own, strict=True):
             prepared.append(PreparedTurn(turn, prefixed.part(range(offset, offset + len(sequences))), seconds, dealt))
             offset += len(sequences)
         return prepared
+
+    def run_prefix(self, sequences: Sequence[AnswerSequence]) -> Prefixed:
+        """Run the layers below the lowest edited one."""
+        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
 
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
         """Compute and commit one turn.
@@ -245,7 +249,7 @@ class Editor:
         if self.reductions.num_replicas == 1:
             prefixed = prepared.prefixed.part(chosen)
         else:  # this replica has run the prefix of its own share only
-            prefixed = self._run_prefix([prepared.turn.sequences[i] for i in chosen])
+            prefixed = self.run_prefix([prepared.turn.sequences[i] for i in chosen])
         predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
         correct = [a == b for p, s in zip(predictions, prefixed.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
         return _mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
@@ -295,9 +299,6 @@ class Editor:
         if any(part.axis for part in self.parts.values()):
             raise ModelError(f"{folder}: a shard of a model cannot be saved by itself")
         pretrained.save(self.model, self.tokenizer, Path(folder))
-
-    def _run_prefix(self, sequences: Sequence[AnswerSequence]) -> Prefixed:
-        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
 
     def _capture(self, prepared: PreparedTurn) -> TurnRows:
         turn = prepared.turn

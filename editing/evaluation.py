@@ -100,32 +100,48 @@ def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Prediction
     return results
 
 
-class Summary:
-    """Means of each metric over the edits that have it, of any number of results."""
+class Means:
+    """Running means of fields over the rows that have them.
 
-    def __init__(self, results: Iterable[EditResult] = ()) -> None:
+    Args:
+        names: The fields.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
         self.count = 0
-        self._sums = {name: [0.0, 0] for name in EditResult.__slots__}
-        for result in results:
-            self.add(result)
+        self._sums = {name: [0.0, 0] for name in names}
 
-    def add(self, result: EditResult) -> None:
+    def add(self, row: object) -> None:
+        """Take a row's fields into account; ``None`` is no value."""
         self.count += 1
         for name, sums in self._sums.items():
-            if (value := getattr(result, name)) is not None:
+            if (value := getattr(row, name)) is not None:
                 sums[0] += value
                 sums[1] += 1
 
     def means(self) -> dict[str, float | None]:
-        """By metric; ``None`` where no edit has it."""
-        means = {name: total / count if count else None for name, (total, count) in self._sums.items()}
+        """By name; ``None`` where no row has the field."""
+        return {name: total / count if count else None for name, (total, count) in self._sums.items()}
+
+
+class Summary(Means):
+    """Means of each metric over the edits that have it, of any number of results."""
+
+    def __init__(self) -> None:
+        super().__init__(EditResult.__slots__)
+
+    def means(self) -> dict[str, float | None]:
+        means = super().means()
         means["locality_retention"] = means.pop("locality_retained")
         return means
 
 
 def summarize(results: Iterable[EditResult]) -> dict[str, float | None]:
     """Means of results that are all there."""
-    return Summary(results).means()
+    summary = Summary()
+    for result in results:
+        summary.add(result)
+    return summary.means()
 
 
 def begins_with(text: str, target: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 
 from editing.editor import Editor
-from editing.prefix import Prefixed, perplexity, predict, run_prefix
+from editing.prefix import perplexity, predict
 from editing.tokenization import AnswerSequence, encode
 from editing.turn import PreparedTurn
 from editing.watch import Watch
@@ -55,8 +55,8 @@ class Health:
 
     def __init__(self, editor: Editor, watch: Watch, *, turn_sample: int = 20) -> None:
         self._editor, self._watch, self._turn_sample = editor, watch, turn_sample
-        self._probes = self._prefixed(_read_probes(editor))
-        self._text = self._prefixed([_read_text(editor)])
+        self._probes = editor.run_prefix(_read_probes(editor))
+        self._text = editor.run_prefix([_read_text(editor)])
         with editor.unedited():
             self._answers = self._predict()
             self._perplexity = self._measure_text()
@@ -73,10 +73,6 @@ class Health:
             probe_retention=sum(kept) / len(kept),
             **{f"watch_{name}": watched.get(name) for name in ("efficacy", "generalization", "specificity", "locality_retention")},
         )
-
-    def _prefixed(self, sequences: list[AnswerSequence]) -> Prefixed:
-        editor = self._editor
-        return run_prefix(editor.decoder, sequences, stop=editor.start, batch_tokens=editor.config.batch_tokens)
 
     def _predict(self) -> list[tuple[int, ...]]:
         editor = self._editor

@@ -158,9 +158,9 @@ def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int) -> Iterator[Tu
     pending: list[TokenizedEdit] = []
     superseded: list[TokenizedEdit] = []
     for edit in edits:
-        beaten = [p for p in pending if p.request.prompt == edit.request.prompt and p.request.target != edit.request.target]
-        if beaten:
-            pending = [p for p in pending if not any(p is b for b in beaten)]
+        new = edit.request
+        if beaten := [p for p in pending if p.request.prompt == new.prompt and p.request.target != new.target]:
+            pending = [p for p in pending if p.request.prompt != new.prompt or p.request.target == new.target]
             superseded += beaten
         pending.append(edit)
         if len(pending) == edits_per_turn:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from editing.evaluation import EditResult, Summary
+from editing.evaluation import EditResult, Means, Summary
 from editing.turn import TokenizedEdit, tokenize
 from orchestrator.config import RunConfig
 from orchestrator.ledger import Entry, Ledger
@@ -90,7 +90,7 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
     written = standing.sample(config.generate if config.eval else 0, config.seed)
     results = _results(worker, compress(_entries(ledger), evaluated & config.eval))
     texts = _texts(worker, compress(_entries(ledger), written))
-    summary, texts_right = Summary(), _TextsRight()
+    summary, texts_right = Summary(), Means(("efficacy_generated", "generalization_generated"))
     with EditsFile(path) as file, progress.bar("evaluating", len(standing.applied)) as advance:
         entries = zip(_entries(ledger), standing.overwritten, evaluated & config.eval, written, strict=True)
         rows = (EditRow(e, bool(o), next(results) if r else None, next(texts) if t else None) for e, o, r, t in entries)
@@ -102,26 +102,8 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                 if row.stands and row.generated:
                     texts_right.add(row)
             advance(len(chunk))
-    return {**summary.means(), **texts_right.means(), "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
-
-
-class _TextsRight:
-    """Shares of generated texts that begin with their target."""
-
-    def __init__(self) -> None:
-        self._counts = {name: [0, 0] for name in ("efficacy_generated", "generalization_generated")}
-        self._rows = 0
-
-    def add(self, row: EditRow) -> None:
-        self._rows += 1
-        for name, counts in self._counts.items():
-            if (right := getattr(row, name)) is not None:
-                counts[0] += right
-                counts[1] += 1
-
-    def means(self) -> dict[str, float | None]:
-        shares = {name: right / asked if asked else None for name, (right, asked) in self._counts.items()}
-        return {**shares, "generated": self._rows}
+    counts = {"generated": texts_right.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
+    return {**summary.means(), **texts_right.means(), **counts}
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:

@@ -67,7 +67,7 @@ def cli() -> None:
 @click.option("--experiment", help="MLflow experiment.  [default: ultraedit]")
 @click.option("--eval/--no-eval", "eval", default=None, help="Evaluate the edits at the end.  [default: eval]")
 @click.option("--eval-sample", type=int, help="Evaluate a seeded sample of so many edits instead of all.")
-@click.option("--eval-at", help="Numbers of applied edits at which to evaluate too, comma separated.")
+@click.option("--eval-at", help="Numbers of edits asked for at which to evaluate too, comma separated.")
 @click.option("--watch-every", type=int, help="Turns between two measurements of the model's health.  [default: 10]")
 @click.option("--on-collapse", type=click.Choice(get_args(OnCollapse)), help="What to do when a limit is passed.  [default: warn]")
 @click.option("--max-weight-growth", type=float, help="Limit: growth of an edited weight's norm, as a share.  [default: 0.3]")

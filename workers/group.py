@@ -62,12 +62,10 @@ class RemoteWorker:
         return [prepared.prefix_seconds for prepared in self._window if prepared]
 
     def apply(self, index: int) -> TurnReport:
-        """Apply a prepared turn, once."""
+        """Apply a prepared turn; the one before it is done with, and let go of."""
+        if index:
+            self._window[index - 1] = None
         return self.worker.apply(self._prepared(index))
-
-    def forget(self, index: int) -> None:
-        """Let go of a turn that is done with."""
-        self._window[index] = None
 
     def measure_health(self, index: int) -> Vitals:
         return self.worker.measure_health(self._prepared(index))
@@ -164,8 +162,6 @@ class WorkerGroup:
 
     def apply(self, prepared: PreparedTurn) -> TurnReport:
         index = self._index(prepared)
-        if index:
-            self._ask([actor.forget.remote(index - 1) for actor in self._actors])
         return self._ask([actor.apply.remote(index) for actor in self._actors])[0]  # type: ignore[no-any-return]
 
     def measure_health(self, prepared: PreparedTurn) -> Vitals:
