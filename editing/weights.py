@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,27 @@ INDEX = "model.safetensors.index.json"
 
 _HEADER_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of floating-point types in a safetensors header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a weight lies on disk.
+
+    Attributes:
+        path: Its file.
+        offset: Its first byte.
+        shape: Its shape.
+        dtype: Precision in which it is stored.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -63,9 +85,11 @@ class WeightFiles:
         self._stack = ExitStack()
         self._tied = _tied_names(model)
         self._places: dict[str, tuple[Any, str]] = {}
+        self._headers: dict[int, tuple[Path, dict[str, Any]]] = {}
         rename = _renaming(folder, model)
         for path in weight_files(folder):
             file = self._stack.enter_context(safe_open(path, "pt"))
+            self._headers[id(file)] = path, _header(path)
             for key in file.keys():  # noqa: SIM118  # no mapping
                 name = rename(key)
                 self._places.setdefault(self._tied.get(name, name), (file, key))
@@ -89,6 +113,19 @@ class WeightFiles:
         """A parameter, not yet read: index it as a tensor."""
         file, key = self._places[self._tied.get(name, name)]
         return file.get_slice(key)
+
+    def stored(self, name: str) -> Stored:
+        """Where a parameter lies.
+
+        Raises:
+            ModelError: It is stored in a form that is not floating point.
+        """
+        file, key = self._places[self._tied.get(name, name)]
+        path, header = self._headers[id(file)]
+        dtype = next((d for d, stored in _HEADER_NAMES.items() if stored == header[key]["dtype"]), None)
+        if dtype is None:
+            raise ModelError(f"{path}: {key} is stored as {header[key]['dtype']}; weights must be float32, bfloat16 or float16 to be edited")
+        return Stored(path, header["start"] + header[key]["data_offsets"][0], tuple(header[key]["shape"]), dtype)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters, one by one, in the model's order and the files' precision. Mapped: only what is looked at is read."""
@@ -157,6 +194,13 @@ def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: 
             tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
             out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return offset
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """A safetensors file's header, with ``start``: where its data begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return {**json.loads(file.read(length)), "start": 8 + length}
 
 
 def _bytes(dtype: str, shape: list[int]) -> int:
