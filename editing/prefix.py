@@ -47,13 +47,15 @@ class Prefixed:
                 yield batch, pad_sequence([self.hidden[i] for i in batch.indices], batch_first=True)
 
 
-def run_prefix(decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int) -> Prefixed:
-    """Run layers ``0 .. stop - 1`` over sequences, in large batches of similar length."""
+def run_prefix(
+    decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int, apart: Sequence[int] | None = None
+) -> Prefixed:
+    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length; ``apart`` as for :func:`editing.tokenization.batches`."""
     if stop == 0:
         return Prefixed(sequences, None)
     hidden: list[Tensor] = [torch.empty(0)] * len(sequences)
     with full_speed(decoder.device):
-        for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device, apart=apart):
             output = decoder.prefix(batch.input_ids, stop)
             for b, i in enumerate(batch.indices):
                 hidden[i] = output[b, : len(sequences[i].input_ids)]
