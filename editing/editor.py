@@ -191,19 +191,20 @@ class Editor:
             TurnRefused: A turn's numbers were not finite. Earlier turns of this call stay applied, it and later ones were not.
         """
         edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
-        turns = in_turns(edits, self.config.edits_per_turn)
+        turns = in_turns(edits, self.config.edits_per_turn, before=self.turns)
         reports = []
         while window := list(islice(turns, lookahead)):
             reports += [self.apply_turn(prepared, measure=measure) for prepared in self.prepare(window)]
         return reports
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
-        """Run the prefix for several coming turns at once. Applying turns does not make the result stale."""
+        """Run the prefix for several coming turns at once. Applying turns does not make the result stale, and what a turn gets does
+        not depend on the others, to the last bit."""
         began = time.perf_counter()
         count, row_cost = self.reductions.num_replicas, self.decoder.row_cost(self.start)
-        shares = [turn.shares(self.config.group_size, count, first=t, row_cost=row_cost) for t, turn in enumerate(turns)]
+        shares = [turn.shares(self.config.group_size, count, row_cost=row_cost) for turn in turns]
         own = [[turn.sequences[i] for i in dealt[self.reductions.replica]] for turn, dealt in zip(turns, shares, strict=True)]
-        prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences])
+        prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences], apart=[len(sequences) for sequences in own])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
         prepared, offset = [], 0
         for turn, dealt, sequences in zip(turns, shares, own, strict=True):
@@ -211,9 +212,9 @@ class Editor:
             offset += len(sequences)
         return prepared
 
-    def run_prefix(self, sequences: Sequence[AnswerSequence]) -> Prefixed:
-        """Run the layers below the lowest edited one."""
-        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
+    def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None) -> Prefixed:
+        """Run the layers below the lowest edited one; ``apart`` as for :func:`editing.tokenization.batches`."""
+        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart)
 
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
         """Compute and commit one turn.

@@ -71,7 +71,7 @@ def run_layers(decoder: Decoder, inputs: Carried, first: int, stop: int) -> Iter
     """
     with closing(decoder.residency.segments(first, stop)) as segments:
         for segment in segments:
-            outputs = _each(decoder, inputs, segment)
+            outputs = run_segment(decoder, inputs, segment)
             if segment.stop == stop:
                 yield from outputs
             else:
@@ -94,19 +94,22 @@ class PutAside:
 
 
 @torch.no_grad()
-def _each(decoder: Decoder, inputs: Carried, layers: range) -> Iterator[tuple[Batch, Tensor]]:
+def run_segment(decoder: Decoder, inputs: Carried, layers: range) -> Iterator[tuple[Batch, Tensor]]:
+    """Run one segment over batches, without a graph. Its weights are in place."""
     for batch, hidden in inputs:
         with full_speed(decoder.device):
             output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
         yield batch, output
 
 
-def run_prefix(decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int) -> Prefixed:
-    """Run layers ``0 .. stop - 1`` over sequences, in large batches of similar length."""
+def run_prefix(
+    decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int, apart: Sequence[int] | None = None
+) -> Prefixed:
+    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length; ``apart`` as for :func:`editing.tokenization.batches`."""
     if stop == 0:
         return Prefixed(sequences, None)
     hidden = decoder.residency.shelf()
-    inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device))
+    inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device, apart=apart))
     for batch, output in run_layers(decoder, inputs, 0, stop):
         for b, i in enumerate(batch.indices):
             hidden.put(i, output[b, : len(sequences[i].input_ids)])

@@ -73,7 +73,7 @@ class WeightReader:
 
     def _read(self, stored: Stored, offset: int, target: Tensor) -> None:
         descriptor, stamp = self._open[stored.path]
-        buffer = memoryview(target.flatten().view(torch.uint8).numpy())
+        buffer = target.flatten().view(torch.uint8).numpy().data
         done = 0
         while done < len(buffer):  # one call reads 2 GB at most
             read = os.preadv(descriptor, [buffer[done:]], offset + done)
