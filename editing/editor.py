@@ -90,6 +90,8 @@ class Editor:
         config: How edits are made.
         reductions: How partial results of fellow workers become whole; one worker needs none. With several shards every
             method is called on all of them, with the same arguments and in the same order.
+        decoder: Runs the model, where not all of it is in memory.
+        originals: Its modules' weights from before the first edit by name; by default copies are taken now.
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
@@ -101,19 +103,28 @@ class Editor:
         masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: EditorConfig, reductions: Reductions | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: EditorConfig,
+        reductions: Reductions | None = None,
+        *,
+        decoder: Decoder | None = None,
+        originals: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = config
-        self.decoder = Decoder(model)
+        self.decoder = decoder or Decoder(model)
         self.modules = resolve(self.decoder, config.modules)
         self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
         self.moments: dict[Shape, Moments] = {}
         self.turns = 0
         self.reductions = reductions or NoReductions()
-        self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
-        self._original_norms = {name: self._whole_norm(name, _squared_norm(weight)) or 1.0 for name, weight in self._originals.items()}
+        self._originals = originals or {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
+        self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -157,18 +168,16 @@ class Editor:
         learning_rate: float | None = None,
         preset: str | None = None,
         reductions: Reductions | None = None,
+        decoder: Decoder | None = None,
+        originals: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> "Editor":
-        """As :meth:`from_pretrained`, with a model that has been loaded, whole or one shard of it."""
-        decoder = Decoder(model)
+        """As :meth:`from_pretrained`, with a model that has been loaded: whole, one shard of it, or what a memory budget has room for."""
+        decoder = decoder or Decoder(model)
         decoder.verify()
-        if modules is None or learning_rate is None:
-            found = find_preset(decoder.config, type(model).__name__, preset)
-            if found is None:
-                raise InputError(f"{name}: no preset knows this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
-            modules = found.modules if modules is None else modules
-            learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options), reductions)
+        modules, learning_rate = settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset)
+        config = EditorConfig(modules=modules, learning_rate=learning_rate, **options)
+        return cls(model, tokenizer, config, reductions, decoder=decoder, originals=originals)
 
     @property
     def uses_masters(self) -> bool:
@@ -403,6 +412,23 @@ class Editor:
                 weight.copy_(exact)
         self.moments = moments
         self.turns += 1
+
+
+def settings(
+    decoder: Decoder, name: str | Path, *, modules: Sequence[str] | None = None, learning_rate: float | None = None, preset: str | None = None
+) -> tuple[tuple[str, ...], float]:
+    """Patterns of the modules to edit and the learning rate: as given, else the preset's.
+
+    Raises:
+        InputError: Something is not given and there is no preset for the model.
+    """
+    if modules is None or learning_rate is None:
+        found = find_preset(decoder.config, type(decoder.model).__name__, preset)
+        if found is None:
+            raise InputError(f"{name}: no preset knows this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
+        modules = found.modules if modules is None else modules
+        learning_rate = found.learning_rate if learning_rate is None else learning_rate
+    return tuple(modules), learning_rate
 
 
 class _Clock:

@@ -71,6 +71,14 @@ class WeightReader:
             self._read(stored, stored.offset + index * width, row)
         return found.to(dtype)
 
+    def every(self, name: str, step: int, dtype: torch.dtype) -> Tensor:
+        """Every ``step`` th element of a weight."""
+        stored = self.files.stored(name)
+        found = torch.empty(-(-torch.Size(stored.shape).numel() // step), dtype=stored.dtype)
+        for place, element in enumerate(found.split(1)):
+            self._read(stored, stored.offset + place * step * stored.dtype.itemsize, element)
+        return found.to(dtype)
+
     def _read(self, stored: Stored, offset: int, target: Tensor) -> None:
         descriptor, stamp = self._open[stored.path]
         buffer = target.flatten().view(torch.uint8).numpy().data
