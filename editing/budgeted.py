@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,6 @@ class Budgeted:
 
     Attributes:
         model: The model; only what stays has its weights.
-        tokenizer: Its tokenizer.
         decoder: Runs it.
         reader: Reads its weights.
         dtype: Precision of the weights in memory.
@@ -36,7 +34,6 @@ class Budgeted:
     """
 
     model: PreTrainedModel
-    tokenizer: Any
     decoder: Decoder
     reader: WeightReader
     dtype: torch.dtype
@@ -46,6 +43,11 @@ class Budgeted:
     def originals(self) -> "StoredWeights":
         """The modules' weights as they were before the first edit, by module name."""
         return StoredWeights(self.reader, self.dtype)
+
+    def samples(self) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        """For :func:`editing.pretrained.fingerprint_of`."""
+        for name, shape in self.reader.files.shapes.items():
+            yield name, shape, self.reader.every(name, pretrained.fingerprint_step(torch.Size(shape).numel()), self.dtype)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -130,7 +132,7 @@ def load_planned(
     _move_buffers(skeleton, device)
     skeleton.generation_config = pretrained.load_generation_config(folder, skeleton)
     pretrained.check_causal(folder, skeleton, lambda input_ids: _first_segment(decoder, input_ids))
-    return Budgeted(skeleton, pretrained.load_tokenizer(folder), decoder, reader, precision, plan)
+    return Budgeted(skeleton, decoder, reader, precision, plan)
 
 
 def _skeleton(folder: Path, dtype: pretrained.DTypeName) -> PreTrainedModel:

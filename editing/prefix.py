@@ -137,8 +137,9 @@ def perplexity(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens
     losses: list[Tensor] = []
     inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
     for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
-        logits = torch.cat([part.float() for part in _row_logits(decoder, batch, final)])
-        losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
+        parts = decoder.head_chunks(len(batch.labels))
+        for logits, part in zip(_row_logits(decoder, batch, final), parts, strict=True):
+            losses.append(F.cross_entropy(logits.float(), batch.labels[part], reduction="none"))
     return float(torch.cat(losses).double().mean().exp())
 
 

@@ -129,6 +129,8 @@ class Coordinator:
 
     def load(self, out: RunDirectory) -> None:
         """Load the worker's model, and see that the disk can hold the result."""
+        for line in self.worker.outlook():
+            logger.info("%s", line)
         began = time.perf_counter()
         with self.progress.spinner(f"loading {self.config.model}"):
             self.worker.load()
@@ -182,7 +184,7 @@ class Coordinator:
             state.rejected += 1
 
         turns = in_turns(intake.edits(set_aside), config.edits_per_turn, before=state.turn)
-        while window := list(islice(turns, config.lookahead)):
+        while window := list(islice(turns, worker.lookahead)):
             state.record, state.taken = intake.record, intake.taken
             yield window
         state.record, state.input_done = intake.record, True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing import Editor, EditRequest, InputError, ModelError, budgeted, pretrained
+from editing import Editor, EditRequest, budgeted, pretrained
 from editing.budget import Work
 from editing.budgeted import Budgeted
 from editing.evaluation import evaluate
@@ -49,7 +49,7 @@ def measured(editor: Editor) -> list[object]:
 def check_same_bits(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", **given: int) -> None:
     expected = edited(*pretrained.load(folder, device=CPU, dtype=dtype), modules)
     with streamed(folder, modules, layers, dtype=dtype, **given) as loaded:
-        found = edited(loaded.model, loaded.tokenizer, modules, decoder=loaded.decoder, originals=loaded.originals)
+        found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals)
         assert found.turns == expected.turns == 3
         assert found.digests() == expected.digests()
         assert measured(found) == measured(expected)
