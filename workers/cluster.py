@@ -18,7 +18,7 @@ import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from editing.errors import InputError
 
@@ -84,6 +84,12 @@ class Cluster:
             "resources": custom,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._places, placement_group_bundle_index=index),
         }
+
+    def nodes(self) -> list[str]:
+        """Address of each actor's node."""
+        places = placement_group_table(self._places)["bundles_to_node_id"]
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        return [addresses[places[index]] for index in range(self.spec.num_actors)]
 
     def close(self) -> None:
         """Free the places; end a cluster that was started for this run."""
