@@ -195,12 +195,11 @@ class Coordinator:
         with self.progress.bar("editing", total) as advance:
             for window in windows:
                 state.window += 1
-                prepared = self.worker.prepare(window)
+                with _naming_turn(window[0]):
+                    prepared = self.worker.prepare(window)
                 for number, turn in enumerate(prepared, start=1):
-                    try:
+                    with _naming_turn(turn.turn):
                         self._turn(journal, turn)
-                    except OutOfMemory as error:
-                        raise OutOfMemory(f"turn {state.turn}: {error}") from None
                     advance(len(turn.turn.edits) + len(turn.turn.superseded))
                     if self._stopped:
                         self._leave(journal, [p.turn for p in prepared[number:]])
@@ -364,6 +363,14 @@ class Coordinator:
             yield
         finally:
             state.seconds[phase] += time.perf_counter() - began
+
+
+@contextmanager
+def _naming_turn(turn: Turn) -> Iterator[None]:
+    try:
+        yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"turn {turn.before + 1}: {error}") from None
 
 
 _CONFLICTS_SAID = 10
