@@ -209,7 +209,7 @@ def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool)
 
 
 def _work_bytes(footprint: Footprint, tokens: int, rows: int, streamed: int, masters: bool) -> int:
-    """The largest of what a pass forward, a pass back, the head and a solve take; they never run at once."""
+    """The largest of what a pass forward, a pass back, the head, a solve and a checkpoint take; they never run at once."""
     item, d, inner = footprint.itemsize, footprint.hidden, footprint.inner
     forward = tokens * (6 * d + 3 * inner) * item + footprint.widest
     kept_layers = len(footprint.layers) - footprint.start if streamed <= footprint.start else 1
@@ -218,7 +218,8 @@ def _work_bytes(footprint: Footprint, tokens: int, rows: int, streamed: int, mas
     head = chunk * footprint.vocabulary * (item + 12)
     captured = rows * footprint.modules * (d + inner) * 4
     solve = rows * (d + inner) * 40 + (0 if masters or item == 4 else 2 * footprint.widest)
-    return captured + max(forward, back, head, solve)
+    checkpoint = sum(footprint.edited) + (footprint.masters if masters else 0)
+    return max(captured + max(forward, back, head, solve), checkpoint)
 
 
 def _available() -> int:

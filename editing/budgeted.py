@@ -44,11 +44,6 @@ class Budgeted:
         """The modules' weights as they were before the first edit, by module name."""
         return StoredWeights(self.reader, self.dtype)
 
-    def samples(self) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
-        """For :func:`editing.pretrained.fingerprint_of`."""
-        for name, shape in self.reader.files.shapes.items():
-            yield name, shape, self.reader.every(name, pretrained.fingerprint_step(torch.Size(shape).numel()), self.dtype)
-
     def close(self) -> None:
         """Let go of the files."""
         if isinstance(self.decoder.residency, LayerStream):

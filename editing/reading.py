@@ -5,12 +5,14 @@ used (docs/LOG.md), while touching a mapping of a file that somebody has cut sho
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from editing.errors import ModelError
+from editing.pretrained import fingerprint_step
 from editing.weights import Stored, WeightFiles
 
 
@@ -39,6 +41,19 @@ class WeightReader:
         for descriptor, _ in self._open.values():
             os.close(descriptor)
         self._open = {}
+
+    def check_in_place(self) -> None:
+        """See that the files under their names are still those that were opened, before they are copied by name.
+
+        Raises:
+            ModelError: One is not.
+        """
+        for path, (descriptor, stamp) in self._open.items():
+            opened, there = os.fstat(descriptor), path.stat() if path.is_file() else None
+            if there is None or (opened.st_ino, opened.st_dev) != (there.st_ino, there.st_dev) or _stamp(descriptor) != stamp:
+                raise ModelError(
+                    f"{path}: has been replaced or changed since the run began, so no edited copy can be made of it; restore it, then --resume"
+                )
 
     def read(self, name: str, target: Tensor) -> None:
         """Read a weight into memory of its shape.
@@ -70,6 +85,11 @@ class WeightReader:
         for row, index in zip(found, indices.tolist(), strict=True):
             self._read(stored, stored.offset + index * width, row)
         return found.to(dtype)
+
+    def samples(self, dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        """Of every weight, for :func:`editing.pretrained.fingerprint_of`."""
+        for name, shape in self.files.shapes.items():
+            yield name, shape, self.every(name, fingerprint_step(torch.Size(shape).numel()), dtype)
 
     def every(self, name: str, step: int, dtype: torch.dtype) -> Tensor:
         """Every ``step`` th element of a weight."""

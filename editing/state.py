@@ -56,6 +56,12 @@ def load_state(editor: Editor, path: Path) -> None:
     editor.moments, editor.turns = moments, turns
 
 
+def stored_weights(path: Path) -> dict[str, Tensor]:
+    """The edited weights of a stored state by module name, whole."""
+    with safe_open(path, "pt") as file:
+        return {name.removeprefix("weight."): file.get_tensor(name) for name in file.keys() if name.startswith("weight.")}  # noqa: SIM118
+
+
 def _held(editor: Editor) -> dict[str, dict[str, Tensor]]:
     """What this worker holds of the tensors that a state stores whole, by kind and module name."""
     return {"weight": editor.weights(), "master": editor.masters}

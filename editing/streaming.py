@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.heap import trim
 from editing.reading import WeightReader
 from editing.shelf import Shelf
 
@@ -78,6 +79,7 @@ class LayerStream:
                 yield segment
             finally:
                 slot.detach(self._weights[segment.start])
+        trim()
 
     def holds(self, first: int, stop: int) -> bool:
         return first >= self.num_streamed

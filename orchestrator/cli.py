@@ -15,7 +15,7 @@ from rich.console import Console
 from editing import InputError, UltraEditError
 from editing.datasets import FORMATS
 from editing.modules import split_patterns
-from orchestrator.config import OnCollapse, RunConfig
+from orchestrator.config import OnCollapse, RunConfig, Save
 from orchestrator.progress import Progress
 from orchestrator.report import metrics_table, show_diff, show_history, show_run
 from orchestrator.resume import stored_config
@@ -67,6 +67,7 @@ def cli() -> None:
 @click.option("--passes", type=int, help="Shifts of one turn at the most.  [default: the preset's, else 1]")
 @click.option("--margin", type=float, help="Nats by which an answer must lead to need no further pass.  [default: the preset's, else 0]")
 @click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")
+@click.option("--save", type=click.Choice(get_args(Save)), help="The whole edited model, or the edited weights alone.  [default: full]")
 @click.option("--tracking-uri", help="MLflow tracking URI, or none.  [default: sqlite:///mlflow.db]")
 @click.option("--experiment", help="MLflow experiment.  [default: ultraedit]")
 @click.option("--eval/--no-eval", "eval", default=None, help="Evaluate the edits at the end.  [default: eval]")
@@ -170,6 +171,20 @@ def history(run_dir: Path, show_edits: bool) -> None:
 def diff(run_dir: Path, turn_a: int, turn_b: int, samples: int) -> None:
     """Show what changed from one turn to another: edits, weights, health."""
     show_diff(run_dir, turn_a, turn_b, _screen(), samples=samples)
+
+
+@cli.command()
+@click.argument("delta", type=click.Path(path_type=Path))
+@click.option("--base", help="Folder or Hub id of the model that was edited; by default the one that the delta names.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the edited model.")
+def apply(delta: Path, base: str | None, output: Path) -> None:
+    """Make the edited model of a delta and its base; DELTA is its folder, or that of a run with --save delta."""
+    from editing.delta import ABOUT, apply_delta
+
+    inner = delta / "delta"
+    folder = inner if (inner / ABOUT).is_file() else delta
+    used = apply_delta(folder, output, base=base)
+    _screen().print(f"{output}: {used} with the edits of {folder}", soft_wrap=True)
 
 
 @cli.command()

@@ -18,6 +18,7 @@ from orchestrator.governor import Limits
 from workers.worker import WorkerSpec
 
 OnCollapse = Literal["warn", "stop", "rollback"]
+Save = Literal["full", "delta"]
 FormatName = Literal["auto", "jsonl", "ultraeditbench", "zsre", "counterfact"]
 
 
@@ -45,6 +46,7 @@ class RunConfig:
         passes: Shifts of one turn at the most; by default the preset's, else 1.
         margin: Nats by which an answer must lead for its row to need no further pass; by default the preset's, else 0.
         batch_tokens: Padded tokens in one physical batch.
+        save: ``full``, the edited model; or ``delta``, the edited weights alone, for ``ultraedit apply``.
         tracking_uri: MLflow tracking URI, or ``none``.
         experiment: MLflow experiment.
         eval: Evaluate edits at the end.
@@ -88,6 +90,7 @@ class RunConfig:
     passes: int | None = None
     margin: float | None = None
     batch_tokens: int = 2048
+    save: Save = "full"
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "ultraedit"
     eval: bool = True
@@ -134,7 +137,7 @@ class RunConfig:
             if getattr(self, name) is not None or name != "learning_rate":
                 check_number(name, getattr(self, name), or_zero=name != "learning_rate")
         MethodOptions(**self.method)
-        choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse)}
+        choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse), "save": get_args(Save)}
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
         for name in ("eval", "strict", "overwrite"):

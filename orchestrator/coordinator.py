@@ -32,9 +32,12 @@ import torch
 
 from editing import OutOfMemory, TurnRefused, UltraEditError
 from editing.datasets import BadRecord, EditFile
+from editing.delta import write_delta
 from editing.health import Vitals
+from editing.state import stored_weights
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
 from orchestrator.assessment import assess, assess_all
+from orchestrator.checkpoint import STATE, Checkpoint
 from orchestrator.config import RunConfig
 from orchestrator.conflicts import Conflict
 from orchestrator.digest import InputDigest
@@ -135,7 +138,8 @@ class Coordinator:
         with self.progress.spinner(f"loading {self.config.model}"):
             self.worker.load()
         self._load_seconds = time.perf_counter() - began
-        out.require_space(int(1.05 * self.worker.saved_size()))
+        if self.config.save == "full":
+            out.require_space(int(1.05 * self.worker.saved_size()))
 
     def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[list[Turn]], total: int | None, *, replay: bool = False) -> Path:
         """Run windows of turns from the journal's state, then finish the run and put its folder in place.
@@ -157,10 +161,10 @@ class Coordinator:
             self._edit(journal, windows, total)
             if not journal.state.edits and not replay:
                 raise UltraEditError(self._why_nothing(journal))
-            self._checkpoint(journal)
+            last = self._checkpoint(journal)
             run["digests_after"] = self.worker.digest()
             with self._timed(state, "save"), self.progress.spinner("saving the model"):
-                self.worker.save(out.staging / "model")
+                self._save(out, last, run["model"]["dtype"])
             self._finish(out, journal, run)
             status = "FINISHED"
         finally:
@@ -301,13 +305,22 @@ class Coordinator:
         why = f"; the last one because {json.loads(lines[-1])['reason']}" if lines else ""
         return f"no edit was applied: {journal.state.rejected} records were rejected, {journal.state.refused} edits refused{why}"
 
-    def _checkpoint(self, journal: Journal) -> None:
+    def _checkpoint(self, journal: Journal) -> Checkpoint:
         with self._timed(journal.state, "checkpoint"):
             self._settle_digest(journal.state)
             journal.state.watch = self.worker.watch_state()
             journal.state.mlflow_run_id = self.tracker.run_id(wait=False) or journal.state.mlflow_run_id
-            journal.checkpoint(self.worker.save_state)
+            written = journal.checkpoint(self.worker.save_state)
             self.has_checkpoint = True
+        return written
+
+    def _save(self, out: RunDirectory, last: Checkpoint, dtype: str) -> None:
+        """Write the edited model, or the edited weights alone, which the last checkpoint has."""
+        if self.config.save == "full":
+            self.worker.save(out.staging / "model")
+        else:
+            weights = stored_weights(last.path / STATE)
+            write_delta(out.staging / "delta", weights, base=self.config.model, fingerprint=last.state["base"], dtype=dtype)
 
     def _settle_digest(self, state: RunState) -> None:
         """Have the SHA-256 of a new input in the state; its first checkpoint waits for it."""

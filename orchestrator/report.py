@@ -245,7 +245,7 @@ def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[st
     lines += [
         f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
         f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
-        f"model     {path / 'model'}",
+        f"model     {path / 'model'}" if (path / "model").is_dir() else f"delta     {path / 'delta'}  (ultraedit apply {path} --output FOLDER)",
         f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}, run.json",
     ]
     if run.get("mlflow_run_id"):

@@ -23,7 +23,7 @@ logger = logging.getLogger("ultraedit")
 JOURNAL = frozenset({"ledger", "checkpoints", "turns.jsonl", "rejected.jsonl"})
 """What a run writes while it goes, and is resumed from."""
 
-CONTENT = JOURNAL | {"model", "plots", "run.json", "metrics.json", "edits.parquet"}
+CONTENT = JOURNAL | {"model", "delta", "plots", "run.json", "metrics.json", "edits.parquet"}
 """What a run writes into its folder. Anything else there is somebody's own and is never removed."""
 
 

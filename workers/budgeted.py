@@ -10,6 +10,7 @@ from editing.budget import Footprint, MemoryPlan, Work, free_memory, parse_size,
 from editing.calibration import Forecast, Rates, outlook
 from editing.decoder import Decoder
 from editing.editor import EditorConfig, settings
+from editing.heap import give_back_large_blocks
 from editing.modules import resolve
 from editing.weights import save_edited, weight_files
 from workers.engine import WorkerSpec
@@ -54,6 +55,8 @@ class BudgetedEngine:
 
     def load(self) -> Editor:
         spec, plan = self._spec, self.plan
+        if self._device.type == "cpu":
+            give_back_large_blocks()
         self._loaded = budgeted.load_planned(self._folder, plan, choose=self._choose, device=self._device, dtype=spec.dtype, pinned=self._pinned)
         loaded = self._loaded
         options = {**spec.editing, "masters": plan.masters and spec.options.get("masters", True)}
@@ -64,7 +67,7 @@ class BudgetedEngine:
         return sum(torch.Size(shape).numel() for shape in self._loaded.reader.files.shapes.values())
 
     def fingerprint(self) -> str:
-        return pretrained.fingerprint_of(self._loaded.samples())
+        return pretrained.fingerprint_of(self._loaded.reader.samples(self._loaded.dtype))
 
     def saved_size(self) -> int:
         return self.num_parameters() * self._loaded.dtype.itemsize
@@ -72,7 +75,9 @@ class BudgetedEngine:
     def save(self, folder: Path) -> None:
         editor, files = self._editor, self._loaded.reader.files
         edited = {files.key(f"{name}.weight"): weight for name, weight in editor.weights().items()}
+        self._loaded.reader.check_in_place()
         save_edited(files.folder, edited, folder, dtype=self._loaded.dtype)
+        self._loaded.reader.check_in_place()
         editor.tokenizer.save_pretrained(folder)
 
     def close(self) -> None:

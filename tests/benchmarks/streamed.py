@@ -32,7 +32,7 @@ from workers.worker import Worker, WorkerSpec
 
 MISTRAL_7B: dict[str, Any] = {"vocab_size": 32768, "rope_theta": 1e6, "sliding_window": None, "dtype": "bfloat16"}
 MODULES = "model.layers.{29,30}.mlp.down_proj"
-_WORDS = "the capital of a small country in the north is known to be called after its first king and lies on a river near the sea".split()
+_WORDS = "the capital of a small country in the north is known to be called after its first king and lies on a river by the sea"
 
 
 @click.command()
@@ -58,7 +58,8 @@ def main(scratch: Path | None, budget: str, baseline: bool, child: str | None) -
 
 def facts_of(count: int) -> list[EditRequest]:
     """Facts of about seventeen tokens."""
-    return [EditRequest(prompt=f"{i} {' '.join(_WORDS[(i + j) % len(_WORDS)] for j in range(5 + i % 4))}", target=f"Q{i % 97}") for i in range(count)]
+    words = _WORDS.split()
+    return [EditRequest(prompt=f"{i} {' '.join(words[(i + j) % len(words)] for j in range(5 + i % 4))}", target=f"Q{i % 97}") for i in range(count)]
 
 
 def measure_apart(folder: Path, budget: str, modules: str, *, windows: list[int], edits_per_turn: int, dtype: str = "auto") -> dict[str, Any]:
@@ -70,7 +71,11 @@ def measure_apart(folder: Path, budget: str, modules: str, *, windows: list[int]
         join = None if group is None else lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
         done = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.streamed", "--child", json.dumps(arguments)],
-            capture_output=True, text=True, check=False, preexec_fn=join, cwd=Path(__file__).parents[2],  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=join,
+            cwd=Path(__file__).parents[2],
         )
     if done.returncode:
         raise RuntimeError(f"the measured process ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -110,24 +115,29 @@ def measure(folder: str, budget: str, modules: str, windows: list[int], edits_pe
     tokenized = [tokenize(worker.tokenizer, fact, max_tokens=worker.max_tokens) for fact in facts_of(sum(windows) * edits_per_turn)]
     turns = list(in_turns(tokenized, edits_per_turn))
     decoder = worker.editor.decoder
-    prefix_weights = sum(torch.Size(s).numel() for n, s in reader.files.shapes.items() if _layer(n, decoder.layers_path) in range(worker.editor.start))
+    prefix_weights = sum(
+        torch.Size(shape).numel() for name, shape in reader.files.shapes.items() if _layer(name, decoder.layers_path) in range(worker.editor.start)
+    )
     flops = matmul_flops(decoder.config.hidden_size, decoder.config.intermediate_size, worker.editor.decoder.model.dtype)
     rows = []
     for count in windows:
         window, turns = turns[:count], turns[count:]
         read, began = reader.bytes_read, time.perf_counter()
         prepared = worker.prepare(window)
-        prefix = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         reports = [worker.apply(p) for p in prepared]
         suffix = [r.seconds["capture"] + r.seconds["solve"] + r.seconds["apply"] for r in reports]
         tokens = sum(_tokens(turn.edits) for turn in window)
-        share = 2 * tokens * prefix_weights / prefix / flops
-        rows.append({"edits": count * edits_per_turn, "tokens": tokens, "prefix": prefix, "suffix": suffix, "read": reader.bytes_read - read, "share": share})
+        share = 2 * tokens * prefix_weights / seconds / flops
+        rows.append(
+            {"edits": count * edits_per_turn, "tokens": tokens, "prefix": seconds, "suffix": suffix, "read": reader.bytes_read - read, "share": share}
+        )
     return {
         "outlook": outlook,
         "load": load_seconds,
         "model": sum(torch.Size(s).numel() for s in reader.files.shapes.values()) * worker.editor.decoder.model.dtype.itemsize,
         "peak": peak_memory(),
+        "memory": [line for line in Path("/proc/self/status").read_text().splitlines() if "Rss" in line or "HWM" in line],
         "flops": flops,
         "digests": worker.digest(),
         "windows": rows,
