@@ -53,7 +53,7 @@ class EditRequest:
             raise InvalidRequest("locality_answer", "given without a locality_prompt")
         asked, answered = len(self.multi_hop_prompt), len(self.multi_hop_answer)
         if asked != answered:
-            raise InvalidRequest("multi_hop_answer", f"expected one answer for each multi_hop_prompt, found {answered} for {asked}")
+            raise InvalidRequest("multi_hop_answer", f"expected one answer for each question, found {answered} for {asked}")
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

@@ -157,7 +157,8 @@ def _counterfact(record: Record, _seed: int) -> EditRequest:
         "locality_prompt": _first(record, "neighborhood_prompts"),
         "locality_answer": _text_of(rewrite, "target_true"),
     }
-    return _request(values, **{**_COUNTERFACT, "rephrase": "paraphrase_prompts", "locality_prompt": "neighborhood_prompts"})
+    nested = {"rephrase": "paraphrase_prompts", "locality_prompt": "neighborhood_prompts", "locality_answer": "target_true"}
+    return _request(values, **{**_COUNTERFACT, **nested})
 
 
 def _mquake(record: Record, _seed: int) -> EditRequest:
@@ -196,13 +197,15 @@ def _knowedit(record: Record, _seed: int) -> EditRequest:
     """
     names = _COUNTERFACT if "target_new" in record else {"prompt": "text", "target": "labels", "subject": "concept"}
     values = {ours: record.get(theirs) for ours, theirs in names.items()} | _asked(portability(record))
+    names = {**names, **_PORTABILITY}
     for question in locality(record)[:1]:
         values |= {"locality_prompt": question.prompt, "locality_answer": question.answer}
-        names = names | {"locality_prompt": "locality"}
+        names |= {"locality_prompt": "locality", "locality_answer": "locality"}
+    aliased = portability(record, "Subject_Aliasing")
     if values.get("rephrase") is None:
-        same = (q.prompt for q in portability(record, "Subject_Aliasing") if values["target"] in q.answers)
-        values["rephrase"] = record.get("rephrase", next(same, None))
-    return _request(values, **names, **_PORTABILITY)
+        values["rephrase"] = next((q.prompt for q in aliased if values["target"] in q.answers), None)
+        names["rephrase"] = "portability"
+    return _request(values, **names)
 
 
 def _asked(questions: list[Question]) -> dict[str, list[Any]]:
