@@ -19,7 +19,7 @@ from editing.errors import ModelError
 from editing.pretrained import context_length
 from editing.residency import Residency, Resident
 
-_HEAD_CHUNK_ELEMENTS = 2**25
+HEAD_CHUNK_ELEMENTS = 2**25
 """Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
 
 
@@ -40,8 +40,14 @@ class Decoder:
         self.config = model.config.get_text_config(decoder=True)
         self.body = _find_body(model)
         self.head = _find_head(model)
+        self.table: Any = model.get_input_embeddings()
         self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
         self._returns_tuple = False
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head's weight is the embedding table's."""
+        return self.head.weight is self.table.weight
 
     @property
     def num_layers(self) -> int:
@@ -120,7 +126,7 @@ class Decoder:
 
     def head_chunks(self, num_rows: int) -> Iterator[slice]:
         """Slices of rows whose logits fit into a bounded memory."""
-        size = max(1, _HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
+        size = max(1, HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
         return (slice(a, min(a + size, num_rows)) for a in range(0, num_rows, size))
 
     @torch.no_grad()

@@ -71,7 +71,7 @@ def run_layers(decoder: Decoder, inputs: Carried, first: int, stop: int) -> Iter
     """
     with closing(decoder.residency.segments(first, stop)) as segments:
         for segment in segments:
-            outputs = _each(decoder, inputs, segment)
+            outputs = run_segment(decoder, inputs, segment)
             if segment.stop == stop:
                 yield from outputs
             else:
@@ -94,19 +94,22 @@ class PutAside:
 
 
 @torch.no_grad()
-def _each(decoder: Decoder, inputs: Carried, layers: range) -> Iterator[tuple[Batch, Tensor]]:
+def run_segment(decoder: Decoder, inputs: Carried, layers: range) -> Iterator[tuple[Batch, Tensor]]:
+    """Run one segment over batches, without a graph. Its weights are in place."""
     for batch, hidden in inputs:
         with full_speed(decoder.device):
             output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
         yield batch, output
 
 
-def run_prefix(decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int) -> Prefixed:
-    """Run layers ``0 .. stop - 1`` over sequences, in large batches of similar length."""
+def run_prefix(
+    decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int, apart: Sequence[int] | None = None
+) -> Prefixed:
+    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length; ``apart`` as for :func:`editing.tokenization.batches`."""
     if stop == 0:
         return Prefixed(sequences, None)
     hidden = decoder.residency.shelf()
-    inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device))
+    inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device, apart=apart))
     for batch, output in run_layers(decoder, inputs, 0, stop):
         for b, i in enumerate(batch.indices):
             hidden.put(i, output[b, : len(sequences[i].input_ids)])
@@ -134,8 +137,9 @@ def perplexity(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens
     losses: list[Tensor] = []
     inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
     for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
-        logits = torch.cat([part.float() for part in _row_logits(decoder, batch, final)])
-        losses.append(F.cross_entropy(logits, batch.labels, reduction="none"))
+        parts = decoder.head_chunks(len(batch.labels))
+        for logits, part in zip(_row_logits(decoder, batch, final), parts, strict=True):
+            losses.append(F.cross_entropy(logits.float(), batch.labels[part], reduction="none"))
     return float(torch.cat(losses).double().mean().exp())
 
 

@@ -71,9 +71,17 @@ class WeightReader:
             self._read(stored, stored.offset + index * width, row)
         return found.to(dtype)
 
+    def every(self, name: str, step: int, dtype: torch.dtype) -> Tensor:
+        """Every ``step`` th element of a weight."""
+        stored = self.files.stored(name)
+        found = torch.empty(-(-torch.Size(stored.shape).numel() // step), dtype=stored.dtype)
+        for place, element in enumerate(found.split(1)):
+            self._read(stored, stored.offset + place * step * stored.dtype.itemsize, element)
+        return found.to(dtype)
+
     def _read(self, stored: Stored, offset: int, target: Tensor) -> None:
         descriptor, stamp = self._open[stored.path]
-        buffer = memoryview(target.flatten().view(torch.uint8).numpy())
+        buffer = target.flatten().view(torch.uint8).numpy().data
         done = 0
         while done < len(buffer):  # one call reads 2 GB at most
             read = os.preadv(descriptor, [buffer[done:]], offset + done)

@@ -22,6 +22,8 @@ from editing.errors import InputError, ModelError
 
 INDEX = "model.safetensors.index.json"
 
+_CHUNK_BYTES = 2**24
+
 _HEADER_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of floating-point types in a safetensors header."""
 
@@ -174,26 +176,43 @@ def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path, *, dtype
 
 
 def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: torch.dtype) -> int:
-    """Write one safetensors file tensor by tensor: the length of a JSON header, the header, the tensors end to end."""
-    with safe_open(source, "pt") as file, target.open("wb") as out:
-        header: dict[str, Any] = {"__metadata__": {**(file.metadata() or {}), "format": "pt"}}
-        offset = 0
-        keys = list(file.keys())
-        for key in keys:
-            entry = file.get_slice(key)
-            stored, shape = entry.get_dtype(), entry.get_shape()
-            name = _HEADER_NAMES[dtype] if stored in _HEADER_NAMES.values() else stored
-            size = _bytes(name, shape)
-            header[key] = {"dtype": name, "shape": shape, "data_offsets": [offset, offset + size]}
-            offset += size
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+    """Write one safetensors file: the length of a JSON header, the header, the tensors end to end, each copied a chunk at a time."""
+    old = _header(source)
+    start, metadata = old.pop("start"), old.pop("__metadata__", {})
+    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
+    offset = 0
+    for key, entry in old.items():
+        name = _HEADER_NAMES[dtype] if entry["dtype"] in _HEADER_NAMES.values() else entry["dtype"]
+        size = _bytes(name, entry["shape"])
+        header[key] = {"dtype": name, "shape": entry["shape"], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as file, target.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for key in keys:
-            tensor = edited[key].cpu() if key in edited else file.get_tensor(key)
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        for key, entry in old.items():
+            if key in edited:
+                out.write(edited[key].cpu().to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+                continue
+            a, b = entry["data_offsets"]
+            file.seek(start + a)
+            for chunk in _chunks(file, b - a):
+                out.write(chunk if header[key]["dtype"] == entry["dtype"] else _converted(chunk, entry["dtype"], dtype))
     return offset
+
+
+def _chunks(file: Any, size: int) -> Iterator[bytes]:
+    while size:
+        chunk = file.read(min(size, _CHUNK_BYTES))
+        if not chunk:
+            raise OSError(f"{file.name} ends before its last weight")
+        size -= len(chunk)
+        yield chunk
+
+
+def _converted(chunk: bytes, stored: str, dtype: torch.dtype) -> Any:
+    old = next(d for d, name in _HEADER_NAMES.items() if name == stored)
+    return torch.frombuffer(bytearray(chunk), dtype=old).to(dtype).view(torch.uint8).numpy().data
 
 
 def _header(path: Path) -> dict[str, Any]:
