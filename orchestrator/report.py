@@ -215,7 +215,7 @@ def _milestones(metrics: dict[str, Any]) -> list[Table]:
     names = [name for name in _MILESTONE_METRICS if any(row.get(name) is not None for row in metrics["milestones"])]
     table = Table(title="On the way", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("edits", "evaluated", *names):
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for row in metrics["milestones"]:
         table.add_row(str(row["edits"]), str(row["evaluated"]), *(_share(row.get(name)) for name in names))
     return [table]

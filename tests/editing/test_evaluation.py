@@ -16,8 +16,8 @@ HOPS = (("The country of Diego de Landa's position is", "Iran"), ("The Persian w
 @pytest.fixture(scope="module")
 def editor(llama_tiny: Path) -> Editor:
     torch.manual_seed(0)
-    one = Editor.from_pretrained(llama_tiny / "model", modules=["model.layers.2.mlp.up_proj"], learning_rate=1e-2)
-    one.apply([EditRequest("Diego de Landa has the position of", "Shah and more")])
+    one = Editor.from_pretrained(llama_tiny / "model", modules=["model.layers.2.mlp.up_proj"], learning_rate=0.1)
+    one.apply([EditRequest(PERSONAS[0], "Shah and more"), EditRequest(*HOPS[0])])
     return one
 
 
@@ -39,7 +39,7 @@ def test_probes_of_several_prompts_are_means_of_single_ones(editor: Editor) -> N
         values = [getattr(single, f"efficacy{when}") for single in singles]
         assert getattr(whole, f"generalization_persona{when}") == pytest.approx(sum(values[:2]) / 2)
         assert getattr(whole, f"multi_hop{when}") == pytest.approx(sum(values[2:]) / 2)
-    assert any(single.efficacy for single in singles)  # or the means would say nothing
+    assert len({single.efficacy for single in singles}) > 1  # or the means would say nothing
 
 
 def test_an_edit_without_such_probes_has_no_such_metrics(editor: Editor) -> None:

@@ -51,8 +51,8 @@ RECORDS = [
     {"prompt": "c", "target": 5},
     {"prompt": "c", "target": [], "multi_hop_prompt": "m"},
     {"prompt": "a", "target": "z", "multi_hop_prompt": "m", "multi_hop_answer": "n"},
-    {"prompt": "\ud800", "target": "z"} if False else b'{"prompt": "\\ud800", "target": "z"}',
-    b"1, 2",
+    b'{"prompt": "\\ud800", "target": "z"}',
+    b"nor this",
 ]
 
 
@@ -84,8 +84,7 @@ def test_inspect_counts_tokens_of_a_model_and_what_it_cannot_take(
 ) -> None:
     from transformers import AutoTokenizer
 
-    model = tmp_path / "no weights"
-    shutil.copytree(llama_tiny / "model", model, ignore=shutil.ignore_patterns("*.safetensors*"))
+    model = llama_tiny / "model"
     edits = [{"prompt": "The capital of Samoa is", "target": "Apia"}, {"prompt": "long " * 4000, "target": "b"}]
     found = json.loads(ultraedit("data", "inspect", write_jsonl(tmp_path / "edits", edits), "--model", model, "--json").stdout)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -102,7 +101,7 @@ def test_kinds_of_reasons_are_bounded(tmp_path: Path, write_jsonl: WriteJsonl, u
     bad = json.loads(ultraedit("data", "inspect", path, "--json").stdout)["bad"]
     assert sum(entry["count"] for entry in bad.values()) == 5
     assert len(bad) == 3
-    assert bad["other reasons"]["count"] == 2
+    assert bad["other reasons"]["count"] == 2  # a list as a target, and the surrogate
 
 
 def test_lengths_are_those_of_a_sorted_list() -> None:
@@ -140,7 +139,7 @@ print((kilobytes("VmHWM") - before) // 1000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
-@pytest.mark.parametrize("count", [30_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [15_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_file(count: int, tmp_path: Path) -> None:
     with (tmp_path / "edits.jsonl").open("w") as file:
         for i in range(count):
@@ -279,9 +278,11 @@ def test_a_run_measures_persona_and_multi_hop_where_the_data_has_them(
         assert metrics[name] == pytest.approx(sum(values) / len(values))
         assert metrics[f"{name}_before"] is not None
         assert metrics["milestones"][0][name] is not None
-        assert outcome.stdout.count(name) >= 2  # the metrics, and on the way
+        assert f"\n{name} " in outcome.stdout
         assert name not in finished_run.outcome.stdout
         assert json.loads((finished_run.path / "metrics.json").read_text())[name] is None
+    header = outcome.stdout.partition("On the way")[2].splitlines()[1:3]
+    assert "persona" in " ".join(header)
     with sqlite3.connect(tmp_path / "mlflow.db") as tracked:
         logged = {name for (name,) in tracked.execute("select distinct key from metrics")}
     assert {"final_multi_hop", "final_generalization_persona", "eval_multi_hop"} <= logged
