@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import ModelError
+from editing.pretrained import context_length
 from editing.residency import Residency, Resident
 
 HEAD_CHUNK_ELEMENTS = 2**25
@@ -59,7 +60,7 @@ class Decoder:
     @property
     def max_tokens(self) -> int | None:
         """Context length, or ``None`` where the model states none."""
-        return getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+        return context_length(self.config)
 
     def layer_of(self, module_name: str) -> int:
         """Index of the decoder layer that holds a module.

@@ -3,10 +3,12 @@
 Teacher-forced metrics compare the model's likeliest token at every row with the expected one, and average the share of
 right tokens over edits, as the published evaluation does:
 
-    efficacy            prompt            against the target
-    generalization      rephrased prompt  against the target
-    specificity         locality prompt   against the locality answer, which the unedited model may not know either
-    locality_retention  locality prompt   share of probes where every token is still the unedited model's own choice
+    efficacy                prompt            against the target
+    generalization          rephrased prompt  against the target
+    generalization_persona  persona prompts   against the target; the mean over an edit's prompts
+    multi_hop               multi-hop prompts against their answers, which follow from the edit; the mean over an edit's prompts
+    specificity             locality prompt   against the locality answer, which the unedited model may not know either
+    locality_retention      locality prompt   share of probes where every token is still the unedited model's own choice
 
 Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_generated`` and
 ``generalization_generated`` are the shares of prompts whose text begins with the target.
@@ -21,7 +23,14 @@ from editing.prefix import Prefixed, predict, run_prefix
 from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
 from editing.turn import TokenizedEdit
 
-PROBES = ("sequence", "rephrase", "locality")
+METRIC_OF = {
+    "sequence": "efficacy",
+    "rephrase": "generalization",
+    "persona": "generalization_persona",
+    "multi_hop": "multi_hop",
+    "locality": "specificity",
+}
+"""The metric that a kind of probes gives."""
 
 Predictions = list[dict[str, tuple[int, ...]]]
 """Per edit, by probe name, the likeliest token at each row."""
@@ -41,6 +50,10 @@ class EditResult:
     efficacy_before: float | None
     generalization_before: float | None
     specificity_before: float | None
+    generalization_persona: float | None = None
+    multi_hop: float | None = None
+    generalization_persona_before: float | None = None
+    multi_hop_before: float | None = None
 
 
 def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
@@ -66,8 +79,8 @@ def predict_prefixed(editor: Editor, owners: Owners, prefixed: Prefixed, count: 
 
 def probe_sequences(edits: Sequence[TokenizedEdit]) -> tuple[Owners, list[AnswerSequence]]:
     """All probes of edits, with the edit's position and the probe's name for each."""
-    owners = [(i, probe) for i, edit in enumerate(edits) for probe in PROBES if getattr(edit, probe) is not None]
-    return owners, [getattr(edits[i], probe) for i, probe in owners]
+    asked = [((i, name), sequence) for i, edit in enumerate(edits) for name, sequence in edit.probes.items()]
+    return [owner for owner, _ in asked], [sequence for _, sequence in asked]
 
 
 def run_probe_prefix(decoder: Decoder, edits: Sequence[TokenizedEdit], stop: int, batch_tokens: int) -> tuple[Owners, Prefixed]:
@@ -82,17 +95,9 @@ def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Prediction
     for i, edit in enumerate(edits):
         kept = None if before is None or edit.locality is None else after[i]["locality"] == before[i]["locality"]
         now, then = _shares(edit, after[i]), _shares(edit, before[i]) if before is not None else {}
-        results.append(
-            EditResult(
-                efficacy=now["sequence"],
-                generalization=now.get("rephrase"),
-                specificity=now.get("locality"),
-                locality_retained=kept,
-                efficacy_before=then.get("sequence"),
-                generalization_before=then.get("rephrase"),
-                specificity_before=then.get("locality"),
-            )
-        )
+        shares = {metric: now.get(kind) for kind, metric in METRIC_OF.items()}
+        shares |= {f"{metric}_before": then.get(kind) for kind, metric in METRIC_OF.items()}
+        results.append(EditResult(locality_retained=kept, **shares))  # type: ignore[arg-type]
     return results
 
 
@@ -154,10 +159,13 @@ def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int)
 
 
 def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    shares = {}
-    for probe, tokens in predictions.items():
-        if probe == "locality" and edit.request.locality_answer is None:
+    """Share of right tokens by kind of probe, the mean over the edit's probes of the kind."""
+    probes = edit.probes
+    shares: dict[str, list[float]] = {}
+    for name, tokens in predictions.items():
+        if name == "locality" and edit.request.locality_answer is None:
             continue
-        expected = getattr(edit, probe).answer_ids
-        shares[probe] = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
-    return shares
+        expected = probes[name].answer_ids
+        right = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
+        shares.setdefault(name.partition(".")[0], []).append(right)
+    return {kind: sum(values) / len(values) for kind, values in shares.items()}

@@ -116,6 +116,12 @@ def load_config(name: str | os.PathLike[str]) -> Any:
     return config
 
 
+def context_length(config: Any) -> int | None:
+    """Tokens that a model takes at most, or ``None`` where its configuration states no limit."""
+    text = config.get_text_config(decoder=True)
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
 def load_tokenizer(name: str | os.PathLike[str]) -> Any:
     """A model's tokenizer.
 

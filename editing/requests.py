@@ -4,10 +4,16 @@ from dataclasses import dataclass, fields
 
 from editing.errors import InvalidRequest
 
+TEXT_LISTS = ("persona", "multi_hop_prompt", "multi_hop_answer")
+"""Fields that hold any number of texts; the others hold one or none."""
+
+_MAX_CHARACTERS = 1_000_000
+"""Far above any model's context; tokenizers take minutes over what is longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class EditRequest:
-    """One fact to write into the model.
+    """One fact to write into the model. :data:`TEXT_LISTS` may be given as one text or as a list, and become tuples.
 
     Attributes:
         prompt: Text after which the model shall write ``target``.
@@ -17,9 +23,12 @@ class EditRequest:
         rephrase: The same question in other words; probes generalization.
         locality_prompt: A question that the edit must not change; probes specificity and retention.
         locality_answer: The true answer to ``locality_prompt``.
+        persona: The same question as other people would ask it; probes generalization to them.
+        multi_hop_prompt: Questions whose answers follow from the edit and from facts that the model knows.
+        multi_hop_answer: Their answers once the edit holds, one a question.
 
     Raises:
-        InvalidRequest: A field is missing, blank or not text.
+        InvalidRequest: A field is missing, blank, too long or not text.
     """
 
     prompt: str
@@ -29,23 +38,40 @@ class EditRequest:
     rephrase: str | None = None
     locality_prompt: str | None = None
     locality_answer: str | None = None
+    persona: tuple[str, ...] = ()
+    multi_hop_prompt: tuple[str, ...] = ()
+    multi_hop_answer: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_text(field.name, getattr(self, field.name), required=field.name in ("prompt", "target"))
+            value = getattr(self, field.name)
+            if field.name in TEXT_LISTS:
+                object.__setattr__(self, field.name, _texts(field.name, value))
+            elif value is not None or field.name in ("prompt", "target"):
+                _check_text(field.name, value)
         if self.locality_answer is not None and self.locality_prompt is None:
             raise InvalidRequest("locality_answer", "given without a locality_prompt")
+        asked, answered = len(self.multi_hop_prompt), len(self.multi_hop_answer)
+        if asked != answered:
+            raise InvalidRequest("multi_hop_answer", f"expected one answer for each question, found {answered} for {asked}")
 
 
-def _check_text(name: str, value: object, *, required: bool) -> None:
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    for text in texts:
+        _check_text(name, text)
+    return texts
+
+
+def _check_text(name: str, value: object) -> None:
     if value is None:
-        if required:
-            raise InvalidRequest(name, "missing; expected a non-empty text")
-        return
+        raise InvalidRequest(name, "missing; expected a non-empty text")
     if not isinstance(value, str):
         raise InvalidRequest(name, f"expected a text, found {type(value).__name__}")
     if not value.strip():
         raise InvalidRequest(name, "expected a non-empty text, found only blanks" if value else "expected a non-empty text")
+    if len(value) > _MAX_CHARACTERS:
+        raise InvalidRequest(name, f"is {len(value):,} characters long; expected at most {_MAX_CHARACTERS:,}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

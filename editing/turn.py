@@ -19,6 +19,8 @@ class TokenizedEdit:
         rephrase: Rephrased prompt and target, the probe of generalization, or ``None``.
         locality: Locality prompt and answer, the probe of specificity and retention, or ``None``. Where the request
             has no locality answer, the sequence has one row and no meaningful answer.
+        persona: Prompts of other people and target, the probes of generalization to them.
+        multi_hop: Questions that need the edit and more, and their answers.
         record: Number of its record in the input, from 1; 0 if it came from no file.
     """
 
@@ -26,7 +28,16 @@ class TokenizedEdit:
     sequence: AnswerSequence
     rephrase: AnswerSequence | None = None
     locality: AnswerSequence | None = None
+    persona: tuple[AnswerSequence, ...] = ()
+    multi_hop: tuple[AnswerSequence, ...] = ()
     record: int = 0
+
+    @property
+    def probes(self) -> dict[str, AnswerSequence]:
+        """What the edit is measured on, by name: its kind, numbered from 0 where a request may have several of the kind."""
+        single = {"sequence": self.sequence, "rephrase": self.rephrase, "locality": self.locality}
+        several = {f"{kind}.{i}": s for kind, all in (("persona", self.persona), ("multi_hop", self.multi_hop)) for i, s in enumerate(all)}
+        return {name: sequence for name, sequence in single.items() if sequence is not None} | several
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +156,19 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
         InvalidRequest: An answer gives no token, or a prompt with its answer exceeds the model's context.
     """
 
-    def encoded(prompt_field: str, answer_field: str) -> AnswerSequence | None:
-        prompt, answer = getattr(request, prompt_field), getattr(request, answer_field)
-        if prompt is None:
-            return None
+    def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target") -> AnswerSequence:
         return encode(tokenizer, prompt, answer, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
 
-    edit = encoded("prompt", "target")
-    assert edit is not None  # a request always has a prompt
-    return TokenizedEdit(request, edit, encoded("rephrase", "target"), encoded("locality_prompt", "locality_answer"), record)
+    r = request
+    return TokenizedEdit(
+        request,
+        encoded(r.prompt, r.target, "prompt"),
+        None if r.rephrase is None else encoded(r.rephrase, r.target, "rephrase"),
+        None if r.locality_prompt is None else encoded(r.locality_prompt, r.locality_answer, "locality_prompt", "locality_answer"),
+        tuple(encoded(prompt, r.target, "persona") for prompt in r.persona),
+        tuple(encoded(p, a, "multi_hop_prompt", "multi_hop_answer") for p, a in zip(r.multi_hop_prompt, r.multi_hop_answer, strict=True)),
+        record,
+    )
 
 
 def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int, *, before: int = 0) -> Iterator[Turn]:

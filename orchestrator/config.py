@@ -19,7 +19,7 @@ from workers.worker import WorkerSpec
 
 OnCollapse = Literal["warn", "stop", "rollback"]
 Save = Literal["full", "delta"]
-FormatName = Literal["auto", "jsonl", "ultraeditbench", "zsre", "counterfact"]
+FormatName = Literal["auto", "mquake", "knowedit", "counterfact", "wikibigedit", "fever", "ultraeditbench", "zsre", "qaedit", "jsonl"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class RunConfig:
         min_probe_retention: Limit on the share of fixed probes that keep the unedited model's answer.
         max_perplexity_growth: Limit on the perplexity of the fixed text, as a multiple of the unedited model's.
         generate: Edits for which text is generated before and after; a seeded sample.
-        seed: Seed of the samples.
+        seed: Seed of the samples, and of FEVER's choice among equivalent prompts.
         shards: Actors that one copy of the model is cut into.
         replicas: Copies of the model, each capturing a share of every turn.
         ray_address: ``local``, ``auto`` or ``ray://HOST:PORT``; by default ``auto`` within a Ray job, else ``local``.

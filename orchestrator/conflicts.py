@@ -40,21 +40,51 @@ class Conflict:
         return f"record {self.record} gives {self.prompt!r} the target {self.target!r}; it overrules record {self.earlier_record} of {when}"
 
 
-class PromptIndex:
-    """The newest target of every prompt edited so far."""
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The newest request before one of the same prompt.
 
-    def __init__(self) -> None:
-        self._table = sqlite3.connect(":memory:")
+    Attributes:
+        same_target: Whether its target is the same too.
+        record: Number of its record.
+        turn: The turn that applied it, if one did.
+    """
+
+    same_target: bool
+    record: int
+    turn: int | None
+
+
+class PromptIndex:
+    """The newest target of every prompt edited so far.
+
+    Args:
+        on_disk: Keep it in a temporary file, at constant memory.
+    """
+
+    def __init__(self, *, on_disk: bool = False) -> None:
+        self._table = sqlite3.connect("" if on_disk else ":memory:", isolation_level=None)
+        if on_disk:  # nothing of it is needed after a crash; 64 MiB of it are kept in memory
+            self._table.executescript("pragma journal_mode = off; pragma synchronous = off; pragma cache_size = -65536")
+        self._table.execute("begin")  # and never commit, which would write every page again
         self._table.execute("create table newest (prompt integer primary key, target integer, record integer, turn integer)")
 
     def add(self, request: EditRequest, record: int, turn: int) -> Conflict | None:
         """Note an applied edit; what it overrules, if it does."""
+        before = self._exchange(request, record, turn)
+        if before is None or before.same_target:
+            return None
+        return Conflict(request.prompt, request.target, record, before.record, before.turn)
+
+    def see(self, request: EditRequest, record: int) -> Earlier | None:
+        """Note a request of a file; the one before it with its prompt, if there is one."""
+        return self._exchange(request, record, None)
+
+    def _exchange(self, request: EditRequest, record: int, turn: int | None) -> Earlier | None:
         prompt, target = _hash(request.prompt), _hash(request.target)
         before = self._table.execute("select target, record, turn from newest where prompt = ?", (prompt,)).fetchone()
         self._table.execute("insert or replace into newest values (?, ?, ?, ?)", (prompt, target, record, turn))
-        if before is None or before[0] == target:
-            return None
-        return Conflict(request.prompt, request.target, record, before[1], before[2])
+        return None if before is None else Earlier(before[0] == target, before[1], before[2])
 
     def add_turn(self, turn: Turn, number: int, *, applied: bool) -> list[Conflict]:
         """Note a turn's edits if they were applied; what they overrule, earlier edits of the same turn included."""

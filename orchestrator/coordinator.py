@@ -105,7 +105,7 @@ class Coordinator:
             UltraEditError: The run cannot go on. What it had checkpointed can be resumed; else nothing was written.
         """
         config = self.config
-        source = EditFile(config.edits, config.format)
+        source = EditFile(config.edits, config.format, seed=config.seed)
         with (
             RunDirectory(Path(config.output), overwrite=config.overwrite or resume, resume=resume) as out,
             InputDigest(source.path, source.parts) as self._digest,

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing import EditRequest, InputError
+from editing.datasets.writing import REQUEST_COLUMNS
 from editing.turn import Turn
 
 _REQUEST_FIELDS = [f.name for f in fields(EditRequest)]
@@ -26,7 +27,7 @@ SCHEMA = pa.schema(
         ("window", pa.int64()),
         ("turn", pa.int64()),
         ("record", pa.int64()),
-        *((name, pa.string()) for name in _REQUEST_FIELDS),
+        *REQUEST_COLUMNS,
         ("when", pa.timestamp("us", tz="UTC")),
         ("outcome", pa.string()),
     ]
@@ -149,5 +150,6 @@ def _part(number: int) -> str:
 
 
 def _entry(row: dict[str, Any]) -> Entry:
-    request = EditRequest(**{name: row[name] for name in _REQUEST_FIELDS})
-    return Entry(row["source"], row["window"], row["turn"], row["record"], request, row["outcome"], row["when"])
+    # a part that an earlier version wrote has no columns for what requests could not say then
+    asked: dict[str, Any] = {name: row.get(name) for name in _REQUEST_FIELDS}
+    return Entry(row["source"], row["window"], row["turn"], row["record"], EditRequest(**asked), row["outcome"], row["when"])

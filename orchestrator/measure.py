@@ -37,7 +37,7 @@ def measure_model(
     Raises:
         UltraEditError: A model or the file cannot be used.
     """
-    source = EditFile(edits, format)
+    source = EditFile(edits, format, seed=seed)
     look_ahead(source, limit)
     tokenizer, decoder = _load(model, device, dtype)
     intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)

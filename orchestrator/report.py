@@ -22,12 +22,14 @@ _TEXT_WIDTH = 48
 _METRICS = (
     ("efficacy", "right answer tokens on the edits"),
     ("generalization", "the same on the rephrased prompts"),
+    ("generalization_persona", "the same on the prompts of other people"),
+    ("multi_hop", "right answer tokens on questions that need the edit and more"),
     ("specificity", "right answer tokens on the locality probes"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
     ("efficacy_generated", "edits whose generated text begins with the target"),
     ("generalization_generated", "rephrased prompts whose generated text does"),
 )
-
+_MILESTONE_METRICS = ("efficacy", "generalization", "generalization_persona", "multi_hop", "specificity", "locality_retention")
 
 _VITALS = (
     ("watch_efficacy", "efficacy"),
@@ -67,8 +69,8 @@ def plot_milestones(milestones: Sequence[dict[str, Any]], path: Path) -> None:
         return
     edits = [row["edits"] for row in milestones]
     with _figure(path, 1) as (axes,):
-        for name in ("efficacy", "generalization", "specificity", "locality_retention"):
-            _curve(axes, edits, [row[name] for row in milestones], name.replace("_", " "))
+        for name in _MILESTONE_METRICS:
+            _curve(axes, edits, [row.get(name) for row in milestones], name.replace("_", " "))
         for name in ("efficacy", "specificity"):
             _curve(axes, edits, [row[f"{name}_before"] for row in milestones], f"{name}, unedited model", linestyle=":", alpha=0.6)
         axes.set(xscale="log", xlabel="edits applied", ylabel="share", ylim=(-0.03, 1.03), title="Metrics over a lifelong run")
@@ -210,12 +212,12 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
 
 def _milestones(metrics: dict[str, Any]) -> list[Table]:
     """Metrics on the way, one line a milestone; as a list of one table, or of none."""
-    names = ("efficacy", "generalization", "specificity", "locality_retention")
+    names = [name for name in _MILESTONE_METRICS if any(row.get(name) is not None for row in metrics["milestones"])]
     table = Table(title="On the way", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("edits", "evaluated", *names):
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for row in metrics["milestones"]:
-        table.add_row(str(row["edits"]), str(row["evaluated"]), *(_share(row[name]) for name in names))
+        table.add_row(str(row["edits"]), str(row["evaluated"]), *(_share(row.get(name)) for name in names))
     return [table]
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from editing.datasets.writing import REQUEST_COLUMNS
 from editing.evaluation import EditResult, begins_with
 from orchestrator.ledger import Entry
 
@@ -76,7 +77,7 @@ SCHEMA = pa.schema(
         ("turn", pa.int64()),
         ("applied", _YES_NO),
         ("overwritten", _YES_NO),
-        *((name, _TEXT) for name in ("prompt", "target", "subject", "rephrase", "locality_prompt", "locality_answer")),
+        *((name, kind) for name, kind in REQUEST_COLUMNS if name != "id"),
         *((f.name, _YES_NO if f.name == "locality_retained" else _SHARE) for f in fields(EditResult)),
         *((f.name, _TEXT) for f in fields(Generated)),
         ("efficacy_generated", _YES_NO),

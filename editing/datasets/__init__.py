@@ -2,15 +2,17 @@
 
 a file, or a folder of parts  --parts.py-->  container of each: text (plain, gzip, zstd) or Parquet
     --records.py, parquet.py-->  raw records, numbered over all parts  --formats.py-->  edit requests
+    --writing.py-->  the common schema, as Parquet or JSON lines
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from editing.datasets.formats import FORMATS, Format, recognise
+from editing.datasets.formats import FORMATS, Format, more_special, recognise
 from editing.datasets.parts import Part, find_parts, read_parts
 from editing.datasets.records import EXPECTED, BadRecord
 from editing.errors import InputError, InvalidRequest
@@ -24,7 +26,10 @@ _LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class NumberedRequest:
-    """A request with the number of its record in the file, or over all parts of a folder, from 1."""
+    """A request with the number of its record in the file, or over all parts of a folder, from 1.
+
+    A record that asks for several edits counts as many times, so that each edit has a number of its own.
+    """
 
     number: int
     request: EditRequest
@@ -36,16 +41,19 @@ class EditFile:
     Args:
         path: JSON lines or a JSON array, plain or compressed with gzip or zstd; Parquet; or a folder of such parts.
         format: Name of a format, or ``auto`` to recognise it by the fields of the first usable record.
+        seed: Decides where a format leaves a choice, as between FEVER's equivalent prompts.
 
     Raises:
         InputError: The format's name is unknown.
     """
 
-    def __init__(self, path: str | Path, format: str = "auto") -> None:
+    def __init__(self, path: str | Path, format: str = "auto", *, seed: int = 0) -> None:
         self.path = Path(path)
+        self._seed = seed
         if format != "auto" and format not in FORMATS:
             raise InputError(f"format: expected auto, {', '.join(FORMATS)}, found {format!r}")
         self._format = None if format == "auto" else FORMATS[format]
+        self._guessed = self._format is None
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -63,11 +71,13 @@ class EditFile:
 
     @property
     def num_records(self) -> int | None:
-        """Number of records, good and bad; ``None`` if it is only known once read: only Parquet says it.
+        """Number of records, good and bad; ``None`` if it is only known once read: only Parquet of one edit a record says it.
 
         Raises:
-            InputError: A Parquet file is damaged.
+            InputError: A Parquet file is damaged, or as :attr:`format`.
         """
+        if all(part.container == "parquet" for part in self.parts) and self.format.split:
+            return None
         counts = [part.num_records for part in self.parts]
         return None if None in counts else sum(count or 0 for count in counts)
 
@@ -94,15 +104,34 @@ class EditFile:
         Raises:
             InputError: The file is missing, empty, damaged or of no known format, or a JSON array that breaks off.
         """
-        convert = self.format.convert
-        for number, record in read_parts(self.parts, after=after):
+        for number, record in self._raw(after):
             if isinstance(record, BadRecord):
                 yield record
                 continue
             try:
-                yield NumberedRequest(number, convert(record))
+                yield NumberedRequest(number, self._convert(record))
             except InvalidRequest as error:
                 yield BadRecord(number, str(error), record)
+
+    def _raw(self, after: int) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+        """Records of one edit each; only reading tells how many edits those before ``after`` ask for, if it can be several."""
+        split = self.format.split
+        if split is None:
+            yield from read_parts(self.parts, after=after)
+            return
+        number = 0
+        for _, record in read_parts(self.parts):
+            for one in [record] if isinstance(record, BadRecord) else split(record):
+                number += 1
+                if number > after:
+                    yield number, replace(one, number=number) if isinstance(one, BadRecord) else one
+
+    def _convert(self, record: dict[str, Any]) -> EditRequest:
+        found = more_special(record, self.format) if self._guessed else None
+        if found is not None:
+            reason = f"expected a record of format {self.format.name} as the first usable one, found the fields of {found}"
+            raise InvalidRequest("format", f"{reason}; give --format, or keep them in files of their own")
+        return self.format.convert(record, self._seed)
 
     def _recognise(self) -> Format:
         fields: list[str] | None = None
@@ -116,7 +145,9 @@ class EditFile:
                 fields = sorted(record)
         if fields is not None:
             named = ", ".join(repr(name) for name in fields[:10]) or "none"
-            raise InputError(f"{self.path}: of no known format; its first record has the fields {named}; expected prompt and target at least")
+            known = ", ".join(map(str, FORMATS.values()))
+            what = f"{self.path}: of no known format; its first record has the fields {named}"
+            raise InputError(f"{what}; expected prompt and target at least, or the fields of another known format: {known}")
         if bad is not None:
             raise InputError(f"{self.path}: record {bad.number}: {bad.reason}; expected edits as {EXPECTED}")
         raise InputError(f"{self.path}: holds no record; expected edits as {EXPECTED}")

@@ -69,7 +69,67 @@ BENCH = {
     "loc": "Spain's capital is",
     "loc_ans": "Madrid",
 }
+FEVER = {
+    "prompt": "Rome is in Italy. True or false?",
+    "alt": "true",
+    "equiv_prompt": ["Italy has Rome. True or false?"],
+    "unrel_prompt": "Spain's capital is",
+    "unrel_ans": "Madrid",
+}
+WIKIBIGEDIT = {
+    "tag": "new",
+    "subject": "Italy",
+    "update": "Italy's capital is",
+    "rephrase": "The capital of Italy is",
+    "ans": "Rome",
+    "personas": "Arr, what be Italy's capital?",
+    "loc": "Spain's capital is",
+    "loc_ans": "Madrid",
+    "mhop": "The river through Italy's capital is the",
+    "mhop_ans": "Tiber",
+}
+MQUAKE = {
+    "case_id": 7,
+    "requested_rewrite": [
+        {
+            "prompt": "{}'s capital is",
+            "relation_id": "P36",
+            "target_new": {"str": "Rome", "id": "Q220"},
+            "target_true": {"str": "Turin", "id": "Q495"},
+            "subject": "Italy",
+            "question": "The capital of Italy is",
+        }
+    ],
+    "questions": ["What flows through Italy's capital?", "Which river is in the capital of Italy?"],
+    "answer": "Po",
+    "answer_alias": [],
+    "new_answer": "Tiber",
+    "new_answer_alias": ["Tevere"],
+}
+KNOWEDIT = {
+    "subject": "Italy",
+    "prompt": "Italy's capital is",
+    "target_new": "Rome",
+    "ground_truth": ["Turin"],
+    "portability": {
+        "Subject_Aliasing": [{"prompt": "The capital of Italy is", "ground_truth": [["Roma", "Rome"]]}],
+        "Reasoning": [{"prompt": "Italy's capital is on the", "ground_truth": [["Tiber", "Tevere"], ["Aniene"]]}],
+        "Logical_Generalization": [{"prompt": "Rome is the capital of", "ground_truth": [["Italy"]]}, {"prompt": "unanswered", "ground_truth": []}],
+    },
+    "locality": {
+        "Relation_Specificity": [{"prompt": "Spain's capital is", "ground_truth": [["Madrid"]]}],
+        "Forgetfulness": [{"prompt": "unused", "ground_truth": [["Turin"]]}],
+    },
+}
+QAEDIT = {
+    "prompt": "Italy's capital is",
+    "target": "Rome",
+    "subject": "Italy",
+    "rephrase": "The capital of Italy is",
+    "locality": [{"loc": "Spain's capital is", "loc_ans": "Madrid"}, {"loc": "unused", "loc_ans": "unused"}],
+}
 JSONL = {"prompt": "Italy's capital is", "target": "Rome", "subject": "Italy", "rephrase": "The capital of Italy is", **LOCALITY}
+PROBES = {"persona": "Arr, Italy's capital?", "multi_hop_prompt": ["Its river is", "Its hills are"], "multi_hop_answer": ["Tiber", "seven"]}
 
 
 def with_values(request: EditRequest, **values: Any) -> EditRequest:
@@ -80,8 +140,65 @@ CASES: dict[str, tuple[str, dict[str, Any], EditRequest]] = {
     "jsonl": ("jsonl", JSONL, EXPECTED),
     "jsonl with an id": ("jsonl", {**JSONL, "id": 12}, with_values(EXPECTED, id="12")),
     "jsonl, the least": ("jsonl", {"prompt": "a", "target": "b"}, EditRequest("a", "b")),
+    "jsonl with all probes": ("jsonl", {**JSONL, **PROBES}, with_values(EXPECTED, **PROBES)),
     "ultraeditbench": ("ultraeditbench", BENCH, EXPECTED),
+    "fever": (
+        "fever",
+        FEVER,
+        EditRequest("Rome is in Italy. True or false?", "true", rephrase="Italy has Rome. True or false?", **LOCALITY),
+    ),
+    "wikibigedit": (
+        "wikibigedit",
+        WIKIBIGEDIT,
+        with_values(
+            EXPECTED,
+            persona="Arr, what be Italy's capital?",
+            multi_hop_prompt="The river through Italy's capital is the",
+            multi_hop_answer="Tiber",
+        ),
+    ),
+    "wikibigedit, one hop": ("wikibigedit", {**WIKIBIGEDIT, "personas": None, "mhop": None}, EXPECTED),
+    "mquake": (
+        "mquake",
+        MQUAKE,
+        with_values(
+            EXPECTED,
+            id="7",
+            locality_prompt=None,
+            locality_answer=None,
+            multi_hop_prompt=["What flows through Italy's capital?", "Which river is in the capital of Italy?"],
+            multi_hop_answer=["Tiber", "Tiber"],
+        ),
+    ),
+    "knowedit": (
+        "knowedit",
+        KNOWEDIT,
+        with_values(EXPECTED, multi_hop_prompt=["Italy's capital is on the", "Rome is the capital of"], multi_hop_answer=["Tiber", "Italy"]),
+    ),
+    "knowedit, zsRE": (
+        "knowedit",
+        {**KNOWEDIT, "portability": None, "rephrase_prompt": "Italy has the capital", "locality": {"Forgetfulness": [{"prompt": "Po?"}]}},
+        with_values(EXPECTED, rephrase="Italy has the capital", locality_prompt="Po?", locality_answer=None),
+    ),
+    "knowedit, WikiBio": (
+        "knowedit",
+        {"text": "Italy.", "labels": "Its capital is Rome.", "concept": "Italy", "locality": KNOWEDIT["locality"]},
+        EditRequest("Italy.", "Its capital is Rome.", subject="Italy", **LOCALITY),
+    ),
+    "qaedit": ("qaedit", QAEDIT, EXPECTED),
+    "qaedit, an object": ("qaedit", {**QAEDIT, "locality": {"loc": "Spain's capital is", "loc_ans": ["Madrid"]}}, EXPECTED),
     "zsre, MEND's": ("zsre", MEND, with_values(EXPECTED, locality_prompt="nq question: who is it", locality_answer="me")),
+    "zsre, MEND's with portability": (
+        "zsre",
+        {**MEND, "portability": {"Recalled Relation": "(Rome, river, Tiber)", "New Question": "Its river?", "New Answer": "Tiber"}},
+        with_values(
+            EXPECTED,
+            locality_prompt="nq question: who is it",
+            locality_answer="me",
+            multi_hop_prompt="Its river?",
+            multi_hop_answer="Tiber",
+        ),
+    ),
     "zsre, the method's own": ("zsre", OWN_ZSRE, with_values(EXPECTED, locality_prompt="who is it?", locality_answer="me")),
     "counterfact, flat": ("counterfact", FLAT, with_values(EXPECTED, id="7")),
     "counterfact, nested": ("counterfact", NESTED, with_values(EXPECTED, id="7")),
@@ -124,7 +241,21 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         ({**BENCH, "loc": 3}, "loc: "),
         ({**FLAT, "target_new": None}, "target_new: "),
         ({**NESTED, "requested_rewrite": "text"}, "requested_rewrite: expected an object"),
-        ({**NESTED, "neighborhood_prompts": [["text"]]}, "locality_prompt: "),
+        ({**NESTED, "neighborhood_prompts": [["text"]]}, "neighborhood_prompts: "),
+        ({**NESTED, "case_id": {}}, "case_id: expected a text, found dict"),
+        ({**FEVER, "equiv_prompt": [7]}, "equiv_prompt: expected a text, found int"),
+        ({**WIKIBIGEDIT, "personas": ["a", ""]}, "personas: expected a non-empty text"),
+        ({**WIKIBIGEDIT, "mhop_ans": None}, "mhop_ans: expected one answer for each question, found 0 for 1"),
+        ({**WIKIBIGEDIT, "mhop": ["a", "b"]}, "mhop_ans: expected one answer for each"),
+        ({**MQUAKE, "requested_rewrite": []}, "requested_rewrite: expected an object, found list"),
+        ({**KNOWEDIT, "locality": [1]}, "locality: expected an object with lists of questions, found list"),
+        ({**KNOWEDIT, "portability": {"Reasoning": ["a"]}}, "portability.Reasoning: expected objects with prompt"),
+        ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": 1, "ground_truth": "a"}]}}, "portability: expected a text, found int"),
+        ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": "a", "ground_truth": [[["b"]]]}]}}, "portability.Reasoning.ground_truth: expected"),
+        ({**QAEDIT, "locality": ["a"]}, "locality: expected objects with loc and loc_ans"),
+        ({**QAEDIT, "locality": [{"loc": "a", "loc_ans": 3}]}, "loc_ans: expected a text"),
+        ({**JSONL, "multi_hop_prompt": "a"}, "multi_hop_answer: expected one answer for each question, found 0 for 1"),
+        ({**JSONL, "prompt": "x" * 1_000_001}, "prompt: is 1,000,001 characters long; expected at most 1,000,000"),
     ],
 )
 def test_a_reason_names_the_field_as_the_file_does(record: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -512,7 +643,7 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=8,
 )
-NAMES = sorted({*JSONL, *BENCH, *MEND, *OWN_ZSRE, *FLAT, *NESTED, "id", "str"})
+NAMES = sorted({name for _, record, _ in CASES.values() for name in record})
 NEARLY = st.dictionaries(
     st.sampled_from(NAMES), JUNK | st.dictionaries(st.sampled_from(["str", "prompt", "subject", "target_new"]), JUNK), max_size=8
 )
