@@ -16,6 +16,7 @@ from editing import InputError, UltraEditError
 from editing.datasets import FORMATS
 from editing.modules import split_patterns
 from orchestrator.config import OnCollapse, RunConfig
+from orchestrator.data_cli import data
 from orchestrator.progress import Progress
 from orchestrator.report import metrics_table, show_diff, show_history, show_run
 from orchestrator.resume import stored_config
@@ -178,6 +179,9 @@ def demo(output: str, cache: Path) -> None:
     progress = Progress(_errors())
     model = gemma_folder(cache, progress)
     run_edit(RunConfig(model=str(model), edits=str(FACTS), output=output, generate=240, overwrite=True))
+
+
+cli.add_command(data)
 
 
 def run_edit(config: RunConfig, *, resume: bool = False) -> None:
