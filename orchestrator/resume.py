@@ -15,7 +15,7 @@ from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_SETTINGS = ("edits_per_turn", "group_size", "moments", "lookahead", "batch_tokens", "seed")
+_SETTINGS = ("edits_per_turn", "group_size", "moments", "batch_tokens", "seed")
 
 
 def describe_source(source: EditFile, limit: int | None) -> dict[str, Any]:
