@@ -15,6 +15,7 @@ from editing.editor import EditorConfig
 from editing.evaluation import EditResult, evaluate
 from editing.generation import generate
 from editing.health import Health, Vitals
+from editing.options import MethodOptions
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch
@@ -87,6 +88,7 @@ class Worker:
             "dtype": str(weights.dtype).removeprefix("torch."),
             "modules": list(editor.modules),
             "learning_rate": editor.config.learning_rate,
+            "method": {name: getattr(editor.config, name) for name in MethodOptions.names()},
             "suffix_starts_at_layer": editor.start,
             "layers": editor.decoder.num_layers,
             "float32_masters": editor.uses_masters,

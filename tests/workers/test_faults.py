@@ -3,10 +3,8 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 pytest.importorskip("ray")
@@ -14,7 +12,7 @@ pytest.importorskip("deepspeed")
 
 from tests.orchestrator.test_resume import PER_TURN, TURNS, ledger
 from tests.workers.faulty import PHASES, Fault, arm, struck
-from tests.workers.test_group import ROOT, assert_close, command, descendants, digests, finish, start
+from tests.workers.test_group import ROOT, command, digests, finish, start
 
 pytestmark = pytest.mark.distributed
 
@@ -74,9 +72,7 @@ def _kill_the_coordinator(phase: str, turn: int, undisturbed: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("victim", ["worker", "replica"])
-def test_a_grid_survives_the_loss_of_a_shard_and_of_a_replica_at_every_phase(
-    victim: str, phase: str, undisturbed_grid: Path, tmp_path: Path
-) -> None:
+def test_a_grid_survives_the_loss_of_a_shard_and_of_a_replica_at_every_phase(victim: str, phase: str, undisturbed_grid: Path, tmp_path: Path) -> None:
     # the last replica's shards are not asked for health: there the first one's are
     rank = 1 if phase == "measure" else 3
     process = start_faulty(tmp_path / "out", arm(tmp_path / "faults", [Fault(phase, 5, rank, victim)]), *GRID, "--watch-every", 1)
