@@ -13,6 +13,7 @@ from rich.table import Table
 from editing import InputError
 from editing.datasets import FORMATS, EditFile
 from editing.pretrained import context_length, load_config, load_tokenizer
+from orchestrator.build_cli import build_command
 from orchestrator.inspection import Inspection, inspect
 from orchestrator.progress import Progress
 from orchestrator.selection import Choice, Written, dealt, everything, sampled, write
@@ -29,7 +30,10 @@ _output = click.option(
 
 @click.group()
 def data() -> None:
-    """Look into edit sets, convert, sample and split them."""
+    """Look into edit sets, convert, sample and split them, and build them from triples."""
+
+
+data.add_command(build_command)
 
 
 @data.command("inspect")

@@ -65,7 +65,7 @@ class Cluster:
         self.spec = spec
         self._connected = not ray.is_initialized()  # else somebody in this process has a cluster already, and shares it
         if self._connected:
-            self._connect()
+            connect(spec.address, self._local_cpus())
         try:
             self.resources = {**self._default_resources(), **spec.resources}
             self._places = self._reserve()
@@ -100,18 +100,6 @@ class Cluster:
             del self._places
         if self._connected:
             ray.shutdown()
-
-    def _connect(self) -> None:
-        address = self.spec.address
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address == "local":
-            _start_local(self._local_cpus(), quiet)
-            return
-        _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-        try:
-            ray.init(address=address, **quiet)
-        except Exception as error:  # Ray raises whatever its many clients raise
-            raise InputError(f"ray-address: {_why_not(address, error)}") from None
 
     def _local_cpus(self) -> int:
         """Cores are shared out by the person who asks for more shards than there are: a local cluster always has enough."""
@@ -152,6 +140,27 @@ class Cluster:
                     "ask for fewer, or give --placement-timeout if it grows"
                 )
         return None
+
+
+def connect(address: str, num_cpus: int) -> None:
+    """Connect this process to a cluster.
+
+    Args:
+        address: As :attr:`ClusterSpec.address`.
+        num_cpus: Cores of a ``local`` one.
+
+    Raises:
+        InputError: No cluster answers there.
+    """
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        _start_local(num_cpus, quiet)
+        return
+    _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:  # Ray raises whatever its many clients raise
+        raise InputError(f"ray-address: {_why_not(address, error)}") from None
 
 
 def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:

@@ -73,7 +73,9 @@ class Part:
 
 
 def find_parts(path: Path) -> tuple[Part, ...]:
-    """The file at a path, or the files of the folder there in the order of their names; hidden ones and ``_*`` are left out.
+    """The file at a path, or the files of the folder there in the order of their names.
+
+    Hidden files, ``_*`` and a data card, ``README.md``, are left out.
 
     Raises:
         InputError: Nothing is there, it may not be read, or a file of the folder is no part like the others.
@@ -81,7 +83,7 @@ def find_parts(path: Path) -> tuple[Part, ...]:
     with _named(path):
         if not path.is_dir():
             return (Part.of(path),)
-        paths = sorted(entry for entry in path.iterdir() if not entry.name.startswith((".", "_")))
+        paths = sorted(entry for entry in path.iterdir() if not entry.name.startswith((".", "_")) and entry.name != "README.md")
     if not paths:
         raise InputError(f"{path}: is a folder without files; expected a file with edits, or a folder of parts that are {EXPECTED}")
     parts = tuple(map(Part.of, paths))

@@ -541,7 +541,7 @@ def test_an_error_in_a_later_part_names_it_and_counts_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("README.md", b"# Edits", r"README.md: expected a part that is JSON lines, a JSON array or Parquet; move it"),
+        ("notes.md", b"# Edits", r"notes.md: expected a part that is JSON lines, a JSON array or Parquet; move it"),
         ("z.json", b"{}", r"z.json: expected parts of one kind in a folder, but edits.parquet is Parquet and z.json is not Parquet; move it"),
         ("z.parquet", b"PAR1", r"z.parquet: the Parquet file is damaged or cut off \("),
     ],
@@ -549,7 +549,7 @@ def test_an_error_in_a_later_part_names_it_and_counts_on(tmp_path: Path) -> None
 def test_what_does_not_belong_in_a_folder_is_refused_before_anything_is_read(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     folder = tmp_path / "edits"
     folder.mkdir()
-    write(folder / "edits.json", lines([JSONL])) if name == "README.md" else write_parquet(folder / "edits.parquet", [JSONL])
+    write(folder / "edits.json", lines([JSONL])) if name == "notes.md" else write_parquet(folder / "edits.parquet", [JSONL])
     write(folder / name, content)
     with pytest.raises(InputError, match=words):
         EditFile(folder).num_records  # noqa: B018
