@@ -67,6 +67,9 @@ class RemoteWorker:
             self._window[index - 1] = None
         return self.worker.apply(self._prepared(index))
 
+    def observe(self, index: int) -> None:
+        self.worker.observe(self._prepared(index))
+
     def measure_health(self, index: int) -> Vitals:
         return self.worker.measure_health(self._prepared(index))
 
@@ -163,6 +166,10 @@ class WorkerGroup:
     def apply(self, prepared: PreparedTurn) -> TurnReport:
         index = self._index(prepared)
         return self._ask([actor.apply.remote(index) for actor in self._actors])[0]  # type: ignore[no-any-return]
+
+    def observe(self, prepared: PreparedTurn) -> None:
+        index = self._index(prepared)
+        self._ask([actor.observe.remote(index) for actor in self._actors])
 
     def measure_health(self, prepared: PreparedTurn) -> Vitals:
         index = self._index(prepared)

@@ -18,7 +18,10 @@ import pytest
 
 from tests.conftest import PARITY, Outcome
 
-METHODS = [["--passes", "3", "--margin", "0.1", "--ridge", "2"]]
+METHODS = [
+    ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--whiten", "--warm-up", "9"],
+    ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2"],
+]
 MODEL = PARITY / "llama-tiny" / "model"
 TURNS, PER_TURN = 10, 6
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -211,6 +214,8 @@ def test_resume_by_folder_takes_the_runs_own_options(edits: Path, undisturbed: P
         (["--lookahead", "3"], "lookahead was 2"),
         (["--moments", "exact"], "moments was 'published'"),
         (["--passes", "2"], "passes was 1"),
+        (["--preserve", "exact"], "preserve was 'off'"),
+        (["--warm-up", "5"], "warm_up was 0"),
         (["--model", str(PARITY / "gptj-tiny" / "model"), "--modules", "transformer.h.1.mlp.fc_out"], "modules was"),
     ],
 )
