@@ -6,6 +6,7 @@ interact, so the mean over a group's rows becomes a weight on each row and any p
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from editing.decoder import Decoder
 from editing.matmul import full_speed
 from editing.parts import part_of
+from editing.prefix import Carried, PutAside, run_segment
 from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch
 
 
@@ -65,7 +67,7 @@ def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
 def capture(
     decoder: Decoder,
     modules: Mapping[str, nn.Linear],
-    inputs: Iterable[tuple[Batch, Tensor | None]],
+    inputs: Carried,
     weights: Tensor,
     *,
     start: int,
@@ -96,17 +98,51 @@ def capture(
         tokens={name: torch.empty(num_tokens, part_of(m).num_keys, device=device) for name, m in modules.items()} if num_tokens is not None else {},
     )
     with full_speed(device):
-        for together in _within(batch_tokens, inputs):
-            finals = []
-            for batch, hidden in together:
-                with _Recorder(modules, batch, rows):
-                    finals.append(decoder.suffix(batch.input_ids, hidden, start))
-            gradients = _head_gradients(decoder, finals, [batch for batch, _ in together], weights, rows, margin)
-            torch.autograd.backward(finals, gradients)
+        if decoder.residency.holds(start, decoder.num_layers):
+            _capture_at_once(decoder, modules, inputs, weights, rows, start, batch_tokens, margin)
+        else:
+            _capture_by_segments(decoder, modules, inputs, weights, rows, start, batch_tokens, margin)
     return rows
 
 
-def _within(limit: int, inputs: Iterable[tuple[Batch, Tensor | None]]) -> Iterator[list[tuple[Batch, Tensor | None]]]:
+def _capture_at_once(
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, weights: Tensor, rows: TurnRows, start: int, batch_tokens: int, margin: float
+) -> None:
+    """Keep the graph of the whole suffix for as many batches as go through the head together."""
+    for together in _within(batch_tokens, inputs):
+        finals = []
+        for batch, hidden in together:
+            with _Recorder(modules, batch, rows):
+                finals.append(decoder.suffix(batch.input_ids, hidden, start))
+        gradients = _head_gradients(decoder, finals, [batch for batch, _ in together], weights, rows, margin)
+        torch.autograd.backward(finals, gradients)
+
+
+def _capture_by_segments(
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, weights: Tensor, rows: TurnRows, start: int, batch_tokens: int, margin: float
+) -> None:
+    """Where the suffix is not in memory at once: up without a graph, then down segment by segment, each run again with one."""
+    received: dict[int, Carried] = {}
+    inputs = list(inputs)
+    with closing(decoder.residency.segments(start, decoder.num_layers)) as segments:
+        for segment in segments:
+            received[segment.start] = inputs
+            inputs = PutAside(decoder, run_segment(decoder, inputs, segment))
+    gradients: list[Tensor] = []
+    for together in _within(batch_tokens, inputs):
+        gradients += _head_gradients(decoder, [final for _, final in together], [batch for batch, _ in together], weights, rows, margin)
+    with closing(decoder.residency.segments(start, decoder.num_layers, down=True)) as segments:
+        for segment in segments:
+            own = {name: m for name, m in modules.items() if decoder.layer_of(name) in segment}
+            for k, (batch, hidden) in enumerate(received.pop(segment.start)):
+                with _Recorder(own, batch, rows):
+                    leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start)
+                    output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop)
+                torch.autograd.backward(output, gradients[k])
+                gradients[k] = leaf.grad if leaf is not None and leaf.grad is not None else gradients[k]
+
+
+def _within(limit: int, inputs: Carried) -> Iterator[list[tuple[Batch, Any]]]:
     """Batches that go through the head together: it reads its whole table once for all their rows."""
     together: list[tuple[Batch, Tensor | None]] = []
     used = 0

@@ -85,6 +85,8 @@ class Editor:
         config: How edits are made.
         reductions: How partial results of fellow workers become whole; one worker needs none. With several shards every
             method is called on all of them, with the same arguments and in the same order.
+        decoder: Runs the model, where not all of it is in memory.
+        originals: Its modules' weights from before the first edit by name; by default copies are taken now.
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
@@ -96,19 +98,28 @@ class Editor:
         masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: EditorConfig, reductions: Reductions | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: EditorConfig,
+        reductions: Reductions | None = None,
+        *,
+        decoder: Decoder | None = None,
+        originals: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = config
-        self.decoder = Decoder(model)
+        self.decoder = decoder or Decoder(model)
         self.modules = resolve(self.decoder, config.modules)
         self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
         self.lifelong = Lifelong()
         self.turns = 0
         self.reductions = reductions or NoReductions()
-        self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
-        self._original_norms = {name: self._whole_norm(name, _squared_norm(weight)) or 1.0 for name, weight in self._originals.items()}
+        self._originals = originals or {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
+        self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         if config.whiten:
             check_width(self.parts)
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
@@ -154,20 +165,16 @@ class Editor:
         learning_rate: float | None = None,
         preset: str | None = None,
         reductions: Reductions | None = None,
+        decoder: Decoder | None = None,
+        originals: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> "Editor":
-        """As :meth:`from_pretrained`, with a model that has been loaded, whole or one shard of it."""
-        decoder = Decoder(model)
+        """As :meth:`from_pretrained`, with a model that has been loaded: whole, one shard of it, or what a memory budget has room for."""
+        decoder = decoder or Decoder(model)
         decoder.verify()
-        if modules is None or learning_rate is None or preset is not None:
-            found = find_preset(decoder.config, type(model).__name__, preset)
-            if found is None:
-                known = f"no preset {preset!r} knows" if preset else "no preset knows"
-                raise InputError(f"{name}: {known} this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
-            modules = found.modules if modules is None else modules
-            learning_rate = found.learning_rate if learning_rate is None else learning_rate
-            options = {**found.options, **options}
-        return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options), reductions)
+        modules, learning_rate, found = settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset)
+        config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
+        return cls(model, tokenizer, config, reductions, decoder=decoder, originals=originals)
 
     @property
     def moments(self) -> dict[Shape, Moments]:
@@ -195,19 +202,20 @@ class Editor:
             TurnRefused: A turn's numbers were not finite. Earlier turns of this call stay applied, it and later ones were not.
         """
         edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
-        turns = in_turns(edits, self.config.edits_per_turn)
+        turns = in_turns(edits, self.config.edits_per_turn, before=self.turns)
         reports = []
         while window := list(islice(turns, lookahead)):
             reports += [self.apply_turn(prepared, measure=measure) for prepared in self.prepare(window)]
         return reports
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
-        """Run the prefix for several coming turns at once. Applying turns does not make the result stale."""
+        """Run the prefix for several coming turns at once. Applying turns does not make the result stale, and what a turn gets does
+        not depend on the others, to the last bit."""
         began = time.perf_counter()
         count, row_cost = self.reductions.num_replicas, self.decoder.row_cost(self.start)
-        shares = [turn.shares(self.config.group_size, count, first=t, row_cost=row_cost) for t, turn in enumerate(turns)]
+        shares = [turn.shares(self.config.group_size, count, row_cost=row_cost) for turn in turns]
         own = [[turn.sequences[i] for i in dealt[self.reductions.replica]] for turn, dealt in zip(turns, shares, strict=True)]
-        prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences])
+        prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences], apart=[len(sequences) for sequences in own])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
         prepared, offset = [], 0
         for turn, dealt, sequences in zip(turns, shares, own, strict=True):
@@ -215,9 +223,9 @@ class Editor:
             offset += len(sequences)
         return prepared
 
-    def run_prefix(self, sequences: Sequence[AnswerSequence]) -> Prefixed:
-        """Run the layers below the lowest edited one."""
-        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens)
+    def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None) -> Prefixed:
+        """Run the layers below the lowest edited one; ``apart`` as for :func:`editing.tokenization.batches`."""
+        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart)
 
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
         """Compute and commit one turn.
@@ -504,6 +512,26 @@ class _Pass:
 
     shifts: dict[str, Shift]
     norms: dict[str, float]
+
+
+def settings(
+    decoder: Decoder, name: str | Path, *, modules: Sequence[str] | None = None, learning_rate: float | None = None, preset: str | None = None
+) -> tuple[tuple[str, ...], float, dict[str, Any]]:
+    """Patterns of the modules to edit and the learning rate, as given or else the preset's, and the preset's further options.
+
+    Raises:
+        InputError: Something is not given and there is no preset for the model.
+    """
+    options: dict[str, Any] = {}
+    if modules is None or learning_rate is None or preset is not None:
+        found = find_preset(decoder.config, type(decoder.model).__name__, preset)
+        if found is None:
+            known = f"no preset {preset!r} knows" if preset else "no preset knows"
+            raise InputError(f"{name}: {known} this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
+        modules = found.modules if modules is None else modules
+        learning_rate = found.learning_rate if learning_rate is None else learning_rate
+        options = dict(found.options)
+    return tuple(modules), learning_rate, options
 
 
 class _Clock:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from editing.errors import InvalidRequest
+from editing.parts import consecutive
 
 DEFAULT_BATCH_TOKENS = 2048
 """Padded tokens in one physical batch: large enough for full matrix-multiply speed on a CPU, small in memory."""
@@ -110,18 +111,32 @@ def token_offsets(sequences: Sequence[AnswerSequence]) -> list[int]:
     return [0, *accumulate(len(sequence.input_ids) for sequence in sequences)]
 
 
-def batches(sequences: Sequence[AnswerSequence], *, batch_tokens: int = DEFAULT_BATCH_TOKENS, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def batches(
+    sequences: Sequence[AnswerSequence],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    device: torch.device | str = "cpu",
+    apart: Sequence[int] | None = None,
+) -> Iterator[Batch]:
     """Cut sequences into right-padded batches of similar length.
 
     Decoders are causal, so a pad at the right is never seen by a real token and no attention mask is needed.
+
+    Args:
+        sequences: The sequences.
+        batch_tokens: Padded tokens in one batch.
+        device: Where the batches go.
+        apart: Lengths of consecutive parts of the sequences that share no batch. The last bits of a matrix product's row depend
+            on how many rows there are, so what a part gives does not depend on the others.
     """
-    offsets, starts = row_offsets(sequences), token_offsets(sequences)
-    for indices in _plan([len(s.input_ids) for s in sequences], batch_tokens):
-        yield _collate(sequences, indices, offsets, starts, device)
+    offsets, starts, lengths = row_offsets(sequences), token_offsets(sequences), [len(s.input_ids) for s in sequences]
+    for part in consecutive(apart or [len(sequences)]):
+        for indices in _plan(part, lengths, batch_tokens):
+            yield _collate(sequences, indices, offsets, starts, device)
 
 
-def _plan(lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+def _plan(part: range, lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
+    order = sorted(part, key=lambda i: -lengths[i])
     bucket: list[int] = []
     used = 0
     for i in order:

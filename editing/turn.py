@@ -37,16 +37,18 @@ class Turn:
         edits: In the method's order.
         order: ``order[i]`` is the position of ``edits[i]`` among the requests as they were given.
         superseded: Edits that are no part of it, since a later one of the same turn gives their prompt another target.
+        before: Number of turns before it in its run.
     """
 
     edits: tuple[TokenizedEdit, ...]
     order: tuple[int, ...]
     superseded: tuple[TokenizedEdit, ...] = ()
+    before: int = 0
 
     @classmethod
-    def of(cls, edits: Sequence[TokenizedEdit], superseded: Sequence[TokenizedEdit] = ()) -> "Turn":
+    def of(cls, edits: Sequence[TokenizedEdit], superseded: Sequence[TokenizedEdit] = (), *, before: int = 0) -> "Turn":
         order = sorted(range(len(edits)), key=lambda i: -len(edits[i].sequence.input_ids))
-        return cls(tuple(edits[i] for i in order), tuple(order), tuple(superseded))
+        return cls(tuple(edits[i] for i in order), tuple(order), tuple(superseded), before)
 
     @property
     def as_asked(self) -> list[TokenizedEdit]:
@@ -57,13 +59,14 @@ class Turn:
     def sequences(self) -> list[AnswerSequence]:
         return [edit.sequence for edit in self.edits]
 
-    def shares(self, group_size: int, num_replicas: int, *, first: int = 0, row_cost: float = 1.0) -> list[list[int]]:
+    def shares(self, group_size: int, num_replicas: int, *, row_cost: float = 1.0) -> list[list[int]]:
         """Whole groups dealt out to replicas, the costliest first, each to whom has least to do so far.
+
+        Who gets the first group moves on from turn to turn, so that turns of few groups keep all busy in turn.
 
         Args:
             group_size: Edits of a group.
             num_replicas: How many there are; those that get no group have nothing to do in this turn.
-            first: Who gets the first group. It moves from turn to turn, so that turns of few groups keep all busy in turn.
             row_cost: What a row costs in the head, in tokens that go through the layers.
 
         Returns:
@@ -75,7 +78,7 @@ class Turn:
         loads = [0.0] * num_replicas
         dealt: list[list[int]] = [[] for _ in range(num_replicas)]
         for g in sorted(range(len(groups)), key=lambda g: -costs[g]):
-            replica = min(range(num_replicas), key=lambda r: (loads[r], (r - first) % num_replicas))
+            replica = min(range(num_replicas), key=lambda r: (loads[r], (r - self.before) % num_replicas))
             loads[replica] += costs[g]
             dealt[replica] += groups[g]
         return [sorted(share) for share in dealt]
@@ -153,8 +156,8 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
     return TokenizedEdit(request, edit, encoded("rephrase", "target"), encoded("locality_prompt", "locality_answer"), record)
 
 
-def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int) -> Iterator[Turn]:
-    """Cut a stream of edits into turns; the last one may be short.
+def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int, *, before: int = 0) -> Iterator[Turn]:
+    """Cut a stream of edits into turns, ``before`` of which were before it; the last one may be short.
 
     Two targets for one prompt would be blended by the turn's one solve: the later one wins, the other is set aside.
     """
@@ -167,7 +170,7 @@ def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int) -> Iterator[Tu
             superseded += beaten
         pending.append(edit)
         if len(pending) == edits_per_turn:
-            yield Turn.of(pending, superseded)
-            pending, superseded = [], []
+            yield Turn.of(pending, superseded, before=before)
+            pending, superseded, before = [], [], before + 1
     if pending:
-        yield Turn.of(pending, superseded)
+        yield Turn.of(pending, superseded, before=before)

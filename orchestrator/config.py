@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from editing.budget import parse_size
 from editing.datasets import FORMATS
 from editing.errors import InputError
 from editing.modules import split_patterns
@@ -38,7 +39,8 @@ class RunConfig:
         group_size: Edits over whose answer tokens the loss is averaged.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        lookahead: Coming turns that go through the frozen layers in one pass.
+        device_memory: Memory that may be used, as ``6GiB``, or ``auto`` for what is free; by default the whole model is held.
+        lookahead: Coming turns that go through the frozen layers in one pass; by default 4, or what suits the memory budget.
         moments: Rule of the lifelong moments; by default the preset's, else ``published``.
         ridge: Strength of the ridge in the solve; by default the preset's, else 1.
         passes: Shifts of one turn at the most; by default the preset's, else 1.
@@ -85,7 +87,8 @@ class RunConfig:
     group_size: int = 10
     device: str = "auto"
     dtype: DTypeName = "auto"
-    lookahead: int = 4
+    device_memory: str | None = None
+    lookahead: int | None = None
     moments: MomentRule | None = None
     ridge: float | None = None
     passes: int | None = None
@@ -132,7 +135,7 @@ class RunConfig:
             "shards",
             "replicas",
         ):
-            if getattr(self, name) is not None or name not in ("limit", "eval_sample"):
+            if getattr(self, name) is not None or name not in ("limit", "eval_sample", "lookahead"):
                 check_whole(name, getattr(self, name), at_least=1)
         for name in ("generate", "seed", "checkpoint_every", "warm_up"):
             check_whole(name, getattr(self, name), at_least=0)
@@ -154,6 +157,10 @@ class RunConfig:
         if self.modules is not None and not (self.modules and all(isinstance(pattern, str) for pattern in self.modules)):
             raise InputError(f"modules: expected names of modules, found {list(self.modules)!r}")
         self.resources()
+        if self.device_memory is not None:
+            parse_size(str(self.device_memory))
+            if self.is_distributed:
+                raise InputError(f"device_memory: is for one worker, found --shards {self.shards} --replicas {self.replicas}; give either")
         if self.preset is not None:
             find_preset(None, "", str(self.preset))  # an unknown one is an error before a model is loaded
 
@@ -199,6 +206,8 @@ class RunConfig:
             modules=self.modules,
             learning_rate=self.learning_rate,
             options=options,
+            lookahead=self.lookahead,
+            device_memory=None if self.device_memory is None else str(self.device_memory),
             seed=self.seed,
         )
 

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -50,19 +50,6 @@ from orchestrator.warm_up import from_file, warm_up
 from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Turns that go through the frozen layers in one pass.
-
-    Attributes:
-        turns: The turns.
-        apply: How many of them are applied; the others only keep the first ones' batches as they were.
-    """
-
-    turns: list[Turn]
-    apply: int
 
 
 class Collapsed(UltraEditError):
@@ -144,6 +131,8 @@ class Coordinator:
 
     def load(self, out: RunDirectory) -> None:
         """Load the worker's model, and see that the disk can hold the result."""
+        for line in self.worker.outlook():
+            logger.info("%s", line)
         began = time.perf_counter()
         with self.progress.spinner(f"loading {self.config.model}"):
             self.worker.load()
@@ -154,7 +143,7 @@ class Coordinator:
         self,
         out: RunDirectory,
         journal: Journal,
-        windows: Iterable[Window],
+        windows: Iterable[list[Turn]],
         total: int | None,
         *,
         replay: bool = False,
@@ -165,7 +154,7 @@ class Coordinator:
         Args:
             out: The run's folder.
             journal: The run's files and state.
-            windows: What to run.
+            windows: What to run; the turns of a window go through the frozen layers in one pass.
             total: Number of edits in ``windows``, for the progress bar, if it is known.
             replay: These turns were judged before: a limit passed is not news, and nothing may be left.
             warming: Edits of the warm-up, where the run is at its beginning.
@@ -196,7 +185,7 @@ class Coordinator:
             raise Collapsed(self._stopped, out.path, state.healthy_turn)
         return out.path
 
-    def _windows(self, source: EditFile, journal: Journal) -> Iterator[Window]:
+    def _windows(self, source: EditFile, journal: Journal) -> Iterator[list[Turn]]:
         """Windows of the edit file from the journal's state on; the state follows what was read."""
         state, config, worker = journal.state, self.config, self.worker
         intake = Intake(
@@ -208,24 +197,23 @@ class Coordinator:
             journal.rejected.add({"record": bad.number, "reason": bad.reason, "content": bad.raw})
             state.rejected += 1
 
-        turns = in_turns(intake.edits(set_aside), config.edits_per_turn)
-        while window := list(islice(turns, config.lookahead)):
+        turns = in_turns(intake.edits(set_aside), config.edits_per_turn, before=state.turn)
+        while window := list(islice(turns, worker.lookahead)):
             state.record, state.taken = intake.record, intake.taken
-            yield Window(window, len(window))
+            yield window
         state.record, state.input_done = intake.record, True
 
-    def _edit(self, journal: Journal, windows: Iterable[Window], total: int | None) -> None:
+    def _edit(self, journal: Journal, windows: Iterable[list[Turn]], total: int | None) -> None:
         state, every = journal.state, self.config.checkpoint_every
         last = state.turn
         with self.progress.bar("editing", total) as advance:
             for window in windows:
                 state.window += 1
-                prepared = self.worker.prepare(window.turns)[: window.apply]
+                with _naming_turn(window[0]):
+                    prepared = self.worker.prepare(window)
                 for number, turn in enumerate(prepared, start=1):
-                    try:
+                    with _naming_turn(turn.turn):
                         self._turn(journal, turn)
-                    except OutOfMemory as error:
-                        raise OutOfMemory(f"turn {state.turn}: {error}") from None
                     advance(len(turn.turn.edits) + len(turn.turn.superseded))
                     if self._stopped:
                         self._leave(journal, [p.turn for p in prepared[number:]])
@@ -389,6 +377,14 @@ class Coordinator:
             yield
         finally:
             state.seconds[phase] += time.perf_counter() - began
+
+
+@contextmanager
+def _naming_turn(turn: Turn) -> Iterator[None]:
+    try:
+        yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"turn {turn.before + 1}: {error}") from None
 
 
 _CONFLICTS_SAID = 10

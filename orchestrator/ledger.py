@@ -1,7 +1,6 @@
 """The ledger: every edit that was ever applied or refused, in order, in append-only Parquet parts.
 
-It is what a run is replayed from, so it holds whole requests, and the window of each turn: turns that went through the
-frozen layers in one pass must do so again to give the same bits.
+It is what a run is replayed from, so it holds whole requests, and the window of each turn: a checkpoint lies after a whole window.
 """
 
 import os

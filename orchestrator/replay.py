@@ -14,7 +14,7 @@ from pathlib import Path
 from editing import InputError
 from editing.turn import TokenizedEdit, Turn, in_turns, tokenize
 from orchestrator.checkpoint import STATE, Checkpoint, Checkpoints
-from orchestrator.coordinator import Coordinator, Window
+from orchestrator.coordinator import Coordinator
 from orchestrator.journal import Journal, RunState
 from orchestrator.ledger import ROLLED_BACK, Entry, Ledger
 from orchestrator.resume import check_same_run, settings_of
@@ -27,7 +27,7 @@ logger = logging.getLogger("ultraedit")
 _BEGINNING = -1
 """Before any checkpoint."""
 
-Windows = Callable[[Journal, Ledger, Worker], Iterator[Window]]
+Windows = Callable[[Journal, Ledger, Worker], Iterator[list[Turn]]]
 
 
 def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
@@ -41,7 +41,7 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
     if not 0 <= to_turn < last:
         raise InputError(f"to-turn: expected a turn from 0 to {last - 1}, found {to_turn}; {path} has {last} turns")
 
-    def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[Window]:
+    def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
         state, done = journal.state, journal.state.window
         for turns in old.windows():
             if turns[0][0].window <= done:
@@ -49,8 +49,7 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
             wanted = [turn for turn in turns if not turn[0].rolled_back and turn[0].turn <= to_turn]
             if wanted:
                 state.sources, state.window = wanted[0][0].source, wanted[0][0].window - 1
-                # the window's other turns go through the prefix too: other batches would give other last bits
-                yield Window([_turn(worker, turn) for turn in turns], len(wanted))
+                yield [_turn(worker, turn) for turn in wanted]
             for turn in turns[len(wanted) :]:
                 journal.ledger.keep_rolled_back(turn)
         state.source = {**state.source, "sha256": ROLLED_BACK}  # so that the same file can be asked for again
@@ -69,15 +68,15 @@ def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
     if missing := sorted(set(ids) - found.keys()):
         raise InputError(f"edit: {path} has no edit with the id {missing[0]!r}; 'ultraedit history {path} --edits' lists them")
 
-    def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[Window]:
+    def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
         state, done = journal.state, journal.state.window
         later = (entry for entry in old if entry.window > done and not entry.rolled_back)
         for source, entries in groupby(later, key=lambda entry: entry.source):
             state.sources = source
             kept = (entry for entry in entries if not _set_aside(journal, entry, found))
-            turns = in_turns(_tokenized(worker, kept), coordinator.config.edits_per_turn)
-            while window := list(islice(turns, coordinator.config.lookahead)):
-                yield Window(window, len(window))
+            turns = in_turns(_tokenized(worker, kept), coordinator.config.edits_per_turn, before=state.turn)
+            while window := list(islice(turns, coordinator.worker.lookahead)):
+                yield window
         # turns that were rolled back before are in no window of this run any more
         undone = (entry for entry in old if entry.window > done and entry.rolled_back)
         journal.ledger.keep_rolled_back(undone, window=state.window + 1)
@@ -117,7 +116,7 @@ def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windo
         warming = from_ledger(old, config.warm_up, last.warmed, without) if start is None else []
         journal = Journal(out.staging, state, keep=config.keep)
 
-        def then_catch_up() -> Iterator[Window]:
+        def then_catch_up() -> Iterator[list[Turn]]:
             yield from windows(journal, old, worker)
             state.sources, state.window, state.input_done = last.sources, max(state.window + 1, last.window), True
 
@@ -140,7 +139,7 @@ def _begin(out: RunDirectory, last: RunState, start: Checkpoint | None, worker: 
 
 def _turn(worker: Worker, entries: list[Entry]) -> Turn:
     """One turn as it was, whoever superseded whom in it."""
-    return next(in_turns(_tokenized(worker, entries), len(entries)))
+    return next(in_turns(_tokenized(worker, entries), len(entries), before=entries[0].turn - 1))
 
 
 def _tokenized(worker: Worker, entries: Iterable[Entry]) -> list[TokenizedEdit]:

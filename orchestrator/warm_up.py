@@ -50,7 +50,7 @@ def from_ledger(ledger: Ledger, count: int, used: int, without: Collection[str] 
 def warm_up(worker: Worker, edits: Iterable[TokenizedEdit], config: RunConfig) -> int:
     """Let a worker observe edits, turn by turn; how many."""
     turns, used = in_turns(edits, config.edits_per_turn), 0
-    while window := list(islice(turns, config.lookahead)):
+    while window := list(islice(turns, worker.lookahead)):
         for prepared in worker.prepare(window):
             used += len(prepared.turn.edits) + len(prepared.turn.superseded)
             try:

@@ -11,6 +11,7 @@ import io
 from contextlib import redirect_stdout
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: t
     Raises:
         ModelError: A layer was cut in a way that this module does not know.
     """
-    import deepspeed
     from deepspeed.inference.engine import InferenceEngine
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

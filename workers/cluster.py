@@ -13,15 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from editing.errors import InputError
 
 logger = logging.getLogger("ultraedit")
 
 _KNOCK_TIMEOUT = 10.0
-"""Seconds for a cluster's host to take a connection."""
+"""Seconds for a cluster's host to take a connection, and to answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,12 @@ class Cluster:
             "resources": custom,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._places, placement_group_bundle_index=index),
         }
+
+    def nodes(self) -> list[str]:
+        """Address of each actor's node."""
+        places = placement_group_table(self._places)["bundles_to_node_id"]
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        return [addresses[places[index]] for index in range(self.spec.num_actors)]
 
     def close(self) -> None:
         """Free the places; end a cluster that was started for this run."""
@@ -151,25 +161,43 @@ def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
 
 
 def _knock(address: str) -> None:
-    """See that somebody listens at ``HOST:PORT``, with a scheme before it or not: Ray itself would try for minutes.
+    """See that a Ray cluster listens at ``HOST:PORT``, with ``ray://`` before it or not, and lets this process in: Ray itself would try for minutes.
 
     Raises:
-        InputError: Nobody does.
+        InputError: Nobody listens, somebody else does, or it does not take this process's token.
     """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
     if not host or not port.isdecimal():
         return  # "auto" and other names that Ray looks up
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT).close()
-    except (OSError, OverflowError) as error:
+        with init_grpc_channel(place) as channel:  # which brings the token
+            method, request = _GREETINGS[scheme == "ray"]
+            channel.unary_unary(method)(request, timeout=_KNOCK_TIMEOUT)
+    except (OSError, OverflowError, grpc.RpcError, AuthenticationError) as error:
         raise InputError(f"ray-address: {_why_not(address, error)}") from None
 
 
+_GREETINGS = (
+    ("/ray.rpc.NodeInfoGcsService/GetClusterId", b""),
+    ("/ray.rpc.RayletDriver/ClusterInfo", ClusterInfoRequest(type=ClusterInfoType.PING).SerializeToString()),
+)
+"""A method that costs nothing and its request: of a cluster itself, and of its server for clients from outside."""
+
+
 def _why_not(address: str, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = " ".join(lines)
-    if "ersion mismatch" in text:
-        return f"{address} runs another version of Ray or Python: {text[:300]}; use the same on both"
-    if "token" in text.lower() or "authenti" in text.lower():
-        return f"{address} refused this client's token: {lines[0][:200]}; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+    code = error.code() if isinstance(error, grpc.Call) else None
+    said = str(error.details() if isinstance(error, grpc.Call) else error)
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
+    where = "the port of 'ray start --head' as HOST:PORT, or that of its server for clients as ray://HOST:PORT"
+    if code == grpc.StatusCode.UNAUTHENTICATED or isinstance(error, AuthenticationError):
+        remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+        return f"{address} refuses this process's token, or its lack of one; {remedy}"
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return f"{address} is another port of a Ray cluster; give {where}"
+    if code is not None:
+        return f"what listens at {address} is no Ray cluster ({lines[0][:200]}); give {where}"
+    if "ersion mismatch" in said:
+        return f"{address} runs another version of Ray or Python: {' '.join(lines)[:300]}; install the same ones here"
     return f"no cluster answers at {address}: {lines[0][:200]}; start one with 'ray start --head', or give --ray-address local"

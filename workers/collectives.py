@@ -155,6 +155,10 @@ def set_environment(placement: Placement, device: torch.device) -> None:
     }
 
 
+class FirstFailed(UltraEditError):
+    """The first worker could not do something for all."""
+
+
 class GroupReductions:
     """What the processes of one run tell each other; see :class:`editing.reductions.Reductions`.
 
@@ -222,7 +226,7 @@ class GroupReductions:
         if failure is not None:
             raise failure
         if failed:
-            raise UltraEditError("the first worker could not do what the others waited for; its own message says why")
+            raise FirstFailed("the first worker could not do what the others waited for; its own message says why")
 
 
 def _with(shape: torch.Size, dim: int, size: int) -> list[int]:

@@ -9,7 +9,6 @@ dies or hangs takes the whole gang with it: what it has done since the last chec
 """
 
 import contextlib
-import socket
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,90 +17,19 @@ from typing import Any
 import ray
 import torch
 
-from editing import OutOfMemory, TurnReport, UltraEditError, WorkerLost
+from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerLost
+from editing.calibration import USUAL_LOOKAHEAD
 from editing.evaluation import EditResult
 from editing.health import Vitals
 from editing.prefix import Prefixed
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.cluster import Cluster, ClusterSpec
-from workers.collectives import Placement
+from workers.collectives import FirstFailed, Placement
 from workers.engine import WorkerSpec
-from workers.worker import Worker
+from workers.remote import RemoteWorker
+from workers.worker import USUAL_EVALUATION
 
 _NO_ROWS = Prefixed((), None)
-
-
-class RemoteWorker:
-    """What an actor holds: a worker, and the turns that it has prepared."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._spec = spec
-        self._window: list[PreparedTurn | None] = []
-
-    def meeting_point(self) -> tuple[str, int]:
-        """This actor's address and a port that is free there."""
-        address = ray.util.get_node_ip_address()
-        with socket.socket() as listener:
-            listener.bind((address, 0))
-            return address, int(listener.getsockname()[1])
-
-    def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
-        """Load this shard; what the group needs to know of it."""
-        if num_threads:
-            torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        self.worker = Worker(self._spec, placement)
-        self.worker.load()
-        if placement.world_rank:
-            return {}
-        model = {"tokenizer": self.worker.tokenizer, "max_tokens": self.worker.max_tokens}
-        return {"described": self.worker.describe(), "saved_size": self.worker.saved_size(), **model}
-
-    def prepare(self, turns: Sequence[Turn]) -> list[float]:
-        self._window = list(self.worker.prepare(turns))
-        return [prepared.prefix_seconds for prepared in self._window if prepared]
-
-    def apply(self, index: int) -> TurnReport:
-        """Apply a prepared turn; the one before it is done with, and let go of."""
-        if index:
-            self._window[index - 1] = None
-        return self.worker.apply(self._prepared(index))
-
-    def observe(self, index: int) -> None:
-        self.worker.observe(self._prepared(index))
-
-    def measure_health(self, index: int) -> Vitals:
-        return self.worker.measure_health(self._prepared(index))
-
-    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-        return self.worker.evaluate(edits)
-
-    def generate(self, prompts: Sequence[str], unedited: bool, max_new_tokens: int) -> list[str]:
-        return self.worker.generate(prompts, unedited=unedited, max_new_tokens=max_new_tokens)
-
-    def digest(self) -> dict[str, str]:
-        return self.worker.digest()
-
-    def fingerprint(self) -> str:
-        return self.worker.fingerprint()
-
-    def save_state(self, path: Path) -> None:
-        self.worker.save_state(path)
-
-    def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
-        self.worker.load_state(path, watch)
-
-    def watch_state(self) -> dict[str, Any]:
-        return self.worker.watch_state()
-
-    def save(self, folder: Path) -> None:
-        self.worker.save(folder)
-
-    def _prepared(self, index: int) -> PreparedTurn:
-        prepared = self._window[index]
-        if prepared is None:
-            raise UltraEditError(f"turn {index + 1} of the window was applied before; a turn is applied once")
-        return prepared
 
 
 class WorkerGroup:
@@ -119,6 +47,9 @@ class WorkerGroup:
         self._nodes: list[str] = []
         self._window: list[PreparedTurn] = []
 
+    def outlook(self) -> list[str]:
+        return []
+
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
         self._cluster = Cluster(self._cluster_spec)
@@ -126,15 +57,25 @@ class WorkerGroup:
             remote = ray.remote(RemoteWorker)
             count = self._cluster_spec.num_actors
             self._actors = [remote.options(**self._cluster.actor_options(i)).remote(self.spec) for i in range(count)]
+            self._nodes = self._cluster.nodes()
             points = self._ask([actor.meeting_point.remote() for actor in self._actors])
-            self._nodes = [node for node, _ in points]
-            address, port = points[0]
+            self._check_model([seen for _, _, seen in points])
+            address, port, _ = points[0]
             cpus = int(self._cluster.resources.get("CPU", 0)) or None
             loading = [actor.load.remote(self._placement(i, address, port), cpus) for i, actor in enumerate(self._actors)]
             self._known = self._ask(loading)[0]
         except BaseException:
             self.close()
             raise
+
+    def _check_model(self, seen: list[bool]) -> None:
+        """A folder with the model must be seen from every node, if it is a folder and not a name on the Hub."""
+        model = self.spec.model
+        if not all(seen) and (any(seen) or Path(model).is_dir() or Path(model).is_absolute()):
+            raise InputError(
+                f"{model}: {self._name(seen.index(False))} sees no such folder; put the model on storage that all nodes share, "
+                "under the same path on each, and give that"
+            )
 
     def _placement(self, index: int, address: str, port: int) -> Placement:
         replica, rank = divmod(index, self._cluster_spec.shards)
@@ -152,6 +93,14 @@ class WorkerGroup:
     @property
     def max_tokens(self) -> int | None:
         return self._known["max_tokens"]  # type: ignore[no-any-return]
+
+    @property
+    def lookahead(self) -> int:
+        return self.spec.lookahead or USUAL_LOOKAHEAD
+
+    @property
+    def edits_at_a_time(self) -> int:
+        return USUAL_EVALUATION
 
     def saved_size(self) -> int:
         return int(self._known["saved_size"])
@@ -253,10 +202,15 @@ class WorkerGroup:
             try:
                 ray.get(done)
             except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, FirstFailed) and done[0] != references[0]:
+                    waiting = references[:1]  # which says why
+                    continue
                 raise self._told(error, references.index(done[0])) from None
             except ray.exceptions.OutOfMemoryError as error:
                 raise self._out_of_memory(references.index(done[0]), error) from None
             except ray.exceptions.RayActorError as error:
+                if "creation task" in str(error):  # which does nothing but import this project
+                    raise self._not_installed(references.index(done[0]), error) from None
                 raise WorkerLost(f"{self._name(references.index(done[0]))} died: {_first_line(error)}") from None
         return list(ray.get(references))
 
@@ -265,6 +219,8 @@ class WorkerGroup:
         cause = error.cause
         if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(cause):
             return self._out_of_memory(index, cause)
+        if isinstance(cause, ImportError):
+            return self._not_installed(index, cause)
         if isinstance(cause, torch.distributed.DistError) or _is_collective(cause):
             return WorkerLost(f"{self._name(index)} lost the others: {_first_line(cause)}")
         return cause if isinstance(cause, Exception) else error
@@ -272,6 +228,10 @@ class WorkerGroup:
     def _out_of_memory(self, index: int, error: Exception) -> OutOfMemory:
         advice = "give more --shards, a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16"
         return OutOfMemory(f"{self._name(index)} is out of memory: {_first_line(error)}; {advice}")
+
+    def _not_installed(self, index: int, error: Exception) -> InputError:
+        what = next((line for line in reversed(str(error).splitlines()) if "Error: " in line), str(error)).strip()
+        return InputError(f"{self._name(index)} cannot start: {what}; install this project with its extra [distributed] on every node, as it is here")
 
     def _name(self, index: int) -> str:
         replica, rank = divmod(index, self._cluster_spec.shards)

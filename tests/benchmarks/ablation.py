@@ -34,13 +34,11 @@ class Variant:
         name: What is switched off.
         options: Fields of the editor's configuration that differ.
         patch: Context in which turns are prepared and applied.
-        lookahead: Whether all turns go through the prefix together.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     patch: Patch = lambda _: nullcontext()
-    lookahead: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def run_ablation(editor: Editor, turns: list[Turn]) -> list[Ablation]:
         for variant in VARIANTS[index:] + VARIANTS[:index]:  # nobody always goes first
             own = editors[variant.name]
             with variant.patch(own):
-                times[variant.name].append(time_turn(own, turns if variant.lookahead else [turn], turn))
+                times[variant.name].append(time_turn(own, turn))
             shifts[variant.name] = total_shifts(own)
             own.restore()
         for name, found in shifts.items():
@@ -74,9 +72,9 @@ def run_ablation(editor: Editor, turns: list[Turn]) -> list[Ablation]:
     ]
 
 
-def time_turn(editor: Editor, window: list[Turn], turn: Turn) -> tuple[float, float]:
-    """Apply one turn of a lookahead window; seconds in all with the turn's share of the prefix, and that share."""
-    prepared = editor.prepare(window)[window.index(turn)]
+def time_turn(editor: Editor, turn: Turn) -> tuple[float, float]:
+    """Apply one turn; seconds in all with its prefix, and those of the prefix."""
+    (prepared,) = editor.prepare([turn])
     elapsed = seconds(lambda: editor.apply_turn(prepared, measure=False))
     return prepared.prefix_seconds + elapsed, prepared.prefix_seconds
 
@@ -129,7 +127,6 @@ VARIANTS = (
     Variant("head on answer rows only", patch=head_on_all_positions),
     Variant("length buckets", options={"batch_tokens": 2**30}, patch=one_padded_batch),
     Variant("frozen prefix", options={"cache_prefix": False}),
-    Variant("lookahead", lookahead=False),
     Variant("one head pass for all batches", patch=a_head_pass_a_batch),
     Variant("oneDNN for large products", patch=products_by_torchs_choice),
 )

@@ -29,15 +29,28 @@ class LoopbackCluster:
 
     Attributes:
         dashboard: Address that jobs are sent to.
+        gcs: Address of the cluster itself, as ``HOST:PORT``.
+        client: Address of its server for clients, as ``HOST:PORT``.
         token: Who gives it, is let in.
         environment: What a client's process needs, the token apart.
         processes: The two ``ray start``, whose process groups hold all of the cluster.
     """
 
     dashboard: str
+    gcs: str
+    client: str
     token: str
     environment: dict[str, str]
     processes: tuple[subprocess.Popen[bytes], ...]
+
+    @property
+    def let_in(self) -> dict[str, str]:
+        """The environment of a client that has the token."""
+        return {**self.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def packages(self, node: str) -> Path:
+        """A folder whose packages a node finds before all others."""
+        return Path(self.environment["RAY_TMPDIR"]) / f"packages-{node}"
 
     def ask(self, path: str) -> Any:
         """What the dashboard answers."""
@@ -80,8 +93,11 @@ def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[Loopback
         for address, role, ports in ((HEAD, head, others[:6]), (WORKER, [f"--address={HEAD}:{gcs}"], others[6:])):
             # a folder each, as two machines have: what one node deletes there, the other may be using
             place = [f"--node-ip-address={address}", f"--temp-dir={folder / address}"]
-            processes.append(_start_node([*place, *role], ports, cpus_per_node, locked, folder / f"{address}.log"))
-            cluster = LoopbackCluster(f"http://127.0.0.1:{dashboard}", token, environment, tuple(processes))
+            (packages := folder / f"packages-{address}").mkdir()
+            own = {**locked, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"}
+            processes.append(_start_node([*place, *role], ports, cpus_per_node, own, folder / f"{address}.log"))
+            addresses = f"http://127.0.0.1:{dashboard}", f"{HEAD}:{gcs}", f"{HEAD}:{client}"
+            cluster = LoopbackCluster(*addresses, token, environment, tuple(processes))
             _wait_for_nodes(cluster)
         yield cluster
     finally:

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Outcome
-from tests.deploy.loopback import ROOT, LoopbackCluster, loopback_cluster
+from tests.deploy.loopback import ROOT, LoopbackCluster
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -25,14 +25,6 @@ pytestmark = [
 ]
 
 SUBMIT = ROOT / "deploy" / "submit.sh"
-TOKEN = "0123456789abcdef" * 4
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LoopbackCluster]:
-    with loopback_cluster(TOKEN) as running:
-        yield running
-    assert running.processes_of() == []
 
 
 class Person:
@@ -61,6 +53,7 @@ def test_a_job_that_crashed_and_was_sent_again_gives_the_weights_of_one_process(
 ) -> None:
     flags = [*edit_flags, "--no-eval", "--edits-per-turn", "4", "--checkpoint-every", "1"]
     person = Person(cluster, llama_tiny / "edits.json", flags[1:], tmp_path)
+    earlier = {actor["job_id"] for actor in cluster.list_states("actors")}
 
     job = person.submit()
     _wait_for_a_checkpoint(person.output, job)
@@ -76,13 +69,13 @@ def test_a_job_that_crashed_and_was_sent_again_gives_the_weights_of_one_process(
     assert "resum" in log
     assert json.loads((person.output / "metrics.json").read_text())["edits"] == 60
     assert json.loads((person.output / "run.json").read_text())["config"]["replicas"] == 2
-    workers = [actor for actor in cluster.list_states("actors") if actor["class_name"] == "RemoteWorker"]
+    workers = [actor for actor in cluster.list_states("actors") if actor["class_name"] == "RemoteWorker" and actor["job_id"] not in earlier]
     jobs = {actor["job_id"]: {a["node_id"] for a in workers if a["job_id"] == actor["job_id"]} for actor in workers}
     assert [len(nodes) for nodes in jobs.values()] == [2, 2], "a replica on each node, in both jobs"
 
     alone = ultraedit(*flags, "--edits", llama_tiny / "edits.json", "--output", tmp_path / "alone")
     assert alone.code == 0, alone.stderr
-    assert _largest_difference(person.output / "model", tmp_path / "alone" / "model") < 1e-5
+    assert largest_difference(person.output / "model", tmp_path / "alone" / "model") < 1e-5
 
 
 def _wait_for_a_checkpoint(output: Path, job: subprocess.Popen[str]) -> None:
@@ -94,7 +87,7 @@ def _wait_for_a_checkpoint(output: Path, job: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def _largest_difference(first: Path, second: Path) -> float:
+def largest_difference(first: Path, second: Path) -> float:
     """Of all tensors of two checkpoints, relative to the tensor's norm."""
     a, b = _tensors(first), _tensors(second)
     assert a.keys() == b.keys()
@@ -134,7 +127,7 @@ def test_a_wrong_token_ends_the_submission_with_an_error(cluster: LoopbackCluste
     ],
 )
 def test_what_cannot_work_is_refused_before_it_is_sent(environment: dict[str, str], arguments: list[str], reason: str, tmp_path: Path) -> None:
-    given = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_ADDRESS": "http://127.0.0.1:1", "RAY_AUTH_TOKEN": TOKEN, **environment}
+    given = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_ADDRESS": "http://127.0.0.1:1", "RAY_AUTH_TOKEN": "f" * 64, **environment}
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ray").symlink_to("/bin/false")  # were it asked, nothing would be said
     given["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{given['PATH']}"

@@ -32,6 +32,7 @@ class Job:
     options: dict[str, Any] = field(default_factory=lambda: {"edits_per_turn": 3, "group_size": 2})
     first_turn: int = 0
     last_turn: int | None = None
+    lookahead: int | None = None
     state_before: str | None = None
     state_after: str | None = None
     saved: str | None = None
@@ -63,7 +64,8 @@ def run(job: Job, placement: Placement) -> Record:
     if job.state_before:
         worker.load_state(Path(job.state_before), None)
     turns = list(in_turns(_edits(worker, job), worker.editor.config.edits_per_turn))[job.first_turn : job.last_turn]
-    prepared = worker.prepare(turns)
+    windows = [worker.prepare(turns[a : a + (job.lookahead or len(turns))]) for a in range(0, len(turns), job.lookahead or len(turns))]
+    prepared = [turn for window in windows for turn in window]
     tensors = _captured(worker, prepared[0])
     if job.extra == "refusals":
         values["refusals"] = _refusals(worker, prepared[0], placement)

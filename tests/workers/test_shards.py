@@ -115,8 +115,9 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     jobs = [job_of(llama, name, options={"edits_per_turn": turn, "group_size": group}) for name, (turn, group) in sizes.items()]
     wide = TinyModel("wide", "llama", ("model.layers.{1,2}.mlp.{gate,down}_proj",), {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
     thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, extra="sent")
+    one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1) for job in jobs]
     methods = [job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH))]
-    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin]
+    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,14 @@ def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int,
         assert record.values["digests"] == records[0].values["digests"]
         assert record.values["reports"] == records[0].values["reports"]
     _assert_same_values(whole.values, records[0].values)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("name", ["even", "uneven", "one-group", "one-edit", "all"])
+def test_lookahead_gives_the_same_bits_on_replicas(name: str, num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
+    ahead, one_by_one = (replicas[num_shards][found][0].values for found in (name, f"{name}-one-by-one"))
+    assert one_by_one["digests"] == ahead["digests"]
+    assert one_by_one["reports"] == ahead["reports"]
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
