@@ -13,7 +13,7 @@ from editing.capture import TurnRows
 from editing.normalizer import Moments
 from editing.options import MethodOptions
 from editing.parts import Part, Shape
-from editing.preserve import PreservingRidge, begin
+from editing.preserve import PreservingRidge, begin, is_exact
 from editing.reductions import Reductions
 from editing.second_moments import Features, SecondMoment
 
@@ -59,6 +59,15 @@ class Lifelong:
                 second = whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
                 whitening[name] = second.add(features.common(features.whole(gradients)))
         return Lifelong(moments, preserved, whitening)
+
+
+def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) -> int:
+    """Bytes of what is kept of one module beside its moments, old and new while a turn is made, with the keys of the turn's tokens."""
+    (d_in, d_out), held = shape, 0
+    if options.preserve != "off":
+        lines = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
+        held += 3 * 8 * lines * d_in + 4 * num_tokens * d_in
+    return held + (3 * 8 * d_out**2 if options.whiten else 0)
 
 
 def _whole(held: Moments, part: Part, reductions: Reductions) -> Moments:

@@ -151,8 +151,13 @@ def _shrink(rows: Tensor, rank: int, features: Features) -> Tensor:
     return features.common(factors.unsqueeze(1) * vectors.T) @ rows
 
 
+def is_exact(form: PreserveForm, num_features: int) -> bool:
+    """Whether keys of so many features are kept in the exact form."""
+    return form == "exact" or (form == "auto" and num_features <= _MAX_EXACT)
+
+
 def begin(form: PreserveForm, features: Features, rank: int, device: torch.device | str = "cpu") -> PreservingRidge:
     """Nothing seen yet, in the form asked for. It does not depend on how the model is cut."""
-    if form == "exact" or (form == "auto" and features.num_features <= _MAX_EXACT):
+    if is_exact(form, features.num_features):
         return ExactRidge(SecondMoment.empty(features.num_features, device))
     return SketchRidge.empty(features.num_held, rank, device)

@@ -1,16 +1,23 @@
 """The preserving ridge solves the problem that it states; its sketch keeps the promises of frequent directions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from editing import Editor
+from editing.budget import Footprint, Work, memory_parts
+from editing.decoder import Decoder
+from editing.lifelong import second_moments_bytes
+from editing.modules import resolve
+from editing.options import MethodOptions
 from editing.parts import Part
 from editing.preserve import ExactRidge, PreservingRidge, SketchRidge, begin
 from editing.reductions import NoReductions
 from editing.second_moments import Features
 from editing.shift import solve_rows
 from editing.turn import Turn, tokenize
-from tests.editing.test_editor import editor, requests
+from tests.editing.test_editor import MODULES, editor, requests
 
 D_IN, D_OUT = 24, 7
 FEATURES = Features(Part((D_IN, D_OUT)), "keys", NoReductions())
@@ -157,3 +164,26 @@ def test_batches_make_no_difference(form: str) -> None:
     for name, weight in one.weights().items():
         change = two.weights()[name] - two._originals[name]
         assert relative(weight - one._originals[name], change) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"preserve": "exact"}, {"preserve": "sketch", "preserve_rank": 5}, {"whiten": True}])
+def test_what_is_kept_of_a_module_is_counted(options: dict[str, object]) -> None:
+    one = editor(**options)
+    one.apply(requests())
+    tensors = [t for ridge in one.lifelong.preserved.values() for t in (getattr(ridge, "directions", None), getattr(ridge, "squares", None))]
+    tensors += [ridge.moment.total for ridge in one.lifelong.preserved.values() if isinstance(ridge, ExactRidge)]
+    tensors += [second.total for second in one.lifelong.whitening.values()]
+    kept = sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    counted = sum(second_moments_bytes(part.shape, one.config, num_tokens=0) for part in one.parts.values())
+    assert 2 * kept <= counted <= 9 * kept  # the old one, the new one, and room to make it
+
+
+def test_a_model_within_a_budget_has_room_for_the_copies_of_further_passes() -> None:
+    decoder = Decoder(editor().model)
+    modules = resolve(decoder, MODULES)
+    footprint = Footprint.of(decoder, modules, torch.float32)
+    work = Work(batch_tokens=64, edits_per_turn=5, process=0)
+    once, more = (sum(memory_parts(footprint, replace(work, method=MethodOptions(passes=p)), 0, True).values()) for p in (1, 4))
+    assert more - once == sum(module.weight.numel() * 4 for module in modules.values())
+    preserving = memory_parts(footprint, replace(work, method=MethodOptions(preserve="exact", whiten=True)), 0, True)
+    assert preserving["second moments"] > 8 * sum(m.weight.shape[1] ** 2 + m.weight.shape[0] ** 2 for m in modules.values())

@@ -37,7 +37,7 @@ def streamed(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pret
 
 def edited(model: object, tokenizer: object, modules: tuple[str, ...], **given: object) -> Editor:
     config = {"edits_per_turn": 6, "group_size": 4, "batch_tokens": 64, "learning_rate": 1e-3}
-    editor = Editor.of_loaded(model, tokenizer, "tiny", modules=modules, **config, **given)
+    editor = Editor.of_loaded(model, tokenizer, "tiny", modules=modules, **{**config, **given})
     editor.apply(REQUESTS, lookahead=2)
     return editor
 
@@ -46,10 +46,19 @@ def measured(editor: Editor) -> list[object]:
     return evaluate(editor, [tokenize(editor.tokenizer, request, max_tokens=None) for request in REQUESTS])
 
 
-def check_same_bits(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", **given: int) -> None:
-    expected = edited(*pretrained.load(folder, device=CPU, dtype=dtype), modules)
+def check_same_bits(
+    folder: Path,
+    modules: tuple[str, ...],
+    layers: int,
+    *,
+    dtype: pretrained.DTypeName = "auto",
+    options: dict[str, object] | None = None,
+    **given: int,
+) -> None:
+    options = options or {}
+    expected = edited(*pretrained.load(folder, device=CPU, dtype=dtype), modules, **options)
     with streamed(folder, modules, layers, dtype=dtype, **given) as loaded:
-        found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals)
+        found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals, **options)
         assert found.turns == expected.turns == 3
         assert found.digests() == expected.digests()
         assert measured(found) == measured(expected)
@@ -68,6 +77,13 @@ def test_any_precision_streams(name: str, dtype: pretrained.DTypeName, tmp_path:
     model = next(m for m in TINY if m.name == name)
     model.write(tmp_path)
     check_same_bits(tmp_path, model.modules, 3, dtype=dtype)
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_passes_and_a_preserving_ridge_stream(form: str, tmp_path: Path) -> None:
+    model = next(m for m in TINY if m.name == "llama")
+    model.write(tmp_path)
+    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, "preserve": form, "preserve_rank": 8, "preserve_weight": 30.0})
 
 
 def test_hidden_states_past_the_limit_wait_on_disk(tmp_path: Path) -> None:
