@@ -20,7 +20,8 @@ from itertools import islice
 from typing import Any
 
 from editing import Editor, EditorConfig, TurnRefused
-from editing.evaluation import begins_with, evaluate, generate, summarize
+from editing.evaluation import begins_with, evaluate, summarize
+from editing.generation import generate
 from editing.health import Health
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns
 from editing.watch import Watch
@@ -127,7 +128,7 @@ def _texts(editor: Editor, edits: Sequence[TokenizedEdit], sizes: Sizes) -> list
     """Text after each edit's prompt and after its rephrasing."""
     prompts = [e.request.prompt for e in edits]
     rephrased = [e.request.rephrase for e in edits if e.request.rephrase]
-    texts = iter(generate(editor.model, editor.tokenizer, [*prompts, *rephrased], max_new_tokens=sizes.text_tokens))
+    texts = iter(generate(editor.decoder, editor.tokenizer, [*prompts, *rephrased], max_new_tokens=sizes.text_tokens))
     own = [next(texts) for _ in prompts]
     return [(text, next(texts) if edit.request.rephrase else None) for text, edit in zip(own, edits, strict=True)]
 
