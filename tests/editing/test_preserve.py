@@ -83,6 +83,16 @@ def test_a_sketch_is_below_the_sum_and_within_its_bound(rank: int) -> None:
     torch.testing.assert_close(sketch.squares, seen.square().sum(0))
 
 
+def test_a_direction_that_comes_in_small_portions_is_not_overlooked() -> None:
+    """Keeping the largest directions as they are would drop each portion, and with them all."""
+    eye = torch.eye(D_IN).double()
+    seen = torch.cat((eye[:2], 0.6 * eye[2].repeat(200, 1)))
+    sketch = ridge_of("sketch", seen, rank=2, pieces=1)
+    assert isinstance(sketch, SketchRidge)
+    residual = seen.T @ seen - sketch.directions.T @ sketch.directions
+    assert torch.linalg.eigvalsh(residual).max() <= seen.square().sum() / 2
+
+
 def test_directions_of_a_sketch_are_rows_to_another_one() -> None:
     """Merged sketches keep the bound of one that has seen everything."""
     seen = tokens(300).double()
