@@ -1,5 +1,6 @@
 # make demo     edit Gemma 3 270M with 240 facts        make check    ruff and mypy
 # make test     all tests but the slow ones             make bench    this project against a plain baseline
+# make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -8,7 +9,9 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow check format bench soak clean
+SHARED ?= ../shared/data
+
+.PHONY: demo test test-slow check format bench quality soak clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -31,6 +34,9 @@ bench: $(READY)
 	$(BIN)/python -m orchestrator.demo
 	$(BIN)/python -m tests.benchmarks.bench
 	$(BIN)/python -m tests.benchmarks.replicas
+
+quality: $(READY)
+	$(BIN)/python -m tests.benchmarks.quality --counterfact $(SHARED)/counterfact-edit.json --zsre $(SHARED)/zsre_mend_edit.json
 
 soak: $(READY)
 	$(BIN)/python -m tests.benchmarks.soak

@@ -10,7 +10,7 @@ estimated from the largest batch, generously, since nothing can be taken back on
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,9 @@ from torch import nn
 
 from editing.decoder import HEAD_CHUNK_ELEMENTS, Decoder
 from editing.errors import InputError
+from editing.lifelong import second_moments_bytes
+from editing.options import MethodOptions
+from editing.parts import Shape
 
 MIB = 2**20
 
@@ -83,6 +86,7 @@ class Footprint:
         inner: Largest input or output of a layer's linears.
         vocabulary: Entries of the head.
         modules: Number of edited modules.
+        shapes: ``(d_in, d_out)`` of each of them.
     """
 
     layers: tuple[int, ...]
@@ -96,6 +100,7 @@ class Footprint:
     inner: int
     vocabulary: int
     modules: int
+    shapes: tuple[Shape, ...] = ()
 
     @classmethod
     def of(cls, decoder: Decoder, modules: Mapping[str, nn.Linear], dtype: torch.dtype) -> "Footprint":
@@ -122,6 +127,7 @@ class Footprint:
             inner=max(max(shape) for shape in shapes),
             vocabulary=decoder.config.vocab_size,
             modules=len(modules),
+            shapes=tuple((m.weight.shape[1], m.weight.shape[0]) for m in modules.values()),
         )
 
 
@@ -134,12 +140,14 @@ class Work:
         edits_per_turn: Edits that share one shift per module.
         process: Bytes that the process has before anything is loaded.
         masters: Whether float32 copies of the edited weights are kept.
+        method: The method's options.
     """
 
     batch_tokens: int
     edits_per_turn: int
     process: int
     masters: bool = True
+    method: MethodOptions = field(default_factory=MethodOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +210,8 @@ def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool)
         "edited weights of other layers": sum(footprint.edited[:streamed]),
         "edited weights as they were": sum(footprint.edited),
         "float32 masters": footprint.masters if masters else 0,
+        "edited weights as before a turn": (sum(footprint.edited) + (footprint.masters if masters else 0)) * (work.method.passes > 1),
+        "second moments": sum(second_moments_bytes(shape, work.method, work.edits_per_turn * _TOKENS_AN_EDIT) for shape in footprint.shapes),
         "slots for streamed layers": sum(slots),
         "work": _work_bytes(footprint, tokens, work.edits_per_turn * _ROWS_AN_EDIT, streamed, masters),
         "hidden states": 3 * min(work.edits_per_turn * _TOKENS_AN_EDIT * footprint.hidden * footprint.itemsize, 64 * MIB),

@@ -7,7 +7,7 @@ interact, so the mean over a group's rows becomes a weight on each row and any p
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class TurnRows:
         losses: ``(n,)`` float32, cross-entropy of each row in nats, before the shift.
         correct: ``(n,)`` bool, whether the row's likeliest token is the answer's.
         settled: ``(n,)`` bool, whether it is so by at least the margin, and a further pass has nothing to do here.
+        tokens: Per module ``(t, d_in)`` float32, the keys of all tokens in the order of the turn's sequences; empty if not asked for.
     """
 
     keys: dict[str, Tensor]
@@ -38,6 +39,19 @@ class TurnRows:
     losses: Tensor
     correct: Tensor
     settled: Tensor
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+
+    def updated(self, lines: Tensor, newer: "TurnRows") -> "TurnRows":
+        """With what a later pass has captured of some rows. Losses and correctness stay those before the first shift.
+
+        The tensors are new: the shifts of earlier passes hold the old keys.
+        """
+        lines = lines.to(self.losses.device)
+        keys, gradients = (
+            {name: values.index_copy(0, lines, found[name]) for name, values in held.items()}
+            for held, found in ((self.keys, newer.keys), (self.value_gradients, newer.value_gradients))
+        )
+        return replace(self, keys=keys, value_gradients=gradients, settled=self.settled.index_copy(0, lines, newer.settled))
 
 
 def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
@@ -59,6 +73,7 @@ def capture(
     start: int,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     margin: float = 0.0,
+    num_tokens: int | None = None,
 ) -> TurnRows:
     """Run the suffix forward and back, and keep each module's rows.
 
@@ -70,6 +85,7 @@ def capture(
         start: First layer of the suffix.
         batch_tokens: Padded tokens whose graphs may be kept at once.
         margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
+        num_tokens: Tokens in all batches together, where the keys of all of them are wanted; else ``None``.
     """
     n, device = len(weights), decoder.device
     weights = weights.to(device)
@@ -79,6 +95,7 @@ def capture(
         losses=torch.empty(n, device=device),
         correct=torch.empty(n, dtype=torch.bool, device=device),
         settled=torch.empty(n, dtype=torch.bool, device=device),
+        tokens={name: torch.empty(num_tokens, part_of(m).num_keys, device=device) for name, m in modules.items()} if num_tokens is not None else {},
     )
     with full_speed(device):
         if decoder.residency.holds(start, decoder.num_layers):
@@ -180,16 +197,18 @@ class _Recorder:
 
     def _hook(self, name: str) -> Any:
         def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self._rows.keys[name][self._batch.row_ids] = self._select(inputs[0])
+            self._rows.keys[name][self._batch.row_ids] = self._select(inputs[0], self._batch.rows)
+            if self._rows.tokens:
+                self._rows.tokens[name][self._batch.token_ids] = self._select(inputs[0], self._batch.tokens)
             if not output.requires_grad:  # nothing edited lies below: the graph starts here
                 output.requires_grad_()
             output.register_hook(store_gradient)
             return output
 
         def store_gradient(gradient: Tensor) -> None:
-            self._rows.value_gradients[name][self._batch.row_ids] = self._select(gradient)
+            self._rows.value_gradients[name][self._batch.row_ids] = self._select(gradient, self._batch.rows)
 
         return record
 
-    def _select(self, values: Tensor) -> Tensor:
-        return values.detach().flatten(0, -2)[self._batch.rows].float()
+    def _select(self, values: Tensor, positions: Tensor) -> Tensor:
+        return values.detach().flatten(0, -2)[positions].float()

@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +27,7 @@ from editing.atomic import restored_unless, uninterrupted
 from editing.capture import TurnRows, capture, group_weights
 from editing.decoder import Decoder
 from editing.errors import InputError, ModelError, TurnRefused
+from editing.lifelong import Lifelong
 from editing.modules import describe_editable, resolve
 from editing.normalizer import Moments
 from editing.options import MethodOptions, check_choice, check_number, check_whole
@@ -35,9 +36,11 @@ from editing.prefix import Prefixed, predict, run_prefix
 from editing.presets import find_preset
 from editing.reductions import NoReductions, Reductions
 from editing.requests import EditRequest
-from editing.shift import Shift, SolveForm, gram_matrix, solve_features, solve_rows, targets
-from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
+from editing.second_moments import Features
+from editing.shift import Shift, SolveForm, solve_features, solve_rows, targets
+from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence, row_offsets, token_offsets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
+from editing.whitening import check_width, whiten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ class Editor:
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
-        moments: Lifelong moments by module shape ``(d_in, d_out)``.
+        lifelong: Statistics of all edits so far.
         turns: Turns applied so far.
         modules: The edited modules by name.
         parts: What this worker holds of each of them.
@@ -112,11 +115,13 @@ class Editor:
         self.modules = resolve(self.decoder, config.modules)
         self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
-        self.moments: dict[Shape, Moments] = {}
+        self.lifelong = Lifelong()
         self.turns = 0
         self.reductions = reductions or NoReductions()
         self._originals = originals or {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
         self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
+        if config.whiten:
+            check_width(self.parts)
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -172,6 +177,11 @@ class Editor:
         return cls(model, tokenizer, config, reductions, decoder=decoder, originals=originals)
 
     @property
+    def moments(self) -> dict[Shape, Moments]:
+        """Lifelong moments by module shape ``(d_in, d_out)``."""
+        return self.lifelong.moments
+
+    @property
     def uses_masters(self) -> bool:
         """Whether float32 copies of the edited modules are kept beside lower-precision weights."""
         return bool(self.masters)
@@ -224,24 +234,32 @@ class Editor:
             TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and moments are as they were.
         """
         clock = _Clock()
-        rows = self._capture(prepared)
+        rows = self._capture(prepared, tokens=self.config.preserve != "off")
         clock.lap("capture")
-        moments = self._merged_moments(rows, prepared.turn)
-        passes = [self._solve_all(rows, moments)]
+        lifelong = self._with_turn(rows, prepared.turn)
+        passes = [self._solve_all(rows, lifelong)]
         self._check_change(passes[0])
         unsettled = [int(rows.settled.logical_not().sum())]
         clock.lap("solve")
         turn = self.turns
         with restored_unless(lambda: self.turns > turn, self._held() if self.config.passes > 1 else ()):
             if self.config.passes > 1:
-                self._refine(prepared, moments, passes, unsettled)
+                self._refine(prepared, rows, lifelong, passes, unsettled)
                 clock.lap("refine")
             with uninterrupted():
-                self._commit(passes[-1].shifts, moments)
+                self._commit(passes[-1].shifts, lifelong)
         clock.lap("apply")
         after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
         return self._report(prepared, rows, after, passes, unsettled, clock.laps)
+
+    def observe(self, prepared: PreparedTurn) -> None:
+        """Feed the lifelong statistics with a turn's rows, and change no weight.
+
+        Raises:
+            TurnRefused: Loss or gradients are not finite. The statistics are as they were.
+        """
+        self.lifelong = self._with_turn(self._capture(prepared, tokens=self.config.preserve != "off"), prepared.turn)
 
     def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
         """Mean share of a turn's answer tokens that the model has right now.
@@ -278,7 +296,7 @@ class Editor:
             module.weight.data.copy_(self._originals[name])
             if name in self.masters:
                 self.masters[name].copy_(self._originals[name])
-        self.moments, self.turns = {}, 0
+        self.lifelong, self.turns = Lifelong(), 0
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, as stored in memory."""
@@ -306,78 +324,99 @@ class Editor:
             raise ModelError(f"{folder}: a shard of a model cannot be saved by itself")
         pretrained.save(self.model, self.tokenizer, Path(folder))
 
-    def _capture(self, prepared: PreparedTurn) -> TurnRows:
-        turn = prepared.turn
-        lengths = [len(s.answer_ids) for s in turn.sequences]
-        weights = group_weights(lengths, self.config.group_size)
-        each = torch.arange(len(weights)).split(lengths)
-        shares = [torch.cat([each[i] for i in share]) if share else torch.arange(0) for share in prepared.shares]
-        weights = weights[shares[self.reductions.replica]]
-        inputs = prepared.prefixed.batches(batch_tokens=self.config.batch_tokens, device=self.decoder.device)
-        rows = self.reductions.gather_rows(
-            capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens, margin=self.config.margin),
-            shares,
+    def _capture(self, prepared: PreparedTurn, chosen: Sequence[int] | None = None, *, tokens: bool = False) -> TurnRows:
+        """All rows of a turn, or of chosen edits of it; with ``tokens``, the keys of its other tokens too."""
+        config, turn, replica = self.config, prepared.turn, self.reductions.replica
+        weights = group_weights([len(s.answer_ids) for s in turn.sequences], config.group_size)
+        own = prepared.prefixed
+        sequences, dealt = turn.sequences, prepared.shares
+        if chosen is not None:
+            wanted = {position: number for number, position in enumerate(chosen)}
+            own = own.part([place for place, position in enumerate(dealt[replica]) if position in wanted])
+            weights = weights[_lines(chosen, row_offsets(sequences))]
+            sequences, dealt = [sequences[i] for i in chosen], [[wanted[i] for i in share if i in wanted] for share in dealt]
+        shares, of_tokens = ([_lines(share, offsets(sequences)) for share in dealt] for offsets in (row_offsets, token_offsets))
+        captured = capture(
+            self.decoder,
+            self.modules,
+            own.batches(batch_tokens=config.batch_tokens, device=self.decoder.device),
+            weights[shares[replica]],
+            start=self.start,
+            batch_tokens=config.batch_tokens,
+            margin=config.margin,
+            num_tokens=len(of_tokens[replica]) if tokens else None,
         )
-        finite = self.reductions.total(_broken_rows(rows)) == 0
-        _check_rows(finite, turn)
+        rows = self.reductions.gather_rows(captured, shares)
+        if tokens:
+            rows = replace(rows, tokens={name: self.reductions.gather(keys, of_tokens) for name, keys in captured.tokens.items()})
+        broken = _broken_rows(rows)
+        for keys in rows.tokens.values():
+            broken += (~keys.isfinite().all()).float()  # no row can be told from another then
+        finite = self.reductions.total(broken) == 0
+        _check_rows(finite, turn, range(len(sequences)) if chosen is None else chosen)
         return rows
 
-    def _merged_moments(self, rows: TurnRows, turn: Turn) -> dict[Shape, Moments]:
-        merged = dict(self.moments)
-        sizes = turn.group_row_counts(self.config.group_size)
-        for name, part in self.parts.items():
-            features = torch.cat((rows.keys[name], rows.value_gradients[name]), dim=1)
-            added = self._whole_moments(Moments.of_groups(features, sizes, self.config.moments), part)
-            before = merged.get(part.shape)
-            merged[part.shape] = before.merge(added) if before else added
-        return merged
+    def _with_turn(self, rows: TurnRows, turn: Turn) -> Lifelong:
+        return self.lifelong.with_turn(rows, turn.group_row_counts(self.config.group_size), self.parts, self.config, self.reductions)
 
-    def _whole_moments(self, held: Moments, part: Part) -> Moments:
-        """Moments of all features, given those of the held ones. Kept whole on every shard, so that a state does not depend on
-        how the model is cut, and modules of one shape can share them however each is cut."""
-        if part.axis is None:
-            return held
-        mean, sum_of_squares = self.reductions.total(part.spread(torch.stack((held.mean, held.sum_of_squares))))
-        return Moments(held.count, mean, sum_of_squares)
+    def _refine(self, prepared: PreparedTurn, rows: TurnRows, lifelong: Lifelong, passes: list["_Pass"], unsettled: list[int]) -> None:
+        """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added.
 
-    def _refine(self, prepared: PreparedTurn, moments: dict[Shape, Moments], passes: list["_Pass"], unsettled: list[int]) -> None:
-        """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added."""
+        The second pass looks at all rows again, later ones at the edits that had unsettled rows when last looked at. What was
+        captured of the others stays: their keys have changed with the shifts below them only, and their targets are 0.
+        """
+        offsets = row_offsets(prepared.turn.sequences)
+        chosen: Sequence[int] = range(len(prepared.turn.edits))
         while len(passes) < self.config.passes:
             self._add(passes[-1].shifts)
-            rows = self._capture(prepared)
+            rows = rows.updated(_lines(chosen, offsets), self._capture(prepared, chosen))
             pending = self.reductions.common(rows.settled.logical_not().float())
             unsettled.append(int(pending.sum()))
-            found = self._solve_all(rows, moments, pending) if unsettled[-1] else _Pass({}, {})
+            chosen = [i for i in chosen if pending[offsets[i] : offsets[i + 1]].any()]
+            found = self._solve_all(rows, lifelong, pending) if chosen else _Pass({}, {})
             passes.append(found)
             if not self._changes(found.shifts):
                 return
 
-    def _solve_all(self, rows: TurnRows, moments: dict[Shape, Moments], pending: Tensor | None = None) -> "_Pass":
+    def _solve_all(self, rows: TurnRows, lifelong: Lifelong, pending: Tensor | None = None) -> "_Pass":
         """One pass's shifts. Where ``pending`` ``(n,)`` is 0, a row's output shall stay as it is.
 
         Raises:
             TurnRefused: A shift is not finite.
         """
-        shifts = {name: self._solve(name, rows, moments[part.shape], pending) for name, part in self.parts.items()}
+        shifts = {name: self._solve(name, rows, lifelong, pending) for name in self.parts}
         norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
         for name, norm in norms.items():
             if not norm < float("inf"):
                 raise TurnRefused(f"the shift of {name} is not finite")
         return _Pass(shifts, norms)
 
-    def _solve(self, name: str, rows: TurnRows, moments: Moments, pending: Tensor | None = None) -> Shift:
+    def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, pending: Tensor | None) -> Shift:
+        keys, part, ridge = rows.keys[name], self.parts[name], self.config.ridge
+        features = Features(part, "keys", self.reductions)
+        try:
+            goal = self._targets(name, rows, lifelong)
+            if pending is not None:
+                goal *= pending.unsqueeze(1)
+            if preserved := lifelong.preserved.get(name):
+                keys, gram = preserved.through(keys, features, ridge=ridge, weight=self.config.preserve_weight)
+                return solve_rows(keys.to(goal.dtype), gram, goal, ridge=1.0)
+            if self._form(len(keys), part) == "d_in":
+                return solve_features(keys, goal, ridge)
+            return solve_rows(keys, features.gram(keys), goal, ridge)
+        except LinAlgError:
+            return Shift.undefined(keys, rows.value_gradients[name])  # whose norm makes all shards refuse the turn
+
+    def _targets(self, name: str, rows: TurnRows, lifelong: Lifelong) -> Tensor:
         keys, gradients, part = rows.keys[name], rows.value_gradients[name], self.parts[name]
         over_keys = self.reductions.total if part.axis == "keys" else self.reductions.common
+        moments = lifelong.moments[part.shape]
         key_norms = over_keys(moments.of_features(part.key_features).normalize(keys).square().sum(1))
-        goal = targets(key_norms, moments.of_features(part.value_features).normalize(gradients), self.config.learning_rate)
-        if pending is not None:
-            goal *= pending.unsqueeze(1)
-        try:
-            if self._form(len(keys), part) == "d_in":
-                return solve_features(keys, goal, self.config.ridge)
-            return solve_rows(keys, over_keys(gram_matrix(keys)), goal, self.config.ridge)
-        except LinAlgError:
-            return Shift.undefined(keys, goal)  # whose norm makes all shards refuse the turn
+        if self.config.whiten:
+            normalized = whiten(gradients, lifelong.whitening[name], Features(part, "values", self.reductions))
+        else:
+            normalized = moments.of_features(part.value_features).normalize(gradients)
+        return targets(key_norms, normalized, self.config.learning_rate)
 
     def _form(self, num_rows: int, part: Part) -> SolveForm:
         if part.axis == "keys":
@@ -450,9 +489,9 @@ class Editor:
         changes = any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items())
         return bool(self.reductions.total(torch.tensor(float(changes))) > 0)
 
-    def _commit(self, shifts: dict[str, Shift], moments: dict[Shape, Moments]) -> None:
+    def _commit(self, shifts: dict[str, Shift], lifelong: Lifelong) -> None:
         self._add(shifts)
-        self.moments = moments
+        self.lifelong = lifelong
         self.turns += 1
 
     def _add(self, shifts: dict[str, Shift]) -> None:
@@ -509,6 +548,11 @@ class _Clock:
         self.laps[phase], self._last = now - self._last, now
 
 
+def _lines(chosen: Sequence[int], offsets: Sequence[int]) -> Tensor:
+    """Lines of a table that belong to chosen sequences, where sequence ``i`` has those from ``offsets[i]`` up to ``offsets[i + 1]``."""
+    return torch.tensor([line for i in chosen for line in range(offsets[i], offsets[i + 1])], dtype=torch.int64)
+
+
 def _squared_norm(weight: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(weight, dtype=torch.float32)
     return norm.double().square()
@@ -531,9 +575,9 @@ def _broken_rows(rows: TurnRows) -> Tensor:
     return (~finite).float()
 
 
-def _check_rows(finite: Tensor, turn: Turn) -> None:
+def _check_rows(finite: Tensor, turn: Turn, chosen: Sequence[int]) -> None:
     if finite.all():
         return
-    by_edit = finite.split([len(s.answer_ids) for s in turn.sequences])
-    culprits = tuple(sorted(turn.order[i] for i, part in enumerate(by_edit) if not part.all()))
+    by_edit = finite.split([len(turn.sequences[i].answer_ids) for i in chosen])
+    culprits = tuple(sorted(turn.order[i] for i, part in zip(chosen, by_edit, strict=True) if not part.all()))
     raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)

@@ -5,6 +5,7 @@ from typing import get_args
 
 from editing.errors import InputError
 from editing.normalizer import MomentRule
+from editing.preserve import PreserveForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +18,32 @@ class MethodOptions:
         passes: Shifts of one turn at the most; 1 is the published method. Each further one gives targets only to rows that are
             not settled, and costs a run of the suffix. More than one keeps a copy of the edited weights during a turn.
         margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
+        preserve: Whether the ridge holds back change on the keys of all tokens seen, and the form in which it knows them;
+            ``auto`` takes the exact one for modules of few inputs. See :mod:`editing.preserve`.
+        preserve_weight: Weight of the mean change on those tokens, beside the ridge.
+        preserve_rank: Directions of the sketch.
+        whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.whitening`.
     """
 
     moments: MomentRule = "published"
     ridge: float = 1.0
     passes: int = 1
     margin: float = 0.0
+    preserve: PreserveForm = "off"
+    preserve_weight: float = 1000.0
+    preserve_rank: int = 256
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge)
         check_number("margin", self.margin, or_zero=True)
-        check_whole("passes", self.passes)
+        check_number("preserve_weight", self.preserve_weight)
+        for name in ("passes", "preserve_rank"):
+            check_whole(name, getattr(self, name))
         check_choice("moments", self.moments, get_args(MomentRule))
+        check_choice("preserve", self.preserve, get_args(PreserveForm))
+        if not isinstance(self.whiten, bool):
+            raise InputError(f"whiten: expected true or false, found {self.whiten!r}")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

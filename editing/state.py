@@ -1,10 +1,11 @@
-"""An editor's lifelong state as one safetensors file: edited weights, their float32 masters and the moments.
+"""An editor's lifelong state as one safetensors file: edited weights, their float32 masters, and statistics of all edits.
 
-Small beside the model: the edited matrices, once or twice, and two vectors per module shape. The prefix, the head and
-everything else is the base model's and is not stored.
+Small beside the model: the edited matrices, once or twice, and two vectors per module shape; second moments or sketches of
+them, where the method's options want them. The prefix, the head and everything else is the base model's and is not stored.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from editing.editor import Editor
 from editing.errors import InputError
+from editing.lifelong import Lifelong
 from editing.normalizer import Moments
 from editing.parts import Shape
+from editing.preserve import ExactRidge, SketchRidge
+from editing.second_moments import Features, SecondMoment
 
 
 def save_state(editor: Editor, path: Path) -> None:
@@ -27,6 +31,9 @@ def save_state(editor: Editor, path: Path) -> None:
         key = _key(shape)
         counts[key] = moments.count
         tensors |= {f"mean.{key}": moments.mean, f"sum_of_squares.{key}": moments.sum_of_squares}
+    for key, count, tensor in _second_moments(editor):
+        counts[key] = count
+        tensors[key] = tensor
     metadata = {"turns": str(editor.turns), "counts": json.dumps(counts)}
     editor.reductions.by_first(
         lambda: save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
@@ -47,13 +54,14 @@ def load_state(editor: Editor, path: Path) -> None:
             turns = int(metadata["turns"])
             _check_same(path, editor, {name: s for name, s in slices.items() if name.startswith(("weight.", "master."))})
             held = {kind: {name: editor.parts[name].cut(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
-            moments = {_shape(key): _moments(slices, key, count, editor.decoder.device) for key, count in counts.items()}
+            lifelong = _lifelong(editor, slices, counts)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged or no stored state ({error})") from None
+    _check_options(path, editor, lifelong)
     for kind, targets in _held(editor).items():
         for name, target in targets.items():
             target.copy_(held[kind][name])
-    editor.moments, editor.turns = moments, turns
+    editor.lifelong, editor.turns = lifelong, turns
 
 
 def stored_weights(path: Path) -> dict[str, Tensor]:
@@ -65,6 +73,40 @@ def stored_weights(path: Path) -> dict[str, Tensor]:
 def _held(editor: Editor) -> dict[str, dict[str, Tensor]]:
     """What this worker holds of the tensors that a state stores whole, by kind and module name."""
     return {"weight": editor.weights(), "master": editor.masters}
+
+
+def _second_moments(editor: Editor) -> Iterator[tuple[str, int, Tensor]]:
+    """Key, count and whole tensor of all that is kept a module. Of a sketch the squares are its last line."""
+    for name, ridge in editor.lifelong.preserved.items():
+        if isinstance(ridge, ExactRidge):
+            yield f"preserved.{name}", ridge.count, ridge.moment.total
+        elif isinstance(ridge, SketchRidge):
+            yield f"sketch.{name}", ridge.count, _of_keys(editor, name).whole(torch.cat((ridge.directions, ridge.squares.unsqueeze(0))))
+    for name, second in editor.lifelong.whitening.items():
+        yield f"whitening.{name}", second.count, second.total
+
+
+def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) -> Lifelong:
+    """What was stored of statistics, those of shapes and those of modules."""
+    device, lifelong = editor.decoder.device, Lifelong()
+    for key, count in counts.items():
+        kind, _, name = key.partition(".")
+        if not name:
+            lifelong.moments[_shape(key)] = _moments(slices, key, count, device)
+            continue
+        tensor = slices[key][:].to(device)
+        if kind == "whitening":
+            lifelong.whitening[name] = SecondMoment(count, tensor)
+        elif kind == "preserved":
+            lifelong.preserved[name] = ExactRidge(SecondMoment(count, tensor))
+        else:
+            *directions, squares = _of_keys(editor, name).held(tensor).split([len(tensor) - 1, 1])
+            lifelong.preserved[name] = SketchRidge(count, directions[0].contiguous(), squares[0].contiguous(), editor.config.preserve_rank)
+    return lifelong
+
+
+def _of_keys(editor: Editor, name: str) -> Features:
+    return Features(editor.parts[name], "keys", editor.reductions)
 
 
 def _moments(slices: dict[str, Any], key: str, count: int, device: torch.device) -> Moments:
@@ -79,6 +121,14 @@ def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
         shape, stored = (part.shape[1], part.shape[0]), found[name][:0].dtype
         if tuple(found[name].get_shape()) != shape or stored != dtype:
             raise InputError(f"{path}: {name} is {tuple(found[name].get_shape())} {stored}; this model's is {shape} {dtype}")
+
+
+def _check_options(path: Path, editor: Editor, lifelong: Lifelong) -> None:
+    wanted = {"preserve": editor.config.preserve != "off", "whiten": editor.config.whiten}
+    found = {"preserve": bool(lifelong.preserved), "whiten": bool(lifelong.whitening)}
+    for name in wanted if lifelong.moments else ():
+        if wanted[name] != found[name]:
+            raise InputError(f"{path}: was written {'without' if wanted[name] else 'with'} {name}; give the options that its run began with")
 
 
 def _key(shape: Shape) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from editing import InputError, UltraEditError
 from editing.datasets import FORMATS
 from editing.modules import split_patterns
+from editing.preserve import PreserveForm
 from orchestrator.config import OnCollapse, RunConfig, Save
 from orchestrator.data_cli import data
 from orchestrator.progress import Progress
@@ -67,6 +68,11 @@ def cli() -> None:
 @click.option("--ridge", type=float, help="Strength of the ridge in the solve.  [default: the preset's, else 1]")
 @click.option("--passes", type=int, help="Shifts of one turn at the most.  [default: the preset's, else 1]")
 @click.option("--margin", type=float, help="Nats by which an answer must lead to need no further pass.  [default: the preset's, else 0]")
+@click.option("--preserve", type=click.Choice(get_args(PreserveForm)), help="Hold back change on all tokens seen.  [default: the preset's, else off]")
+@click.option("--preserve-weight", type=float, help="Weight of that beside the ridge.  [default: the preset's, else 1000]")
+@click.option("--preserve-rank", type=int, help="Directions of its sketch.  [default: the preset's, else 256]")
+@click.option("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole.  [default: the preset's, else no-whiten]")
+@click.option("--warm-up", type=int, help="Feed the moments with the first N edits before the first is made.  [default: 0]")
 @click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")
 @click.option("--save", type=click.Choice(get_args(Save)), help="The whole edited model, or the edited weights alone.  [default: full]")
 @click.option("--tracking-uri", help="MLflow tracking URI, or none.  [default: sqlite:///mlflow.db]")

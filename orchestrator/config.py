@@ -12,6 +12,7 @@ from editing.errors import InputError
 from editing.modules import split_patterns
 from editing.normalizer import MomentRule
 from editing.options import MethodOptions, check_choice, check_number, check_whole
+from editing.preserve import PreserveForm
 from editing.presets import find_preset
 from editing.pretrained import DTypeName
 from orchestrator.governor import Limits
@@ -45,6 +46,11 @@ class RunConfig:
         ridge: Strength of the ridge in the solve; by default the preset's, else 1.
         passes: Shifts of one turn at the most; by default the preset's, else 1.
         margin: Nats by which an answer must lead for its row to need no further pass; by default the preset's, else 0.
+        preserve: Form of the ridge that holds back change on the keys of all tokens seen; by default the preset's, else ``off``.
+        preserve_weight: Its weight; by default the preset's, else 1000.
+        preserve_rank: Directions of its sketch; by default the preset's, else 256.
+        whiten: Whiten value gradients as a whole; by default the preset's, else not.
+        warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
         save: ``full``, the edited model; or ``delta``, the edited weights alone, for ``ultraedit apply``.
         tracking_uri: MLflow tracking URI, or ``none``.
@@ -89,6 +95,11 @@ class RunConfig:
     ridge: float | None = None
     passes: int | None = None
     margin: float | None = None
+    preserve: PreserveForm | None = None
+    preserve_weight: float | None = None
+    preserve_rank: int | None = None
+    whiten: bool | None = None
+    warm_up: int = 0
     batch_tokens: int = 2048
     save: Save = "full"
     tracking_uri: str = "sqlite:///mlflow.db"
@@ -129,7 +140,7 @@ class RunConfig:
         ):
             if getattr(self, name) is not None or name not in ("limit", "eval_sample", "lookahead"):
                 check_whole(name, getattr(self, name), at_least=1)
-        for name in ("generate", "seed", "checkpoint_every"):
+        for name in ("generate", "seed", "checkpoint_every", "warm_up"):
             check_whole(name, getattr(self, name), at_least=0)
         for number in self.eval_at if isinstance(self.eval_at, (tuple, list)) else (self.eval_at,):
             check_whole("eval_at", number, at_least=1)

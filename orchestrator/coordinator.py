@@ -49,6 +49,7 @@ from orchestrator.report import plot_milestones, plot_run
 from orchestrator.resume import describe_source, fresh_state, resumed_state
 from orchestrator.rundir import RunDirectory
 from orchestrator.tracking import Tracker
+from orchestrator.warm_up import from_file, warm_up
 from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
@@ -124,7 +125,8 @@ class Coordinator:
                 self.worker.load_state(checkpoint, state.watch)
                 logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
             journal = Journal(out.staging, state, keep=config.keep)
-            return self.drive(out, journal, self._windows(source, journal), None if total is None else max(0, total - state.taken))
+            warming = from_file(source, config, self.worker) if checkpoint is None else ()
+            return self.drive(out, journal, self._windows(source, journal), None if total is None else max(0, total - state.taken), warming=warming)
 
     def close(self) -> None:
         """Let go of the model, and of every worker."""
@@ -141,7 +143,16 @@ class Coordinator:
         if self.config.save == "full":
             out.require_space(int(1.05 * self.worker.saved_size()))
 
-    def drive(self, out: RunDirectory, journal: Journal, windows: Iterable[list[Turn]], total: int | None, *, replay: bool = False) -> Path:
+    def drive(
+        self,
+        out: RunDirectory,
+        journal: Journal,
+        windows: Iterable[list[Turn]],
+        total: int | None,
+        *,
+        replay: bool = False,
+        warming: Iterable[TokenizedEdit] = (),
+    ) -> Path:
         """Run windows of turns from the journal's state, then finish the run and put its folder in place.
 
         Args:
@@ -150,6 +161,7 @@ class Coordinator:
             windows: What to run; the turns of a window go through the frozen layers in one pass.
             total: Number of edits in ``windows``, for the progress bar, if it is known.
             replay: These turns were judged before: a limit passed is not news, and nothing may be left.
+            warming: Edits of the warm-up, where the run is at its beginning.
         """
         self._acts = self.config.on_collapse != "warn" and not replay
         state, run = journal.state, self._describe(journal.state)
@@ -158,6 +170,8 @@ class Coordinator:
         self.tracker.start(out.path.name, _parameters(run), run_id=state.mlflow_run_id)
         status = "FAILED"
         try:
+            with self._timed(state, "warm_up"):
+                state.warmed += warm_up(self.worker, warming, self.config)
             self._edit(journal, windows, total)
             if not journal.state.edits and not replay:
                 raise UltraEditError(self._why_nothing(journal))
@@ -389,7 +403,7 @@ def _naming_turn(turn: Turn) -> Iterator[None]:
 _CONFLICTS_SAID = 10
 """Conflicts that are shown one by one; the rest is in the run's files."""
 
-_PHASES = ("load", "capture", "solve", "refine", "apply", "watch", "checkpoint", "save", "evaluation", "total")
+_PHASES = ("load", "warm_up", "capture", "solve", "refine", "apply", "watch", "checkpoint", "save", "evaluation", "total")
 
 
 def _history(journal: Journal) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class RunState:
         sources: Number of inputs so far, this one included.
         record: Last record of the input that was read.
         taken: Usable edits of the input so far.
+        warmed: Edits of the warm-up before the first turn.
         input_done: Whether the input was read to its end.
         turn: Turns so far, refused ones counted too.
         window: Lookahead windows so far.
@@ -61,6 +62,7 @@ class RunState:
     sources: int = 1
     record: int = 0
     taken: int = 0
+    warmed: int = 0
     input_done: bool = False
     turn: int = 0
     window: int = 0

@@ -19,9 +19,13 @@ from orchestrator.journal import Journal, RunState
 from orchestrator.ledger import ROLLED_BACK, Entry, Ledger
 from orchestrator.resume import check_same_run, settings_of
 from orchestrator.rundir import RunDirectory
+from orchestrator.warm_up import from_ledger
 from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
+
+_BEGINNING = -1
+"""Before any checkpoint."""
 
 Windows = Callable[[Journal, Ledger, Worker], Iterator[list[Turn]]]
 
@@ -77,7 +81,9 @@ def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
         undone = (entry for entry in old if entry.window > done and entry.rolled_back)
         journal.ledger.keep_rolled_back(undone, window=state.window + 1)
 
-    return _replay(coordinator, path, before=min(found.values()) - 1, windows=windows)
+    warming = from_ledger(ledger, coordinator.config.warm_up, 0)
+    before = _BEGINNING if any(entry.id in found for entry in warming) else min(found.values()) - 1
+    return _replay(coordinator, path, before=before, windows=windows, without=found)
 
 
 def _set_aside(journal: Journal, entry: Entry, ids: Collection[str]) -> bool:
@@ -95,8 +101,8 @@ def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:
     return path, Ledger(path / "ledger")
 
 
-def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windows) -> Path:
-    """Drive a run over windows of its own ledger, from the newest checkpoint that is not after a turn."""
+def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windows, without: Collection[str] = ()) -> Path:
+    """Drive a run over windows of its own ledger, less some edits, from the newest checkpoint that is not after a turn."""
     worker, config = coordinator.worker, coordinator.config
     with RunDirectory(path, overwrite=True) as out:
         coordinator.load(out)
@@ -107,15 +113,15 @@ def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windo
         start = next((c for c in reversed(checkpoints) if c.turn <= before), None)
         state = _begin(out, last, start, worker)
         logger.info("replaying  from turn %d", state.turn)
+        warming = from_ledger(old, config.warm_up, last.warmed, without) if start is None else []
         journal = Journal(out.staging, state, keep=config.keep)
 
         def then_catch_up() -> Iterator[list[Turn]]:
             yield from windows(journal, old, worker)
             state.sources, state.window, state.input_done = last.sources, max(state.window + 1, last.window), True
 
-        return coordinator.drive(
-            out, journal, then_catch_up(), sum(1 for entry in old if entry.window > state.window and not entry.rolled_back), replay=True
-        )
+        total = sum(1 for entry in old if entry.window > state.window and not entry.rolled_back)
+        return coordinator.drive(out, journal, then_catch_up(), total, replay=True, warming=_tokenized(worker, warming))
 
 
 def _begin(out: RunDirectory, last: RunState, start: Checkpoint | None, worker: Worker) -> RunState:

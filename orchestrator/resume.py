@@ -15,7 +15,7 @@ from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_SETTINGS = ("edits_per_turn", "group_size", "batch_tokens", "seed")
+_SETTINGS = ("edits_per_turn", "group_size", "batch_tokens", "seed", "warm_up")
 
 
 def describe_source(source: EditFile, limit: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from editing.decoder import Decoder
 from editing.editor import EditorConfig, settings
 from editing.heap import give_back_large_blocks
 from editing.modules import resolve
+from editing.options import MethodOptions
 from editing.weights import save_edited, weight_files
 from workers.engine import WorkerSpec
 
@@ -41,7 +43,7 @@ class BudgetedEngine:
         budget = free_memory(self._device) if limit is None else limit
         self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
         process = _CUDA_CONTEXT if self._device.type == "cuda" else resident_bytes() + _LATER
-        work = Work(**self._options, process=process)
+        work = Work(**self._options, process=process, method=self._method)
         return budgeted.plan_within(self._folder, budget, work, choose=self._choose, dtype=self._spec.dtype)
 
     @property
@@ -87,12 +89,22 @@ class BudgetedEngine:
 
     @cached_property
     def _forecast(self) -> tuple[Footprint, Forecast]:
-        config = pretrained.load_config(self._folder)
-        dtype = pretrained.resolve_dtype(config, self._spec.dtype)
-        decoder = Decoder(pretrained.make_skeleton(self._folder, config, dtype))
+        decoder, dtype = self._skeleton
         footprint = Footprint.of(decoder, resolve(decoder, self._choose(decoder)), dtype)
         rates = Rates.measure(footprint, dtype, self._device, weight_files(self._folder)[0])
         return footprint, Forecast.of(footprint, self.plan, rates, self._options["edits_per_turn"])
+
+    @cached_property
+    def _skeleton(self) -> tuple[Decoder, torch.dtype]:
+        config = pretrained.load_config(self._folder)
+        dtype = pretrained.resolve_dtype(config, self._spec.dtype)
+        return Decoder(pretrained.make_skeleton(self._folder, config, dtype)), dtype
+
+    @property
+    def _method(self) -> MethodOptions:
+        """The method's options as the editor will have them."""
+        options = {**self._settings(self._skeleton[0])[2], **self._spec.options}
+        return MethodOptions(**{name: value for name, value in options.items() if name in MethodOptions.names()})
 
     @property
     def _pinned(self) -> bool:
@@ -100,5 +112,8 @@ class BudgetedEngine:
         return self._device.type == "cuda" and self.plan.read_bytes < free_memory(torch.device("cpu")) // 2
 
     def _choose(self, decoder: Decoder) -> tuple[str, ...]:
+        return self._settings(decoder)[0]
+
+    def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
         spec = self._spec
-        return settings(decoder, spec.model, modules=spec.modules, learning_rate=spec.learning_rate, preset=spec.preset)[0]
+        return settings(decoder, spec.model, modules=spec.modules, learning_rate=spec.learning_rate, preset=spec.preset)

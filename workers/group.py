@@ -116,6 +116,10 @@ class WorkerGroup:
         index = self._index(prepared)
         return self._ask([actor.apply.remote(index) for actor in self._actors])[0]  # type: ignore[no-any-return]
 
+    def observe(self, prepared: PreparedTurn) -> None:
+        index = self._index(prepared)
+        self._ask([actor.observe.remote(index) for actor in self._actors])
+
     def measure_health(self, prepared: PreparedTurn) -> Vitals:
         index = self._index(prepared)
         return self._ask([actor.measure_health.remote(index) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]

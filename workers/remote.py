@@ -53,6 +53,9 @@ class RemoteWorker:
             self._window[index - 1] = None
         return self.worker.apply(self._prepared(index))
 
+    def observe(self, index: int) -> None:
+        self.worker.observe(self._prepared(index))
+
     def measure_health(self, index: int) -> Vitals:
         return self.worker.measure_health(self._prepared(index))
 

@@ -126,6 +126,10 @@ class Worker:
         self._watch.offer(prepared.turn.edits)
         return report
 
+    def observe(self, prepared: PreparedTurn) -> None:
+        """Feed the lifelong statistics with a turn that is not applied. Raises as :meth:`apply` does."""
+        self.editor.observe(prepared)
+
     def measure_health(self, prepared: PreparedTurn) -> Vitals:
         """Vitals of the model after a turn was applied."""
         return self._health.measure(prepared)

@@ -26,6 +26,29 @@ def test_stored_and_loaded_goes_on_as_if_nothing_had_happened(dtype: str, tmp_pa
         assert torch.equal(second.masters[name], master)
 
 
+@pytest.mark.parametrize("options", [{"preserve": "exact", "whiten": True, "passes": 2}, {"preserve": "sketch", "preserve_rank": 8}], ids=str)
+def test_second_moments_and_sketches_are_stored_too(options: dict[str, object], tmp_path: Path) -> None:
+    whole, first, second = (editor(edits_per_turn=2, **options) for _ in range(3))
+    whole.apply(requests())
+    first.apply(requests(4))
+    save_state(first, tmp_path / "state")
+    load_state(second, tmp_path / "state")
+    second.apply(requests()[4:])
+    assert second.digests() == whole.digests()
+
+
+@pytest.mark.parametrize(("written", "read"), [({"preserve": "exact"}, {}), ({}, {"preserve": "sketch"}), ({"whiten": True}, {})])
+def test_a_state_of_other_options_is_refused(written: dict[str, object], read: dict[str, object], tmp_path: Path) -> None:
+    one = editor(**written)
+    one.apply(requests(2))
+    save_state(one, tmp_path / "state")
+    other = editor(**read)
+    digests = other.digests()
+    with pytest.raises(InputError, match=r"was written with.* (preserve|whiten); give the options"):
+        load_state(other, tmp_path / "state")
+    assert other.digests() == digests
+
+
 def test_a_fresh_editor_has_a_state_too(tmp_path: Path) -> None:
     one = editor()
     digests = one.digests()

@@ -43,7 +43,7 @@ def streamed(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pret
 
 def edited(model: object, tokenizer: object, modules: tuple[str, ...], **given: object) -> Editor:
     config = {"edits_per_turn": 6, "group_size": 4, "batch_tokens": 64, "learning_rate": 1e-3}
-    editor = Editor.of_loaded(model, tokenizer, "tiny", modules=modules, **config, **given)
+    editor = Editor.of_loaded(model, tokenizer, "tiny", modules=modules, **{**config, **given})
     editor.apply(REQUESTS, lookahead=2)
     return editor
 
@@ -52,10 +52,19 @@ def measured(editor: Editor) -> list[object]:
     return evaluate(editor, [tokenize(editor.tokenizer, request, max_tokens=None) for request in REQUESTS])
 
 
-def check_same_bits(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", **given: int) -> None:
-    expected = edited(*pretrained.load(folder, device=CPU, dtype=dtype), modules)
+def check_same_bits(
+    folder: Path,
+    modules: tuple[str, ...],
+    layers: int,
+    *,
+    dtype: pretrained.DTypeName = "auto",
+    options: dict[str, object] | None = None,
+    **given: int,
+) -> None:
+    options = options or {}
+    expected = edited(*pretrained.load(folder, device=CPU, dtype=dtype), modules, **options)
     with streamed(folder, modules, layers, dtype=dtype, **given) as loaded:
-        found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals)
+        found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals, **options)
         assert found.turns == expected.turns == 3
         assert found.digests() == expected.digests()
         assert measured(found) == measured(expected)
@@ -217,3 +226,10 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int | None) -> Non
 def test_what_is_no_size_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match="device_memory: expected a size like 6GiB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_passes_and_a_preserving_ridge_stream(form: str, tmp_path: Path) -> None:
+    model = next(m for m in TINY if m.name == "llama")
+    model.write(tmp_path)
+    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, "preserve": form, "preserve_rank": 8, "preserve_weight": 30.0})

@@ -56,6 +56,19 @@ def test_rollback_to_the_beginning_is_the_unedited_model(run: Callable[..., Path
     assert stored["digests_after"] == stored["digests_before"]
 
 
+@pytest.mark.parametrize("to_turn", [2, 6])
+def test_rollback_knows_the_warm_up(to_turn: int, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
+    """From a checkpoint as from the very beginning, where the first edits come from the ledger."""
+    flags = ("--warm-up", "15", "--preserve", "sketch", "--preserve-rank", "8")
+    out = run("out", RECORDS, *flags)
+    turns = [json.loads(line) for line in (out / "turns.jsonl").read_text().splitlines()]
+    assert ultraedit("rollback", out, "--to-turn", to_turn).code == 0
+    kept = [json.loads(line) for line in (out / "turns.jsonl").read_text().splitlines()]
+    assert [(t["turn"], t["loss"], t["shift_norms"]) for t in kept] == [(t["turn"], t["loss"], t["shift_norms"]) for t in turns[:to_turn]]
+    if to_turn * PER_TURN >= 15:
+        assert digests(out) == digests(run("short", RECORDS[: to_turn * PER_TURN], *flags))
+
+
 def test_rollback_twice_and_on_again_is_exact(run: Callable[..., Path], ultraedit: Callable[..., Outcome], tmp_path: Path) -> None:
     out = run("out", RECORDS[: 6 * PER_TURN])
     assert ultraedit("rollback", out, "--to-turn", 5).code == 0
@@ -82,6 +95,15 @@ def test_removing_edits_equals_never_having_asked(ids: list[str], run: Callable[
     assert [outcome for *_, outcome in ledger(out)] == ["applied"] * (TURNS * PER_TURN - len(ids))
     removed = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert [line["content"]["id"] for line in removed] == ids
+
+
+@pytest.mark.parametrize("removed", ["e3", "e40"])
+def test_a_removed_edit_leaves_the_warm_up_too(removed: str, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
+    records, flags = named(RECORDS), ("--warm-up", "15")
+    out = run("out", records, *flags)
+    assert digests(out) != digests(run("cold", records))
+    assert ultraedit("remove", out, "--edit", removed).code == 0
+    assert digests(out) == digests(run("without", [r for r in records if r["id"] != removed], *flags))
 
 
 @pytest.mark.parametrize("flags", [["rollback", "--to-turn", "10"], ["rollback", "--to-turn", "-1"], ["remove", "--edit", "nothere"]])

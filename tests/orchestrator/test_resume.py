@@ -18,7 +18,10 @@ import pytest
 
 from tests.conftest import PARITY, Outcome
 
-METHODS = [["--passes", "3", "--margin", "0.1", "--ridge", "2"]]
+METHODS = [
+    ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--whiten", "--warm-up", "9"],
+    ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2"],
+]
 MODEL = PARITY / "llama-tiny" / "model"
 TURNS, PER_TURN = 10, 6
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -219,6 +222,8 @@ def test_a_run_resumed_with_another_lookahead_ends_in_the_same_bits(
         (["--edits-per-turn", "5"], "edits_per_turn was 6"),
         (["--moments", "exact"], "moments was 'published'"),
         (["--passes", "2"], "passes was 1"),
+        (["--preserve", "exact"], "preserve was 'off'"),
+        (["--warm-up", "5"], "warm_up was 0"),
         (["--model", str(PARITY / "gptj-tiny" / "model"), "--modules", "transformer.h.1.mlp.fc_out"], "modules was"),
     ],
 )

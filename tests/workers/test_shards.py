@@ -23,6 +23,8 @@ pytestmark = pytest.mark.distributed
 FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
 REFINED = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
+EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "whiten": True}
+SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,8 @@ def variants(job_of: Callable[..., Job], folder: Path) -> list[Job]:
         job_of(llama, "saved", saved=str(folder / "saved")),
         job_of(BY_NAME["gemma3"], "saved-multimodal", saved=str(folder / "saved-multimodal")),
         job_of(llama, "refined", options=REFINED, last_turn=2),
+        job_of(llama, "preserving", options=EXACT, last_turn=2),
+        job_of(BY_NAME["llama-uneven"], "sketching", options=SKETCH, state_after=str(folder / "sketching")),
         job_of(llama, "refusals", extra="refusals"),
     ]
 
@@ -112,8 +116,8 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     wide = TinyModel("wide", "llama", ("model.layers.{1,2}.mlp.{gate,down}_proj",), {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
     thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, extra="sent")
     one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1) for job in jobs]
-    refined = job_of(llama, "refined", options=REFINED, last_turn=2)
-    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), refined, thin, *one_by_one]
+    methods = [job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH))]
+    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +130,7 @@ def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-@pytest.mark.parametrize("index", range(10))
+@pytest.mark.parametrize("index", range(11))
 def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job]) -> None:
     job = replica_jobs[index]
     whole, records = run(job, Placement()), replicas[num_shards][job.name]
@@ -163,10 +167,10 @@ def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], 
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined"])
+@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching"])
 def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
-    assert_same(run(replace(job, saved=None), Placement()), two[job.name])
+    assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
 
 
 @pytest.mark.parametrize("fixture", ["llama-tiny", "gptj-tiny"])
@@ -186,6 +190,22 @@ def test_a_state_moves_between_one_and_two_shards(two: dict[str, list[Record]], 
     assert_close_weights(last, whole)
     for name in (n for n in whole.tensors if n.startswith(("mean.", "std."))):
         assert relative_error(last.tensors[name], whole.tensors[name]) < 1e-5
+
+
+def test_a_sketch_written_by_shards_is_that_of_the_whole_model(two: dict[str, list[Record]], variants: list[Job], folder: Path) -> None:
+    """Directions may be turned; what they stand for may not."""
+    job = next(job for job in variants if job.name == "sketching")
+    run(replace(job, state_after=str(folder / "sketching-whole")), Placement())
+    whole, shards = load_file(folder / "sketching-whole"), load_file(folder / "sketching")
+    assert whole.keys() == shards.keys()
+    for name in (name for name in whole if name.startswith("sketch.")):
+        assert whole[name].shape == shards[name].shape == (9, job_shape(whole, name))
+        for part in (slice(0, 8), slice(8, 9)):
+            assert relative_error(shards[name][part].T @ shards[name][part], whole[name][part].T @ whole[name][part]) < 1e-5
+
+
+def job_shape(state: dict[str, torch.Tensor], name: str) -> int:
+    return state[name.replace("sketch.", "weight.")].shape[1]
 
 
 def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: dict[str, list[Record]], state_jobs: list[Job]) -> None:

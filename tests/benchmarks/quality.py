@@ -1,0 +1,186 @@
+"""An honest search for the edit quality of a model: tuned on one part of the data, reported on another that was never looked at.
+
+    tune     every setting, on the tuning part                           chooses one setting a method and a family
+    report   the chosen ones, on the held-back part, all sizes and seeds of the edit order
+    frontier every setting, on the held-back part, first size and seed   a picture; nothing is chosen by it
+
+A fifth of a data set's subjects, by the SHA-256 of their names, is the tuning part. Sizes beyond the held-back part take all of
+it. Each measurement is a line of OUT/results.jsonl; one that is there is not made again, so a search that was stopped goes on.
+
+python -m tests.benchmarks.quality --model .cache/gemma-3-270m --counterfact FILE --zsre FILE --sizes 500,2000,10000 --out docs/quality
+"""
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import yaml
+
+from editing import pretrained
+from editing.datasets import EditFile, NumberedRequest
+from editing.turn import TokenizedEdit, tokenize
+from tests.benchmarks.quality_cell import Setting, Sizes, measure
+from tests.benchmarks.quality_report import Row, best, merit, plot_frontier, samples, table
+
+SETTINGS = Path(__file__).with_suffix(".yaml")
+STAGES = ("tune", "report", "frontier")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        model: Folder of the model.
+        data: Edit files by name.
+        settings: What is compared.
+        tune_size: Edits of a measurement on the tuning part.
+        sizes: Edits on the held-back part.
+        seeds: Seeds of the edit order there.
+        stages: Some of ``STAGES``.
+        look: How much of each run is looked at.
+    """
+
+    model: str
+    data: Mapping[str, Path]
+    settings: Sequence[Setting]
+    tune_size: int
+    sizes: Sequence[int]
+    seeds: Sequence[int]
+    stages: Sequence[str] = STAGES
+    look: Sizes = field(default_factory=Sizes)
+
+
+def read_settings(path: Path) -> list[Setting]:
+    """Settings of a YAML file; lists of values stand for all their combinations."""
+    described = yaml.safe_load(path.read_text())
+    found = []
+    for entry in described["settings"]:
+        family, method = entry.pop("family"), entry.pop("method")
+        for values in itertools.product(*(value if isinstance(value, list) else [value] for value in entry.values())):
+            options = dict(zip(entry, values, strict=True))
+            name = " ".join(f"{key}={value}" for key, value in options.items())
+            found.append(Setting(name, family, method, {**described["families"][family], **options}))
+    return found
+
+
+def is_tuning(edit: TokenizedEdit) -> bool:
+    """Whether an edit belongs to the tuning part."""
+    name = edit.request.subject or edit.request.prompt
+    return hashlib.sha256(name.encode()).digest()[0] % 5 == 0
+
+
+class Search:
+    """Measures what a plan asks for and what is not measured yet."""
+
+    def __init__(self, plan: Plan, out: Path) -> None:
+        self.plan, self.out = plan, out
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = out / "results.jsonl"
+        self.rows: dict[str, Row] = {}
+        if self._file.exists():
+            self.rows = {row["key"]: row for row in map(json.loads, self._file.read_text().splitlines())}
+        self._model, self._tokenizer = pretrained.load(plan.model, device=torch.device("cpu"))
+        self._edits = {name: list(self._read(path)) for name, path in plan.data.items()}
+
+    def run(self) -> None:
+        """All stages of the plan, and the report."""
+        plan = self.plan
+        for stage in plan.stages:
+            if stage == "tune":
+                self._measure_all(stage, plan.settings, [plan.tune_size], plan.seeds[:1])
+            elif stage == "report":
+                self._measure_all(stage, plan.settings, plan.sizes, plan.seeds, chosen=self.chosen())
+            else:
+                self._measure_all(stage, plan.settings, plan.sizes[:1], plan.seeds[:1])
+        self.write()
+
+    def of(self, stage: str) -> list[Row]:
+        """Rows of a stage."""
+        return [row for row in self.rows.values() if row["stage"] == stage]
+
+    def chosen(self) -> set[tuple[str, str]]:
+        """Data sets and settings that the tuning part chose."""
+        return {(row["data"], row["setting"]) for row in best(self.of("tune")).values()}
+
+    def write(self) -> None:
+        """Tables, samples and pictures."""
+        parts = [
+            "# Edit quality",
+            "",
+            "Written by `python -m tests.benchmarks.quality`; what the columns are is told there and in `quality_cell.py`.",
+        ]
+        for stage in STAGES:
+            if rows := self.of(stage):
+                parts += ["", f"## {stage}", "", table(sorted(rows, key=merit, reverse=True))]
+                plot_frontier(rows, self.out / f"{stage}.png")
+        for row in self.of("report"):
+            if row["seed"] == self.plan.seeds[0] and row["method"] != "published":
+                parts += ["", samples(row)]
+        (self.out / "quality.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+    def _read(self, path: Path) -> Iterator[TokenizedEdit]:
+        for record in EditFile(path):
+            if isinstance(record, NumberedRequest):
+                yield tokenize(self._tokenizer, record.request, max_tokens=None, record=record.number)
+
+    def _measure_all(
+        self, stage: str, settings: Sequence[Setting], sizes: Sequence[int], seeds: Sequence[int], chosen: set[tuple[str, str]] | None = None
+    ) -> None:
+        for (data, edits), size, seed, setting in itertools.product(self._edits.items(), sizes, seeds, settings):
+            if chosen is None or (data, setting.name) in chosen:
+                part = [edit for edit in edits if is_tuning(edit) == (stage == "tune")]
+                random.Random(seed).shuffle(part)
+                self._measure(stage, data, part[:size], seed, setting)
+
+    def _measure(self, stage: str, data: str, edits: Sequence[TokenizedEdit], seed: int, setting: Setting) -> None:
+        asked = {"model": Path(self.plan.model).name, "stage": stage, "data": data, "size": len(edits), "seed": seed}
+        asked |= {"family": setting.family, "method": setting.method, "setting": setting.name, "look": asdict(self.plan.look)}
+        key = hashlib.sha256(json.dumps([asked, setting.options], sort_keys=True).encode()).hexdigest()[:16]
+        if key in self.rows:
+            return
+        row = {"key": key, **asked, **measure(self._model, self._tokenizer, setting, edits, self.plan.look)}
+        self.rows[key] = row
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        figures = " ".join(f"{name} {row[name]:.3f}" for name in ("efficacy", "generalization", "locality_retention", "exact"))
+        click.echo(f"{stage} {data} {len(edits)} seed {seed} {setting.family} {setting.method} {setting.name}: {figures}")
+
+
+def _numbers(_context: Any, _parameter: Any, value: str) -> list[int]:
+    return [int(number) for number in value.split(",")]
+
+
+@click.command()
+@click.option("--model", default=".cache/gemma-3-270m", show_default=True)
+@click.option("--counterfact", type=click.Path(path_type=Path))
+@click.option("--zsre", type=click.Path(path_type=Path))
+@click.option("--settings", type=click.Path(path_type=Path), default=SETTINGS, show_default=True)
+@click.option("--only", default="", help="Settings whose family, method or name contains this.")
+@click.option("--tune-size", default=500, show_default=True)
+@click.option("--sizes", default="500,2000,10000", show_default=True, callback=_numbers)
+@click.option("--seeds", default="0,1,2", show_default=True, callback=_numbers)
+@click.option("--stages", default=",".join(STAGES), show_default=True)
+@click.option("--evaluated", default=500, show_default=True, help="Edits whose probes are measured.")
+@click.option("--generated", default=100, show_default=True, help="Edits for which text is generated.")
+@click.option("--text-tokens", default=50, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/quality"), show_default=True)
+def main(counterfact: Path | None, zsre: Path | None, settings: Path, only: str, stages: str, out: Path, **options: Any) -> None:
+    data = {name: path for name, path in (("counterfact", counterfact), ("zsre", zsre)) if path}
+    if not data:
+        raise click.UsageError("give --counterfact, --zsre or both")
+    wanted = [s for s in read_settings(settings) if only in f"{s.family} {s.method} {s.name}"]
+    look = Sizes(**{name: options[name] for name in ("evaluated", "generated", "text_tokens")})
+    sizes = {name: options[name] for name in ("model", "tune_size", "sizes", "seeds")}
+    Search(Plan(data=data, settings=wanted, stages=stages.split(","), look=look, **sizes), out).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Tables and frontiers from the lines that :mod:`tests.benchmarks.quality` has collected."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Row = dict[str, Any]
+
+FIGURES = ("efficacy", "generalization", "locality_retention", "exact", "exact_rephrase", "fluency", "perplexity_growth", "seconds_a_turn")
+_COLOURS = {"published": "tab:gray", "refined": "tab:blue"}
+
+
+def merit(row: Row) -> float:
+    """What settings are chosen by on the tuning part: the harmonic mean of efficacy and retention, so that neither is bought with the other."""
+    a, b = row["efficacy"], row["locality_retention"]
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def best(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
+    """By data set, family and method the row of most merit."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (row["data"], row["family"], row["method"])
+        if key not in found or merit(row) > merit(found[key]):
+            found[key] = row
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a data set, size and setting: means over seeds, with the largest distance from it behind ±."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["data"], row["size"], row["family"], row["method"], row["setting"]].append(row)
+    lines = [f"| data | edits | modules | method | setting | seeds | {' | '.join(FIGURES)} |", "|" + "---|" * (6 + len(FIGURES))]
+    for key, group in sorted(groups.items()):
+        cells = [*map(str, key), str(len(group)), *(_cell([row[name] for row in group]) for name in FIGURES)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = statistics.fmean(known)
+    spread = max(abs(value - mean) for value in known)
+    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(known) > 1 else "")
+
+
+def samples(row: Row) -> str:
+    """Before and after, as they come."""
+    lines = [f"{row['data']}, {row['size']} edits, {row['setting']}", "", "| prompt | target | before | after |", "|---|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {' | '.join(_one_line(sample[k]) for k in ('prompt', 'target', 'before', 'after'))} |" for sample in row["samples"])]
+    )
+
+
+def _one_line(text: str, width: int = 90) -> str:
+    flat = " ".join(text.replace("|", "/").split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def plot_frontier(rows: Sequence[Row], path: Path) -> None:
+    """Efficacy and generalization over retention, a point a setting and a marker a family, one column a data set and size."""
+    columns = sorted({(row["data"], row["size"]) for row in rows})
+    families = sorted({row["family"] for row in rows})
+    figure, axes = plt.subplots(2, max(1, len(columns)), figsize=(5 * max(1, len(columns)), 8), squeeze=False)
+    for column, (data, size) in enumerate(columns):
+        for line, name in enumerate(("efficacy", "generalization")):
+            axis = axes[line][column]
+            for family, marker in zip(families, "osD^vPX", strict=False):
+                for method, colour in _COLOURS.items():
+                    chosen = [r for r in rows if (r["data"], r["size"], r["family"], r["method"]) == (data, size, family, method)]
+                    axis.scatter(
+                        [r["locality_retention"] for r in chosen], [r[name] for r in chosen], c=colour, marker=marker, label=f"{method}, {family}"
+                    )
+            axis.set(title=f"{data}, {size} edits", xlabel="retention", ylabel=name, xlim=(0, 1), ylim=(0, 1 if name == "efficacy" else None))
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
