@@ -6,6 +6,7 @@ interact, so the mean over a group's rows becomes a weight on each row and any p
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from editing.decoder import Decoder
 from editing.matmul import full_speed
 from editing.parts import part_of
+from editing.prefix import Carried, PutAside, run_segment
 from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch
 
 
@@ -28,12 +30,14 @@ class TurnRows:
         value_gradients: Per module ``(n, d_out)`` float32, or a shard's part of it: gradient of the group's loss at the module's output.
         losses: ``(n,)`` float32, cross-entropy of each row in nats, before the shift.
         correct: ``(n,)`` bool, whether the row's likeliest token is the answer's.
+        settled: ``(n,)`` bool, whether it is so by at least the margin, and a further pass has nothing to do here.
     """
 
     keys: dict[str, Tensor]
     value_gradients: dict[str, Tensor]
     losses: Tensor
     correct: Tensor
+    settled: Tensor
 
 
 def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
@@ -49,11 +53,12 @@ def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
 def capture(
     decoder: Decoder,
     modules: Mapping[str, nn.Linear],
-    inputs: Iterable[tuple[Batch, Tensor | None]],
+    inputs: Carried,
     weights: Tensor,
     *,
     start: int,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    margin: float = 0.0,
 ) -> TurnRows:
     """Run the suffix forward and back, and keep each module's rows.
 
@@ -64,6 +69,7 @@ def capture(
         weights: ``(n,)`` from :func:`group_weights`.
         start: First layer of the suffix.
         batch_tokens: Padded tokens whose graphs may be kept at once.
+        margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
     """
     n, device = len(weights), decoder.device
     weights = weights.to(device)
@@ -72,19 +78,54 @@ def capture(
         value_gradients={name: torch.empty(n, part_of(m).num_values, device=device) for name, m in modules.items()},
         losses=torch.empty(n, device=device),
         correct=torch.empty(n, dtype=torch.bool, device=device),
+        settled=torch.empty(n, dtype=torch.bool, device=device),
     )
     with full_speed(device):
-        for together in _within(batch_tokens, inputs):
-            finals = []
-            for batch, hidden in together:
-                with _Recorder(modules, batch, rows):
-                    finals.append(decoder.suffix(batch.input_ids, hidden, start))
-            gradients = _head_gradients(decoder, finals, [batch for batch, _ in together], weights, rows)
-            torch.autograd.backward(finals, gradients)
+        if decoder.residency.holds(start, decoder.num_layers):
+            _capture_at_once(decoder, modules, inputs, weights, rows, start, batch_tokens, margin)
+        else:
+            _capture_by_segments(decoder, modules, inputs, weights, rows, start, batch_tokens, margin)
     return rows
 
 
-def _within(limit: int, inputs: Iterable[tuple[Batch, Tensor | None]]) -> Iterator[list[tuple[Batch, Tensor | None]]]:
+def _capture_at_once(
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, weights: Tensor, rows: TurnRows, start: int, batch_tokens: int, margin: float
+) -> None:
+    """Keep the graph of the whole suffix for as many batches as go through the head together."""
+    for together in _within(batch_tokens, inputs):
+        finals = []
+        for batch, hidden in together:
+            with _Recorder(modules, batch, rows):
+                finals.append(decoder.suffix(batch.input_ids, hidden, start))
+        gradients = _head_gradients(decoder, finals, [batch for batch, _ in together], weights, rows, margin)
+        torch.autograd.backward(finals, gradients)
+
+
+def _capture_by_segments(
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, weights: Tensor, rows: TurnRows, start: int, batch_tokens: int, margin: float
+) -> None:
+    """Where the suffix is not in memory at once: up without a graph, then down segment by segment, each run again with one."""
+    received: dict[int, Carried] = {}
+    inputs = list(inputs)
+    with closing(decoder.residency.segments(start, decoder.num_layers)) as segments:
+        for segment in segments:
+            received[segment.start] = inputs
+            inputs = PutAside(decoder, run_segment(decoder, inputs, segment))
+    gradients: list[Tensor] = []
+    for together in _within(batch_tokens, inputs):
+        gradients += _head_gradients(decoder, [final for _, final in together], [batch for batch, _ in together], weights, rows, margin)
+    with closing(decoder.residency.segments(start, decoder.num_layers, down=True)) as segments:
+        for segment in segments:
+            own = {name: m for name, m in modules.items() if decoder.layer_of(name) in segment}
+            for k, (batch, hidden) in enumerate(received.pop(segment.start)):
+                with _Recorder(own, batch, rows):
+                    leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start)
+                    output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop)
+                torch.autograd.backward(output, gradients[k])
+                gradients[k] = leaf.grad if leaf is not None and leaf.grad is not None else gradients[k]
+
+
+def _within(limit: int, inputs: Carried) -> Iterator[list[tuple[Batch, Any]]]:
     """Batches that go through the head together: it reads its whole table once for all their rows."""
     together: list[tuple[Batch, Tensor | None]] = []
     used = 0
@@ -98,8 +139,8 @@ def _within(limit: int, inputs: Iterable[tuple[Batch, Tensor | None]]) -> Iterat
         yield together
 
 
-def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows) -> list[Tensor]:
-    """Gradients of the loss at the final hidden states, ``(B, T, d)`` each; fills in losses and correctness."""
+def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows, margin: float) -> list[Tensor]:
+    """Gradients of the loss at the final hidden states, ``(B, T, d)`` each; fills in losses, correctness and what is settled."""
     chosen = torch.cat([final.detach().flatten(0, 1)[batch.rows] for final, batch in zip(finals, batches, strict=True)])
     labels, ids = torch.cat([batch.labels for batch in batches]), torch.cat([batch.row_ids for batch in batches])
     at_rows = torch.empty_like(chosen)
@@ -108,12 +149,19 @@ def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch]
         logits = decoder.logits(leaf).float()
         losses = F.cross_entropy(logits, labels[part], reduction="none")
         rows.losses[ids[part]] = losses.detach()
-        rows.correct[ids[part]] = logits.detach().argmax(-1) == labels[part]
+        rows.correct[ids[part]] = correct = logits.detach().argmax(-1) == labels[part]
         (at_rows[part],) = torch.autograd.grad(losses, leaf, weights[ids[part]])
+        rows.settled[ids[part]] = correct & (_lead(logits.detach(), labels[part]) >= margin) if margin else correct
     gradients = [torch.zeros_like(final) for final in finals]
     for gradient, batch, part in zip(gradients, batches, at_rows.split([len(batch.rows) for batch in batches]), strict=True):
         gradient.flatten(0, 1)[batch.rows] = part
     return gradients
+
+
+def _lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """``(n,)`` nats from the best other token's log-probability to the label's. Overwrites the labels' logits."""
+    own = logits.gather(1, labels.unsqueeze(1))
+    return own.squeeze(1) - logits.scatter_(1, labels.unsqueeze(1), -torch.inf).amax(1)
 
 
 class _Recorder:

@@ -9,15 +9,16 @@ passes its input on; the last one below the suffix returns the cached hidden sta
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editing.errors import ModelError
+from editing.residency import Residency, Resident
 
-_HEAD_CHUNK_ELEMENTS = 2**25
+HEAD_CHUNK_ELEMENTS = 2**25
 """Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
 
 
@@ -26,18 +27,26 @@ class Decoder:
 
     Args:
         model: A Hugging Face causal language model.
+        residency: When which layers have their weights in memory; by default all of them, always.
 
     Raises:
         ModelError: The model has no decoder layers or no head that could be found.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, residency: Residency | None = None) -> None:
         self.model = model
+        self.residency = residency or Resident()
         self.config = model.config.get_text_config(decoder=True)
         self.body = _find_body(model)
         self.head = _find_head(model)
+        self.table: Any = model.get_input_embeddings()
         self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
         self._returns_tuple = False
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head's weight is the embedding table's."""
+        return self.head.weight is self.table.weight
 
     @property
     def num_layers(self) -> int:
@@ -45,7 +54,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        return next(self.layers[-1].parameters()).device
+        return self.residency.device or next(self.layers[-1].parameters()).device
 
     @property
     def max_tokens(self) -> int | None:
@@ -73,32 +82,40 @@ class Decoder:
 
     def prefix(self, input_ids: Tensor, stop: int) -> Tensor:
         """Hidden states ``(B, T, d)`` that layer ``stop`` receives. Layers from ``stop`` on do not run."""
+        with torch.no_grad():
+            return self.span(input_ids, None, 0, stop)
+
+    def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int) -> Tensor:
+        """Final, normalized hidden states ``(B, T, d)``, given what layer ``start`` receives."""
+        return self.span(input_ids, hidden, start, self.num_layers)
+
+    def span(self, input_ids: Tensor, hidden: Tensor | None, first: int, stop: int) -> Tensor:
+        """Run layers ``first .. stop - 1`` alone.
+
+        Args:
+            input_ids: ``(B, T)``.
+            hidden: ``(B, T, d)``, what layer ``first`` receives; ``None`` only with ``first == 0``.
+            first: First layer that runs.
+            stop: Layer after the last one that runs.
+
+        Returns:
+            ``(B, T, d)``: what layer ``stop`` receives; after the last layer the final, normalized hidden states.
+        """
         received: list[Tensor] = []
 
         def record(hidden: Tensor) -> Tensor:
             received.append(hidden)
             return hidden
 
-        with torch.no_grad(), ExitStack() as stack:
-            stack.callback(self.layers[0].register_forward_hook(self._note_return_type).remove)
-            for i in range(stop, self.num_layers):
-                stack.enter_context(self._replaced(i, record if i == stop else _pass_on))
-            self.body(input_ids=input_ids, use_cache=False)
-        return received[0]
-
-    def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int) -> Tensor:
-        """Final, normalized hidden states ``(B, T, d)``, given what layer ``start`` receives.
-
-        Args:
-            input_ids: ``(B, T)``; gives masks and positions their shape.
-            hidden: ``(B, T, d)`` from :meth:`prefix`; ``None`` only with ``start == 0``.
-            start: First layer that runs.
-        """
         with ExitStack() as stack:
-            for i in range(start):
-                stack.enter_context(self._replaced(i, (lambda _: hidden) if i == start - 1 else _pass_on))
-            final: Tensor = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
-        return final
+            if first == 0:
+                stack.callback(self.layers[0].register_forward_hook(self._note_return_type).remove)
+            for i in (*range(first), *range(stop, self.num_layers)):
+                stack.enter_context(self._replaced(i, (lambda _: hidden) if i == first - 1 else record if i == stop else _pass_on))
+            # hidden states in place of the ids save the table's rows; they give masks and positions their shape
+            given = {"input_ids": input_ids} if hidden is None else {"inputs_embeds": hidden}
+            final: Tensor = self.body(**given, use_cache=False).last_hidden_state
+        return received[0] if received else final
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
@@ -108,21 +125,26 @@ class Decoder:
 
     def head_chunks(self, num_rows: int) -> Iterator[slice]:
         """Slices of rows whose logits fit into a bounded memory."""
-        size = max(1, _HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
+        size = max(1, HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
         return (slice(a, min(a + size, num_rows)) for a in range(0, num_rows, size))
 
     @torch.no_grad()
     def verify(self) -> None:
         """Check on a short input that prefix, suffix and head together are the model.
 
+        Where not all layers are in memory at once, the model is taken to end after the first ones that are.
+
         Raises:
             ModelError: They are not, so the family does something between its parts that this class does not know.
         """
         input_ids = torch.arange(1, 6, device=self.device).remainder(self.config.vocab_size).unsqueeze(0)
-        expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
-        middle = self.num_layers // 2
-        hidden = self.prefix(input_ids, middle) if middle else None
-        found = self.logits(self.suffix(input_ids, hidden, middle)[0]).float()
+        with closing(self.residency.segments(0, self.num_layers)) as segments, ExitStack() as stack:
+            present = next(segments)
+            for i in range(present.stop, self.num_layers):
+                stack.enter_context(self._replaced(i, _pass_on))
+            expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
+            hidden = self.prefix(input_ids, middle := max(1, present.stop // 2))
+            found = self.logits(self.suffix(input_ids, hidden, middle)[0]).float()
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()), equal_nan=True):
             raise ModelError(
                 f"{type(self.model).__name__}: running its halves one by one does not give the model's logits; this family is not supported"
@@ -137,11 +159,14 @@ class Decoder:
             result = output(hidden_states)
             return (result, None) if self._returns_tuple else result
 
+        before = layer.__dict__.get("forward")
         layer.forward = forward
         try:
             yield
         finally:
             del layer.forward  # the class's own forward shows again
+            if before is not None:
+                layer.forward = before
 
     def _note_return_type(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._returns_tuple = isinstance(output, tuple)  # GPT-J's blocks return (hidden, attention weights)

@@ -4,30 +4,32 @@
       --suffix forward, head on rows, suffix backward--> keys K, value gradients G of every edited module
       --moments merged, K^ and G^--> targets T --n x n solve--> thin shift --> weights
 
-A turn is applied whole or not at all: everything is computed aside, checked to be finite, and only then committed.
+A turn may take several passes: the suffix runs again over the shifted weights, and what is not settled yet is shifted
+further, always against the turn's own moments. However many, a turn is applied whole or not at all: what is not finite is
+refused, and then weights and moments are what they were before it.
 """
 
 import hashlib
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 from editing import pretrained
+from editing.atomic import restored_unless, uninterrupted
 from editing.capture import TurnRows, capture, group_weights
 from editing.decoder import Decoder
 from editing.errors import InputError, ModelError, TurnRefused
 from editing.modules import describe_editable, resolve
-from editing.normalizer import MomentRule, Moments
+from editing.normalizer import Moments
+from editing.options import MethodOptions, check_choice, check_number, check_whole
 from editing.parts import Part, Shape, part_of
 from editing.prefix import Prefixed, predict, run_prefix
 from editing.presets import find_preset
@@ -39,16 +41,14 @@ from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditorConfig:
-    """How edits are made.
+class EditorConfig(MethodOptions):
+    """How edits are made: the method's own options, and these.
 
     Attributes:
         modules: Names or patterns of the linears to edit.
         learning_rate: Scale of the targets.
         edits_per_turn: Edits that share one shift per module.
         group_size: Edits over whose answer tokens the loss is averaged.
-        moments: Rule of the lifelong moments.
-        ridge: Strength of the ridge in the solve.
         solve: Which linear system is solved; ``auto`` takes the smaller. A module whose keys are sliced over shards is
             always solved in the row form, for which no shard needs a whole key.
         masters: Keep float32 copies of edited modules whose weights are of lower precision.
@@ -60,25 +60,17 @@ class EditorConfig:
     learning_rate: float
     edits_per_turn: int = 100
     group_size: int = 10
-    moments: MomentRule = "published"
-    ridge: float = 1.0
     solve: SolveForm = "auto"
     masters: bool = True
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     cache_prefix: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "ridge"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise InputError(f"{name}: expected a finite number above 0, found {value!r}")
+        super().__post_init__()
+        check_number("learning_rate", self.learning_rate)
         for name in ("edits_per_turn", "group_size", "batch_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
-        for name, allowed in (("moments", ("published", "exact")), ("solve", ("auto", "row", "d_in"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+            check_whole(name, getattr(self, name))
+        check_choice("solve", self.solve, get_args(SolveForm))
 
 
 class Editor:
@@ -90,6 +82,8 @@ class Editor:
         config: How edits are made.
         reductions: How partial results of fellow workers become whole; one worker needs none. With several shards every
             method is called on all of them, with the same arguments and in the same order.
+        decoder: Runs the model, where not all of it is in memory.
+        originals: Its modules' weights from before the first edit by name; by default copies are taken now.
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
@@ -101,19 +95,28 @@ class Editor:
         masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: EditorConfig, reductions: Reductions | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: EditorConfig,
+        reductions: Reductions | None = None,
+        *,
+        decoder: Decoder | None = None,
+        originals: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = config
-        self.decoder = Decoder(model)
+        self.decoder = decoder or Decoder(model)
         self.modules = resolve(self.decoder, config.modules)
         self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
         self.moments: dict[Shape, Moments] = {}
         self.turns = 0
         self.reductions = reductions or NoReductions()
-        self._originals = {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
-        self._original_norms = {name: self._whole_norm(name, _squared_norm(weight)) or 1.0 for name, weight in self._originals.items()}
+        self._originals = originals or {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
+        self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -134,10 +137,10 @@ class Editor:
             name: A folder, or a repository id of the Hugging Face Hub.
             modules: Names or patterns of the linears to edit; by default the preset's.
             learning_rate: By default the preset's.
-            preset: Name of a preset; by default the one for the model's architecture and size.
+            preset: Name of a preset or of a variant; by default the one for the model's architecture and size.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``auto``, ``float32`` or ``bfloat16``.
-            **options: Further fields of :class:`EditorConfig`.
+            **options: Further fields of :class:`EditorConfig`; they win over the preset's.
 
         Raises:
             ModelError: The model cannot be loaded or is not supported.
@@ -157,18 +160,16 @@ class Editor:
         learning_rate: float | None = None,
         preset: str | None = None,
         reductions: Reductions | None = None,
+        decoder: Decoder | None = None,
+        originals: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> "Editor":
-        """As :meth:`from_pretrained`, with a model that has been loaded, whole or one shard of it."""
-        decoder = Decoder(model)
+        """As :meth:`from_pretrained`, with a model that has been loaded: whole, one shard of it, or what a memory budget has room for."""
+        decoder = decoder or Decoder(model)
         decoder.verify()
-        if modules is None or learning_rate is None:
-            found = find_preset(decoder.config, type(model).__name__, preset)
-            if found is None:
-                raise InputError(f"{name}: no preset knows this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
-            modules = found.modules if modules is None else modules
-            learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        return cls(model, tokenizer, EditorConfig(modules=tuple(modules), learning_rate=learning_rate, **options), reductions)
+        modules, learning_rate, found = settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset)
+        config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
+        return cls(model, tokenizer, config, reductions, decoder=decoder, originals=originals)
 
     @property
     def uses_masters(self) -> bool:
@@ -226,17 +227,21 @@ class Editor:
         rows = self._capture(prepared)
         clock.lap("capture")
         moments = self._merged_moments(rows, prepared.turn)
-        shifts = {name: self._solve(name, rows, moments[part.shape]) for name, part in self.parts.items()}
-        norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
-        _check_norms(norms)
-        self._check_change(shifts)
+        passes = [self._solve_all(rows, moments)]
+        self._check_change(passes[0])
+        unsettled = [int(rows.settled.logical_not().sum())]
         clock.lap("solve")
-        with _uninterrupted():
-            self._commit(shifts, moments)
+        turn = self.turns
+        with restored_unless(lambda: self.turns > turn, self._held() if self.config.passes > 1 else ()):
+            if self.config.passes > 1:
+                self._refine(prepared, moments, passes, unsettled)
+                clock.lap("refine")
+            with uninterrupted():
+                self._commit(passes[-1].shifts, moments)
         clock.lap("apply")
         after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
-        return self._report(prepared, rows, after, norms, shifts, clock.laps)
+        return self._report(prepared, rows, after, passes, unsettled, clock.laps)
 
     def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
         """Mean share of a turn's answer tokens that the model has right now.
@@ -310,7 +315,8 @@ class Editor:
         weights = weights[shares[self.reductions.replica]]
         inputs = prepared.prefixed.batches(batch_tokens=self.config.batch_tokens, device=self.decoder.device)
         rows = self.reductions.gather_rows(
-            capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens), shares
+            capture(self.decoder, self.modules, inputs, weights, start=self.start, batch_tokens=self.config.batch_tokens, margin=self.config.margin),
+            shares,
         )
         finite = self.reductions.total(_broken_rows(rows)) == 0
         _check_rows(finite, turn)
@@ -334,11 +340,38 @@ class Editor:
         mean, sum_of_squares = self.reductions.total(part.spread(torch.stack((held.mean, held.sum_of_squares))))
         return Moments(held.count, mean, sum_of_squares)
 
-    def _solve(self, name: str, rows: TurnRows, moments: Moments) -> Shift:
+    def _refine(self, prepared: PreparedTurn, moments: dict[Shape, Moments], passes: list["_Pass"], unsettled: list[int]) -> None:
+        """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added."""
+        while len(passes) < self.config.passes:
+            self._add(passes[-1].shifts)
+            rows = self._capture(prepared)
+            pending = self.reductions.common(rows.settled.logical_not().float())
+            unsettled.append(int(pending.sum()))
+            found = self._solve_all(rows, moments, pending) if unsettled[-1] else _Pass({}, {})
+            passes.append(found)
+            if not self._changes(found.shifts):
+                return
+
+    def _solve_all(self, rows: TurnRows, moments: dict[Shape, Moments], pending: Tensor | None = None) -> "_Pass":
+        """One pass's shifts. Where ``pending`` ``(n,)`` is 0, a row's output shall stay as it is.
+
+        Raises:
+            TurnRefused: A shift is not finite.
+        """
+        shifts = {name: self._solve(name, rows, moments[part.shape], pending) for name, part in self.parts.items()}
+        norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
+        for name, norm in norms.items():
+            if not norm < float("inf"):
+                raise TurnRefused(f"the shift of {name} is not finite")
+        return _Pass(shifts, norms)
+
+    def _solve(self, name: str, rows: TurnRows, moments: Moments, pending: Tensor | None = None) -> Shift:
         keys, gradients, part = rows.keys[name], rows.value_gradients[name], self.parts[name]
         over_keys = self.reductions.total if part.axis == "keys" else self.reductions.common
         key_norms = over_keys(moments.of_features(part.key_features).normalize(keys).square().sum(1))
         goal = targets(key_norms, moments.of_features(part.value_features).normalize(gradients), self.config.learning_rate)
+        if pending is not None:
+            goal *= pending.unsqueeze(1)
         try:
             if self._form(len(keys), part) == "d_in":
                 return solve_features(keys, goal, self.config.ridge)
@@ -359,13 +392,20 @@ class Editor:
         return float(over_parts(squared).clamp(min=0).sqrt())
 
     def _report(
-        self, prepared: PreparedTurn, rows: TurnRows, after: float | None, norms: dict[str, float], shifts: dict[str, Shift], laps: dict[str, float]
+        self,
+        prepared: PreparedTurn,
+        rows: TurnRows,
+        after: float | None,
+        passes: Sequence["_Pass"],
+        unsettled: list[int],
+        laps: dict[str, float],
     ) -> TurnReport:
         names = list(self.modules)
+        total = self._total(passes)
         growth = {name: self._whole_norm(name, _squared_norm(self._exact(name))) / self._original_norms[name] - 1 for name in names}
         before = _mean_accuracy(rows.correct, [len(s.answer_ids) for s in prepared.turn.sequences])
         seconds = {"prefix": prepared.prefix_seconds, **laps}
-        each = [*(shifts[name].condition for name in names), *seconds.values()]
+        each = [*(total.shifts[name].condition for name in names), *seconds.values()]
         figures = torch.tensor([rows.losses.mean().item(), before, after or 0.0, *each], dtype=torch.float64)
         loss, before, measured, *each = self.reductions.common(figures).tolist()
         return TurnReport(
@@ -375,10 +415,11 @@ class Editor:
             loss=loss,
             efficacy_before=before,
             efficacy_after=None if after is None else measured,
-            shift_norms=norms,
+            shift_norms=total.norms,
             weight_growth=growth,
             conditions=dict(zip(names, each, strict=False)),
             seconds=dict(zip(seconds, each[len(names) :], strict=True)),
+            unsettled=unsettled,
         )
 
     def _exact(self, name: str) -> Tensor:
@@ -386,23 +427,72 @@ class Editor:
         master = self.masters.get(name)
         return self.modules[name].weight.data.float() if master is None else master
 
-    def _check_change(self, shifts: dict[str, Shift]) -> None:
-        changes = any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items())
-        if self.reductions.total(torch.tensor(float(changes))) > 0:
+    def _total(self, passes: Sequence["_Pass"]) -> "_Pass":
+        """What all passes did together."""
+        if len(passes) == 1:
+            return passes[0]
+        shifts = {name: Shift.total([p.shifts[name] for p in passes if p.shifts]) for name in self.modules}
+        return _Pass(shifts, {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()})
+
+    def _check_change(self, first: "_Pass") -> None:
+        for name, norm in first.norms.items():
+            if norm == 0:
+                raise TurnRefused(f"the shift of {name} is 0, so nothing would change")
+        if self._changes(first.shifts):
             return
         dtype = str(next(iter(self.modules.values())).weight.dtype).removeprefix("torch.")
         raise TurnRefused(
             f"its shifts are too small to change any {dtype} weight; expected a larger learning rate than {self.config.learning_rate:g}"
         )
 
+    def _changes(self, shifts: dict[str, Shift]) -> bool:
+        """Whether any weight would be another after these shifts; the same answer on all shards."""
+        changes = any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items())
+        return bool(self.reductions.total(torch.tensor(float(changes))) > 0)
+
     def _commit(self, shifts: dict[str, Shift], moments: dict[Shape, Moments]) -> None:
+        self._add(shifts)
+        self.moments = moments
+        self.turns += 1
+
+    def _add(self, shifts: dict[str, Shift]) -> None:
         for name, shift in shifts.items():
             weight, exact = self.modules[name].weight.data, self._exact(name)
             shift.add_to(exact)
             if exact is not weight:
                 weight.copy_(exact)
-        self.moments = moments
-        self.turns += 1
+
+    def _held(self) -> list[Tensor]:
+        """What a turn changes in place."""
+        return [*self.weights().values(), *self.masters.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Shifts of one pass over a turn, and their Frobenius norms, by module; empty where there was nothing to do."""
+
+    shifts: dict[str, Shift]
+    norms: dict[str, float]
+
+
+def settings(
+    decoder: Decoder, name: str | Path, *, modules: Sequence[str] | None = None, learning_rate: float | None = None, preset: str | None = None
+) -> tuple[tuple[str, ...], float, dict[str, Any]]:
+    """Patterns of the modules to edit and the learning rate, as given or else the preset's, and the preset's further options.
+
+    Raises:
+        InputError: Something is not given and there is no preset for the model.
+    """
+    options: dict[str, Any] = {}
+    if modules is None or learning_rate is None or preset is not None:
+        found = find_preset(decoder.config, type(decoder.model).__name__, preset)
+        if found is None:
+            known = f"no preset {preset!r} knows" if preset else "no preset knows"
+            raise InputError(f"{name}: {known} this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
+        modules = found.modules if modules is None else modules
+        learning_rate = found.learning_rate if learning_rate is None else learning_rate
+        options = dict(found.options)
+    return tuple(modules), learning_rate, options
 
 
 class _Clock:
@@ -417,22 +507,6 @@ class _Clock:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.laps[phase], self._last = now - self._last, now
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done, so that no turn is left half applied."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread receives signals
-        return
-    held: list[Any] = []
-    previous = signal.signal(signal.SIGINT, lambda *received: held.append(received))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if held:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _squared_norm(weight: Tensor) -> Tensor:
@@ -463,11 +537,3 @@ def _check_rows(finite: Tensor, turn: Turn) -> None:
     by_edit = finite.split([len(s.answer_ids) for s in turn.sequences])
     culprits = tuple(sorted(turn.order[i] for i, part in enumerate(by_edit) if not part.all()))
     raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)
-
-
-def _check_norms(norms: dict[str, float]) -> None:
-    for name, norm in norms.items():
-        if not norm < float("inf"):
-            raise TurnRefused(f"the shift of {name} is not finite")
-        if norm == 0:
-            raise TurnRefused(f"the shift of {name} is 0, so nothing would change")

@@ -14,13 +14,9 @@ Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_ge
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from editing.decoder import Decoder
 from editing.editor import Editor
-from editing.matmul import full_speed
 from editing.prefix import Prefixed, predict, run_prefix
 from editing.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
 from editing.turn import TokenizedEdit
@@ -150,29 +146,6 @@ def begins_with(text: str, target: str) -> bool:
     return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
 
 
-@torch.no_grad()
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
-    """What the model writes after each prompt, greedily. Of a prompt that fills the context, the end is kept."""
-    texts = [""] * len(prompts)
-    context = Decoder(model).max_tokens
-    room = slice(None) if context is None else slice(-max(1, context - max_new_tokens), None)
-    encoded = [tokenizer(prompt)["input_ids"][room] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    for a in range(0, len(order), batch_size):
-        chosen = order[a : a + batch_size]
-        width = max(len(encoded[i]) for i in chosen)
-        pads = torch.tensor([width - len(encoded[i]) for i in chosen], device=model.device)
-        input_ids = torch.tensor([[0] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
-        mask = (torch.arange(width, device=model.device) >= pads.unsqueeze(1)).long()  # generation needs pads at the left
-        with full_speed(model.device):
-            output = model.generate(
-                input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad_token(tokenizer)
-            )
-        for i, ids in zip(chosen, output[:, width:].tolist(), strict=True):
-            texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
-    return texts
-
-
 def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int) -> Predictions:
     result: Predictions = [{} for _ in range(count)]
     for (i, probe), tokens in zip(owners, predictions, strict=True):
@@ -188,10 +161,3 @@ def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> 
         expected = getattr(edit, probe).answer_ids
         shares[probe] = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
     return shares
-
-
-def _pad_token(tokenizer: Any) -> int:
-    for name in ("pad_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return int(getattr(tokenizer, name))
-    return 0

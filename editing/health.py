@@ -55,8 +55,9 @@ class Health:
 
     def __init__(self, editor: Editor, watch: Watch, *, turn_sample: int = 20) -> None:
         self._editor, self._watch, self._turn_sample = editor, watch, turn_sample
-        self._probes = editor.run_prefix(_read_probes(editor))
-        self._text = editor.run_prefix([_read_text(editor)])
+        fixed = editor.run_prefix([*_read_probes(editor), _read_text(editor)])
+        last = len(fixed.sequences) - 1
+        self._probes, self._text = fixed.part(range(last)), fixed.part([last])
         with editor.unedited():
             self._answers = self._predict()
             self._perplexity = self._measure_text()

@@ -83,13 +83,15 @@ class Part:
         return take(weight, self.held[self.shard], 1 if self.axis == "keys" else 0) if self.axis else weight[:]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole ``(d_out, d_in)`` weight, given the parts of all shards in their order."""
+        """The whole ``(d_out, d_in)`` weight, given the parts of all shards in their order; or anything else that is sliced alike,
+        such as keys ``(n, d_in)`` or transposed value gradients ``(d_out, n)``."""
         if not self.axis:
             return parts[0]
-        whole = parts[0].new_empty(self.shape[1], self.shape[0])
+        keys = self.axis == "keys"
+        whole = parts[0].new_empty(len(parts[0]) if keys else self.shape[1], self.shape[0] if keys else parts[0].shape[1])
         for ranges, part in zip(self.held, parts, strict=True):
             positions = _positions(ranges).to(part.device)
-            if self.axis == "keys":
+            if keys:
                 whole[:, positions] = part
             else:
                 whole[positions] = part

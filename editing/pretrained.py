@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from editing.errors import InputError, ModelError
@@ -148,13 +149,27 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None
         weights: The model's parameters, whole, by name and in its order, tied ones once; they are taken one by one.
         dtype: Precision in which the model is held, if that is not the weights' own.
     """
+
+    def samples() -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        for name, weight in weights:
+            flat = weight.detach().flatten()
+            yield name, tuple(weight.shape), flat[:: fingerprint_step(flat.numel())].cpu().to(dtype or weight.dtype)
+
+    return fingerprint_of(samples())
+
+
+def fingerprint_of(samples: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> str:
+    """The same, given each parameter's name, shape and sample: every :func:`fingerprint_step` th element, in the model's precision."""
     digest = hashlib.sha256()
-    for name, weight in weights:
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLE)].cpu().to(dtype or weight.dtype).contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} {sample.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().data)
+    for name, shape, sample in samples:
+        digest.update(f"{name} {shape} {sample.dtype}".encode())
+        digest.update(sample.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def fingerprint_step(count: int) -> int:
+    """Distance of the elements of a weight of ``count`` that the fingerprint reads."""
+    return max(1, count // _FINGERPRINT_SAMPLE)
 
 
 def load_generation_config(name: str | os.PathLike[str], model: PreTrainedModel) -> Any:
@@ -163,6 +178,35 @@ def load_generation_config(name: str | os.PathLike[str], model: PreTrainedModel)
         return GenerationConfig.from_pretrained(name)
     except OSError:
         return model.generation_config
+
+
+def make_skeleton(name: object, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose parameters have no memory yet, frozen and in evaluation mode. Its buffers are real.
+
+    Raises:
+        ModelError: The configuration is of no causal language model.
+    """
+    with _parameters_on_meta():
+        model = attempt(name, "model", lambda: AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False))
+    skeleton: PreTrainedModel = model.eval().requires_grad_(False)
+    return skeleton
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made in this context have parameters without memory. Buffers are real: their values stand in no file."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":  # tied ones are registered again and must stay one
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def resolve_dtype(config: Any, dtype: DTypeName) -> torch.dtype:
@@ -187,14 +231,20 @@ def _check_folder(path: Path) -> None:
 
 
 @torch.no_grad()
-def check_causal(name: object, model: PreTrainedModel) -> None:
-    """Refuse an encoder, which can be loaded as a causal model too; its logits tell, for they depend on what comes later.
+def check_causal(name: object, model: PreTrainedModel, run: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Refuse an encoder, which can be loaded as a causal model too; its outputs tell, for they depend on what comes later.
+
+    Args:
+        name: What to call the model.
+        model: The model.
+        run: Outputs ``(B, T, ...)`` for ids ``(B, T)``; by default the model's logits.
 
     Raises:
         ModelError: It is one.
     """
-    input_ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device).remainder(model.get_input_embeddings().num_embeddings)
-    first, second = model(input_ids=input_ids, use_cache=False).logits[:, :3].float()
+    run = run or (lambda input_ids: model(input_ids=input_ids.to(model.device), use_cache=False).logits)
+    input_ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]).remainder(model.get_input_embeddings().num_embeddings)
+    first, second = run(input_ids)[:, :3].float()
     if (first - second).norm() > torch.finfo(model.dtype).eps ** 0.5 * first.norm():  # a decoder gives 0, or rounding
         raise ModelError(f"{name}: {type(model).__name__} is an encoder, its answers depend on later tokens; expected a decoder-only language model")
 

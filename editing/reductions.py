@@ -35,6 +35,10 @@ class Reductions(Protocol):
         """
         ...
 
+    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+        """All lines of a table ``(n, f)`` of which each replica has some; ``shares`` as for :meth:`gather_rows`."""
+        ...
+
     def total(self, partial: Tensor) -> Tensor:
         """Sum over the shards."""
         ...
@@ -44,7 +48,7 @@ class Reductions(Protocol):
         ...
 
     def join(self, held: Tensor, part: Part) -> Tensor:
-        """The whole ``(d_out, d_in)`` weight of which each shard holds a part."""
+        """The whole ``(d_out, d_in)`` weight of which each shard holds a part, or what else is sliced alike (:meth:`Part.join`)."""
         ...
 
     def by_first(self, action: Callable[[], None]) -> None:
@@ -64,6 +68,9 @@ class NoReductions:
 
     def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
         return rows
+
+    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+        return table
 
     def total(self, partial: Tensor) -> Tensor:
         return partial

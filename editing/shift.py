@@ -15,6 +15,7 @@ Differences from the published implementation
     * The shift stays a product of two thin factors. Nothing of size d_in x d_out exists but the weight itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,14 @@ class Shift:
     def undefined(cls, keys: Tensor, targets: Tensor) -> "Shift":
         """A shift that is not a number, where there is no solution."""
         return cls(torch.full_like(keys.T, torch.nan), torch.full_like(targets, torch.nan))
+
+    @classmethod
+    def total(cls, shifts: Sequence["Shift"]) -> "Shift":
+        """The sum of shifts of one module, with the worst of their conditions."""
+        if len(shifts) == 1:
+            return shifts[0]
+        left, right = torch.cat([s.left for s in shifts], dim=1), torch.cat([s.right for s in shifts])
+        return cls(left, right, max(s.condition for s in shifts))
 
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norm, float64, from the factors' Gram matrices; not finite if a factor is not.

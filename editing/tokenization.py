@@ -7,6 +7,7 @@ fed. The position that *predicts* an answer token is a row: a sequence with ``A`
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class Batch:
         rows: ``(n,)`` int64, flat positions ``b * T + t`` of the rows, sequence by sequence.
         row_ids: ``(n,)`` int64, the same rows' numbers in the caller's list of sequences laid end to end.
         labels: ``(n,)`` int64, the token that each row shall predict.
+        tokens: ``(t,)`` int64, flat positions of all tokens that are no pads, sequence by sequence.
+        token_ids: ``(t,)`` int64, the same tokens' numbers in the caller's list of sequences laid end to end.
     """
 
     indices: tuple[int, ...]
@@ -57,6 +60,8 @@ class Batch:
     rows: Tensor
     row_ids: Tensor
     labels: Tensor
+    tokens: Tensor
+    token_ids: Tensor
 
 
 def encode(
@@ -101,6 +106,11 @@ def row_offsets(sequences: Iterable[AnswerSequence]) -> list[int]:
     return offsets
 
 
+def token_offsets(sequences: Sequence[AnswerSequence]) -> list[int]:
+    """As :func:`row_offsets`, for all tokens."""
+    return [0, *accumulate(len(sequence.input_ids) for sequence in sequences)]
+
+
 def batches(
     sequences: Sequence[AnswerSequence],
     *,
@@ -119,10 +129,10 @@ def batches(
         apart: Lengths of consecutive parts of the sequences that share no batch. The last bits of a matrix product's row depend
             on how many rows there are, so what a part gives does not depend on the others.
     """
-    offsets, lengths = row_offsets(sequences), [len(s.input_ids) for s in sequences]
+    offsets, starts, lengths = row_offsets(sequences), token_offsets(sequences), [len(s.input_ids) for s in sequences]
     for part in consecutive(apart or [len(sequences)]):
         for indices in _plan(part, lengths, batch_tokens):
-            yield _collate(sequences, indices, offsets, device)
+            yield _collate(sequences, indices, offsets, starts, device)
 
 
 def _plan(part: range, lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
@@ -141,16 +151,23 @@ def _plan(part: range, lengths: Sequence[int], batch_tokens: int) -> Iterator[tu
         yield tuple(bucket)
 
 
-def _collate(sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: list[int], device: torch.device | str) -> Batch:
+def _collate(
+    sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: list[int], starts: list[int], device: torch.device | str
+) -> Batch:
     width = max(len(sequences[i].input_ids) for i in indices)
     input_ids = torch.zeros(len(indices), width, dtype=torch.long)
     rows: list[int] = []
     row_ids: list[int] = []
     labels: list[int] = []
+    tokens: list[int] = []
+    token_ids: list[int] = []
     for b, i in enumerate(indices):
         sequence = sequences[i]
         input_ids[b, : len(sequence.input_ids)] = torch.tensor(sequence.input_ids)
         rows += range(b * width + sequence.first_row, b * width + len(sequence.input_ids))
         row_ids += range(offsets[i], offsets[i + 1])
         labels += sequence.answer_ids
-    return Batch(indices, input_ids.to(device), *(torch.tensor(values, device=device) for values in (rows, row_ids, labels)))
+        tokens += range(b * width, b * width + len(sequence.input_ids))
+        token_ids += range(starts[i], starts[i + 1])
+    numbers = (rows, row_ids, labels, tokens, token_ids)
+    return Batch(indices, input_ids.to(device), *(torch.tensor(values, device=device) for values in numbers))

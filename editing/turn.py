@@ -119,8 +119,10 @@ class TurnReport:
         efficacy_after: The same after it; ``None`` if it was not measured.
         shift_norms: Frobenius norm of each module's shift.
         weight_growth: By how much the Frobenius norm of each module's weight has grown since before the first edit, as a share of it.
-        conditions: Condition number of each module's solve, estimated.
-        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``.
+        conditions: Condition number of each module's solve, estimated; the largest of all passes.
+        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``, and ``refine``, all passes
+            after the first, where there may be some.
+        unsettled: Rows that were not settled before each pass; 0 at the end where all became so before the passes ran out.
     """
 
     turn: int
@@ -133,6 +135,7 @@ class TurnReport:
     weight_growth: dict[str, float]
     conditions: dict[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
+    unsettled: list[int] = field(default_factory=list)
 
 
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:

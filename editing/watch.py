@@ -1,8 +1,8 @@
 """A small sample of applied edits, measured every few turns: the first to show that a model forgets or breaks.
 
 The sample is drawn uniformly from all edits applied so far (reservoir sampling, Vitter 1985), seeded. The prefix of its
-members is run once, and the unedited model's answers are taken when a member joins, so a measurement costs one pass of
-a few sequences through the suffix.
+members is run once, at the first measurement after they have joined, and the unedited model asked for its answers then;
+so a further measurement costs one pass of a few sequences through the suffix.
 """
 
 import random
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from editing.editor import Editor
-from editing.evaluation import EditResult, Predictions, predict_prefixed, probe_sequences, run_probe_prefix, score, summarize
+from editing.evaluation import EditResult, predict_prefixed, probe_sequences, run_probe_prefix, score, summarize
 from editing.prefix import Prefixed
 from editing.requests import EditRequest
 from editing.turn import TokenizedEdit, tokenize
@@ -41,8 +41,8 @@ class Watch:
             self._offered += 1
             if seat < self._size:
                 seats[seat] = edit
-        for seat, member in zip(seats, self._seat(list(seats.values()), None), strict=True):
-            self._members[seat : seat + 1] = [member]  # seats are filled in order first, so this appends or replaces
+        for seat, edit in seats.items():
+            self._members[seat : seat + 1] = [_Member(edit)]  # seats are filled in order first, so this appends or replaces
 
     def measure(self) -> dict[str, float | None]:
         """Mean metrics of the sample with the model as it is now; empty if there is no sample yet."""
@@ -50,18 +50,18 @@ class Watch:
 
     def results(self) -> list[EditResult]:
         """Metrics of each member."""
+        self._seat([member for member in self._members if member.prefixed is None])
         edits = [member.edit for member in self._members]
-        sequences = [s for member in self._members for s in member.prefixed.sequences]
-        hidden = [h for member in self._members for h in member.prefixed.hidden or ()]
-        prefixed = Prefixed(sequences, hidden or None)
+        prefixed = Prefixed.join([member.prefixed for member in self._members if member.prefixed])
         after = predict_prefixed(self._editor, probe_sequences(edits)[0], prefixed, len(edits))
-        return score(edits, after, [member.before for member in self._members])
+        return score(edits, after, [member.before or {} for member in self._members])
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs to draw and measure the same sample, as plain JSON values."""
         version, internal, gauss = self._random.getstate()
         members = [
-            {"request": asdict(m.edit.request), "record": m.edit.record, "before": {k: list(v) for k, v in m.before.items()}} for m in self._members
+            {"request": asdict(m.edit.request), "record": m.edit.record, "before": m.before and {k: list(v) for k, v in m.before.items()}}
+            for m in self._members
         ]
         return {"offered": self._offered, "random": [version, list(internal), gauss], "members": members}
 
@@ -72,26 +72,29 @@ class Watch:
         self._offered = state["offered"]
         editor, stored = self._editor, state["members"]
         edits = [tokenize(editor.tokenizer, EditRequest(**m["request"]), max_tokens=editor.decoder.max_tokens, record=m["record"]) for m in stored]
-        before = [{probe: tuple(tokens) for probe, tokens in m["before"].items()} for m in stored]
-        self._members = self._seat(edits, before)
+        before = [m["before"] and {probe: tuple(tokens) for probe, tokens in m["before"].items()} for m in stored]
+        self._members = [_Member(edit, answers) for edit, answers in zip(edits, before, strict=True)]
 
-    def _seat(self, edits: list[TokenizedEdit], before: Predictions | None) -> list["_Member"]:
-        """Members with their prefix; the unedited model is asked where its answers are not given."""
-        if not edits:
-            return []
-        editor = self._editor
+    def _seat(self, members: list["_Member"]) -> None:
+        """Run the prefix of members that have joined since the last measurement, and ask the unedited model what it would say."""
+        if not members:
+            return
+        editor, edits = self._editor, [member.edit for member in members]
         owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
-        if before is None:
-            with editor.unedited():
-                before = predict_prefixed(editor, owners, prefixed, len(edits))
-        own = [prefixed.part([j for j, (i, _) in enumerate(owners) if i == k]) for k in range(len(edits))]
-        return [_Member(edit, part.detached(), answers) for edit, part, answers in zip(edits, own, before, strict=True)]
+        for k, member in enumerate(members):
+            member.prefixed = prefixed.part([j for j, (i, _) in enumerate(owners) if i == k]).detached()
+        if all(member.before is not None for member in members):
+            return
+        with editor.unedited():
+            answers = predict_prefixed(editor, owners, prefixed, len(edits))
+        for member, before in zip(members, answers, strict=True):
+            member.before = member.before or before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Member:
-    """An edit of the sample, its probes' prefix, and the unedited model's answers to them."""
+    """An edit of the sample; once it has been measured, the unedited model's answers to its probes and their prefix."""
 
     edit: TokenizedEdit
-    prefixed: Prefixed
-    before: dict[str, tuple[int, ...]]
+    before: dict[str, tuple[int, ...]] | None = None
+    prefixed: Prefixed | None = None

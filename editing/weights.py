@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,31 @@ from editing.errors import InputError, ModelError
 
 INDEX = "model.safetensors.index.json"
 
+_CHUNK_BYTES = 2**24
+
 _HEADER_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of floating-point types in a safetensors header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a weight lies on disk.
+
+    Attributes:
+        path: Its file.
+        offset: Its first byte.
+        shape: Its shape.
+        dtype: Precision in which it is stored.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -63,9 +87,11 @@ class WeightFiles:
         self._stack = ExitStack()
         self._tied = _tied_names(model)
         self._places: dict[str, tuple[Any, str]] = {}
+        self._headers: dict[int, tuple[Path, dict[str, Any]]] = {}
         rename = _renaming(folder, model)
         for path in weight_files(folder):
             file = self._stack.enter_context(safe_open(path, "pt"))
+            self._headers[id(file)] = path, _header(path)
             for key in file.keys():  # noqa: SIM118  # no mapping
                 name = rename(key)
                 self._places.setdefault(self._tied.get(name, name), (file, key))
@@ -89,6 +115,19 @@ class WeightFiles:
         """A parameter, not yet read: index it as a tensor."""
         file, key = self._places[self._tied.get(name, name)]
         return file.get_slice(key)
+
+    def stored(self, name: str) -> Stored:
+        """Where a parameter lies.
+
+        Raises:
+            ModelError: It is stored in a form that is not floating point.
+        """
+        file, key = self._places[self._tied.get(name, name)]
+        path, header = self._headers[id(file)]
+        dtype = next((d for d, stored in _HEADER_NAMES.items() if stored == header[key]["dtype"]), None)
+        if dtype is None:
+            raise ModelError(f"{path}: {key} is stored as {header[key]['dtype']}; weights must be float32, bfloat16 or float16 to be edited")
+        return Stored(path, header["start"] + header[key]["data_offsets"][0], tuple(header[key]["shape"]), dtype)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters, one by one, in the model's order and the files' precision. Mapped: only what is looked at is read."""
@@ -137,26 +176,50 @@ def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path, *, dtype
 
 
 def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: torch.dtype) -> int:
-    """Write one safetensors file tensor by tensor: the length of a JSON header, the header, the tensors end to end."""
-    with safe_open(source, "pt") as file, target.open("wb") as out:
-        header: dict[str, Any] = {"__metadata__": {**(file.metadata() or {}), "format": "pt"}}
-        offset = 0
-        keys = list(file.keys())
-        for key in keys:
-            entry = file.get_slice(key)
-            stored, shape = entry.get_dtype(), entry.get_shape()
-            name = _HEADER_NAMES[dtype] if stored in _HEADER_NAMES.values() else stored
-            size = _bytes(name, shape)
-            header[key] = {"dtype": name, "shape": shape, "data_offsets": [offset, offset + size]}
-            offset += size
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+    """Write one safetensors file: the length of a JSON header, the header, the tensors end to end, each copied a chunk at a time."""
+    old = _header(source)
+    start, metadata = old.pop("start"), old.pop("__metadata__", {})
+    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
+    offset = 0
+    for key, entry in old.items():
+        name = _HEADER_NAMES[dtype] if entry["dtype"] in _HEADER_NAMES.values() else entry["dtype"]
+        size = _bytes(name, entry["shape"])
+        header[key] = {"dtype": name, "shape": entry["shape"], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as file, target.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for key in keys:
-            tensor = edited[key].cpu() if key in edited else file.get_tensor(key)
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        for key, entry in old.items():
+            if key in edited:
+                out.write(edited[key].cpu().to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+                continue
+            a, b = entry["data_offsets"]
+            file.seek(start + a)
+            for chunk in _chunks(file, b - a):
+                out.write(chunk if header[key]["dtype"] == entry["dtype"] else _converted(chunk, entry["dtype"], dtype))
     return offset
+
+
+def _chunks(file: Any, size: int) -> Iterator[bytes]:
+    while size:
+        chunk = file.read(min(size, _CHUNK_BYTES))
+        if not chunk:
+            raise OSError(f"{file.name} ends before its last weight")
+        size -= len(chunk)
+        yield chunk
+
+
+def _converted(chunk: bytes, stored: str, dtype: torch.dtype) -> Any:
+    old = next(d for d, name in _HEADER_NAMES.items() if name == stored)
+    return torch.frombuffer(bytearray(chunk), dtype=old).to(dtype).view(torch.uint8).numpy().data
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """A safetensors file's header, with ``start``: where its data begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return {**json.loads(file.read(length)), "start": 8 + length}
 
 
 def _bytes(dtype: str, shape: list[int]) -> int:

@@ -18,7 +18,7 @@ from orchestrator.results import EditRow, EditsFile, Generated
 from workers.worker import Worker
 
 _CHUNK = 200
-"""Edits evaluated at a time, which keeps memory constant."""
+"""Rows written at a time, which keeps memory constant."""
 
 Mask = NDArray[np.bool_]
 """One yes or no for each entry of the ledger that was not rolled back."""
@@ -120,12 +120,12 @@ def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
 
 
 def _results(worker: Worker, entries: Iterable[Entry]) -> Iterator[EditResult]:
-    for chunk in _chunks(entries):
+    for chunk in _chunks(entries, worker.edits_at_a_time):
         yield from worker.evaluate([_tokenized(worker, entry) for entry in chunk])
 
 
 def _texts(worker: Worker, entries: Iterable[Entry]) -> Iterator[Generated]:
-    for chunk in _chunks(entries):
+    for chunk in _chunks(entries, worker.edits_at_a_time):
         prompts = [entry.request.prompt for entry in chunk]
         before = worker.generate(prompts, unedited=True)
         after = worker.generate(prompts)
@@ -142,7 +142,7 @@ def _entries(ledger: Ledger) -> Iterator[Entry]:
     return (entry for entry in ledger if not entry.rolled_back)
 
 
-def _chunks(items: Iterable[Entry]) -> Iterator[list[Entry]]:
+def _chunks(items: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
     iterator = iter(items)
-    while chunk := list(islice(iterator, _CHUNK)):
+    while chunk := list(islice(iterator, size)):
         yield chunk

@@ -6,10 +6,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from editing.budget import parse_size
 from editing.datasets import FORMATS
 from editing.errors import InputError
 from editing.modules import split_patterns
 from editing.normalizer import MomentRule
+from editing.options import MethodOptions, check_choice, check_number, check_whole
 from editing.presets import find_preset
 from editing.pretrained import DTypeName
 from orchestrator.governor import Limits
@@ -29,15 +31,19 @@ class RunConfig:
         output: Folder for the results; made by the run.
         format: Record format of ``edits``.
         limit: Use the first N usable records only.
-        preset: Name of a preset; by default the model's own.
+        preset: Name of a preset, or of a variant of the model's own; by default the model's own.
         modules: Names or patterns of the modules to edit; by default the preset's.
         learning_rate: Scale of the targets; by default the preset's.
         edits_per_turn: Edits that share one shift per module.
         group_size: Edits over whose answer tokens the loss is averaged.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        lookahead: Coming turns that go through the frozen layers in one pass.
-        moments: Rule of the lifelong moments.
+        device_memory: Memory that may be used, as ``6GiB``, or ``auto`` for what is free; by default the whole model is held.
+        lookahead: Coming turns that go through the frozen layers in one pass; by default 4, or what suits the memory budget.
+        moments: Rule of the lifelong moments; by default the preset's, else ``published``.
+        ridge: Strength of the ridge in the solve; by default the preset's, else 1.
+        passes: Shifts of one turn at the most; by default the preset's, else 1.
+        margin: Nats by which an answer must lead for its row to need no further pass; by default the preset's, else 0.
         batch_tokens: Padded tokens in one physical batch.
         tracking_uri: MLflow tracking URI, or ``none``.
         experiment: MLflow experiment.
@@ -75,8 +81,12 @@ class RunConfig:
     group_size: int = 10
     device: str = "auto"
     dtype: DTypeName = "auto"
-    lookahead: int = 4
-    moments: MomentRule = "published"
+    device_memory: str | None = None
+    lookahead: int | None = None
+    moments: MomentRule | None = None
+    ridge: float | None = None
+    passes: int | None = None
+    margin: float | None = None
     batch_tokens: int = 2048
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "ultraedit"
@@ -114,19 +124,19 @@ class RunConfig:
             "shards",
             "replicas",
         ):
-            if getattr(self, name) is not None or name not in ("limit", "eval_sample"):
-                _check_whole(name, getattr(self, name), at_least=1)
+            if getattr(self, name) is not None or name not in ("limit", "eval_sample", "lookahead"):
+                check_whole(name, getattr(self, name), at_least=1)
         for name in ("generate", "seed", "checkpoint_every"):
-            _check_whole(name, getattr(self, name), at_least=0)
+            check_whole(name, getattr(self, name), at_least=0)
         for number in self.eval_at if isinstance(self.eval_at, (tuple, list)) else (self.eval_at,):
-            _check_whole("eval_at", number, at_least=1)
+            check_whole("eval_at", number, at_least=1)
         for name in ("learning_rate", "max_weight_growth", "min_probe_retention", "max_perplexity_growth", "placement_timeout", "worker_timeout"):
             if getattr(self, name) is not None or name != "learning_rate":
-                _check_positive(name, getattr(self, name), or_zero=name != "learning_rate")
-        choices = {"format": ("auto", *FORMATS), "moments": get_args(MomentRule), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse)}
+                check_number(name, getattr(self, name), or_zero=name != "learning_rate")
+        MethodOptions(**self.method)
+        choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse)}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), allowed)
         for name in ("eval", "strict", "overwrite"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: expected true or false, found {getattr(self, name)!r}")
@@ -136,6 +146,10 @@ class RunConfig:
         if self.modules is not None and not (self.modules and all(isinstance(pattern, str) for pattern in self.modules)):
             raise InputError(f"modules: expected names of modules, found {list(self.modules)!r}")
         self.resources()
+        if self.device_memory is not None:
+            parse_size(str(self.device_memory))
+            if self.is_distributed:
+                raise InputError(f"device_memory: is for one worker, found --shards {self.shards} --replicas {self.replicas}; give either")
         if self.preset is not None:
             find_preset(None, "", str(self.preset))  # an unknown one is an error before a model is loaded
 
@@ -165,9 +179,14 @@ class RunConfig:
             key = str(error).partition(":")[0]
             raise InputError(f"{file}: {error}") if file and key not in given else error from None
 
+    @property
+    def method(self) -> dict[str, Any]:
+        """The method's options that were given; others are the preset's, or the published method's."""
+        return {name: getattr(self, name) for name in MethodOptions.names() if getattr(self, name) is not None}
+
     def worker_spec(self) -> WorkerSpec:
         """The worker's share of this configuration."""
-        options = {name: getattr(self, name) for name in ("edits_per_turn", "group_size", "moments", "batch_tokens")}
+        options = {**self.method, **{name: getattr(self, name) for name in ("edits_per_turn", "group_size", "batch_tokens")}}
         return WorkerSpec(
             model=self.model,
             device=self.device,
@@ -176,6 +195,8 @@ class RunConfig:
             modules=self.modules,
             learning_rate=self.learning_rate,
             options=options,
+            lookahead=self.lookahead,
+            device_memory=None if self.device_memory is None else str(self.device_memory),
             seed=self.seed,
         )
 
@@ -219,16 +240,6 @@ def _patterns(value: Any) -> tuple[Any, ...]:
 def _numbers(value: Any) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else (value,)
     return tuple(int(part) if isinstance(part, str) and part.strip().isdigit() else part for part in parts)
-
-
-def _check_whole(name: str, value: Any, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise InputError(f"{name}: expected a whole number of at least {at_least}, found {value!r}")
-
-
-def _check_positive(name: str, value: Any, *, or_zero: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < float("inf") and (or_zero or value)):
-        raise InputError(f"{name}: expected a finite number {'of at least' if or_zero else 'above'} 0, found {value!r}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -129,6 +129,8 @@ class Coordinator:
 
     def load(self, out: RunDirectory) -> None:
         """Load the worker's model, and see that the disk can hold the result."""
+        for line in self.worker.outlook():
+            logger.info("%s", line)
         began = time.perf_counter()
         with self.progress.spinner(f"loading {self.config.model}"):
             self.worker.load()
@@ -182,7 +184,7 @@ class Coordinator:
             state.rejected += 1
 
         turns = in_turns(intake.edits(set_aside), config.edits_per_turn, before=state.turn)
-        while window := list(islice(turns, config.lookahead)):
+        while window := list(islice(turns, worker.lookahead)):
             state.record, state.taken = intake.record, intake.taken
             yield window
         state.record, state.input_done = intake.record, True
@@ -374,7 +376,7 @@ def _naming_turn(turn: Turn) -> Iterator[None]:
 _CONFLICTS_SAID = 10
 """Conflicts that are shown one by one; the rest is in the run's files."""
 
-_PHASES = ("load", "capture", "solve", "apply", "watch", "checkpoint", "save", "evaluation", "total")
+_PHASES = ("load", "capture", "solve", "refine", "apply", "watch", "checkpoint", "save", "evaluation", "total")
 
 
 def _history(journal: Journal) -> list[dict[str, Any]]:
@@ -391,6 +393,7 @@ def _turn_metrics(report: TurnReport, vitals: Vitals | None) -> dict[str, float 
         "shift_norm": sum(n * n for n in norms.values()) ** 0.5,
         "weight_growth": max(growth.values()),
         "condition": max(conditions.values()),
+        **{f"unsettled_{number}": rows for number, rows in enumerate(report.unsettled, start=1)},
         **{f"shift_norm.{name}": value for name, value in norms.items()},
         **{f"weight_growth.{name}": value for name, value in growth.items()},
         **{f"condition.{name}": value for name, value in conditions.items()},
@@ -404,6 +407,7 @@ def _parameters(run: dict[str, Any]) -> dict[str, Any]:
         **run["config"],
         "modules": ", ".join(model["modules"]),
         "learning_rate": model["learning_rate"],
+        **model["method"],
         **{name: model[name] for name in ("architecture", "parameters", "device", "dtype", "float32_masters")},
         **({"input_sha256": run["input"]["sha256"]} if run["input"]["sha256"] else {}),
         **{f"version_{name}": version for name, version in run["versions"].items()},

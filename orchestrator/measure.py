@@ -8,7 +8,8 @@ from typing import Any
 from editing import InputError, pretrained
 from editing.datasets import BadRecord, EditFile
 from editing.decoder import Decoder
-from editing.evaluation import begins_with, generate, predict_probes, score, summarize
+from editing.evaluation import begins_with, predict_probes, score, summarize
+from editing.generation import generate
 from editing.turn import TokenizedEdit
 from orchestrator.intake import Intake, look_ahead
 from orchestrator.progress import Progress
@@ -38,7 +39,7 @@ def measure_model(
     """
     source = EditFile(edits, format)
     look_ahead(source, limit)
-    loaded, tokenizer, decoder = _load(model, device, dtype)
+    tokenizer, decoder = _load(model, device, dtype)
     intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
     dropped: list[BadRecord] = []
     tokenized = list(intake.edits(dropped.append))
@@ -47,20 +48,20 @@ def measure_model(
     if not tokenized:
         raise InputError(f"{edits}: holds no edit that this model can be measured on; record {dropped[-1].number}: {dropped[-1].reason}")
     after = _predict(decoder, tokenized, "evaluating", progress)
-    generated = _generated(loaded, tokenizer, tokenized, generate, seed)
-    del loaded, decoder
+    generated = _generated(decoder, tokenizer, tokenized, generate, seed)
+    del decoder
     before = None
     if base is not None:
-        _, _, base_decoder = _load(base, device, dtype)
+        _, base_decoder = _load(base, device, dtype)
         before = _predict(base_decoder, tokenized, "base model", progress)
     return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(dropped)}
 
 
-def _load(name: str, device: str, dtype: pretrained.DTypeName) -> tuple[Any, Any, Decoder]:
+def _load(name: str, device: str, dtype: pretrained.DTypeName) -> tuple[Any, Decoder]:
     model, tokenizer = pretrained.load(name, device=pretrained.choose_device(device), dtype=dtype)
     decoder = Decoder(model)
     decoder.verify()
-    return model, tokenizer, decoder
+    return tokenizer, decoder
 
 
 def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress: Progress) -> list[dict[str, tuple[int, ...]]]:
@@ -73,12 +74,12 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
     return predictions
 
 
-def _generated(model: Any, tokenizer: Any, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
+def _generated(decoder: Decoder, tokenizer: Any, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
     chosen = random.Random(seed).sample(edits, min(count, len(edits)))
     rephrased = [edit for edit in chosen if edit.request.rephrase]
     return {
-        "efficacy_generated": _hits(chosen, generate(model, tokenizer, [e.request.prompt for e in chosen])),
-        "generalization_generated": _hits(rephrased, generate(model, tokenizer, [e.request.rephrase or "" for e in rephrased])),
+        "efficacy_generated": _hits(chosen, generate(decoder, tokenizer, [e.request.prompt for e in chosen])),
+        "generalization_generated": _hits(rephrased, generate(decoder, tokenizer, [e.request.rephrase or "" for e in rephrased])),
         "generated": len(chosen),
     }
 

@@ -71,7 +71,7 @@ def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
             state.sources = source
             kept = (entry for entry in entries if not _set_aside(journal, entry, found))
             turns = in_turns(_tokenized(worker, kept), coordinator.config.edits_per_turn, before=state.turn)
-            while window := list(islice(turns, coordinator.config.lookahead)):
+            while window := list(islice(turns, coordinator.worker.lookahead)):
                 yield window
         # turns that were rolled back before are in no window of this run any more
         undone = (entry for entry in old if entry.window > done and entry.rolled_back)

@@ -238,7 +238,7 @@ def _texts(path: Path, samples: int) -> list[Any]:
 
 def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
-    editing = sum(seconds[phase] for phase in ("capture", "solve", "apply"))
+    editing = sum(seconds[phase] for phase in ("capture", "solve", "refine", "apply"))
     overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
     plots = ", ".join(sorted(f"plots/{plot.name}" for plot in (path / "plots").glob("*.png")))
     lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []

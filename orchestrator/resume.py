@@ -15,7 +15,7 @@ from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_SETTINGS = ("edits_per_turn", "group_size", "moments", "batch_tokens", "seed")
+_SETTINGS = ("edits_per_turn", "group_size", "batch_tokens", "seed")
 
 
 def describe_source(source: EditFile, limit: int | None) -> dict[str, Any]:
@@ -26,7 +26,11 @@ def describe_source(source: EditFile, limit: int | None) -> dict[str, Any]:
 def settings_of(config: RunConfig, worker: Worker) -> dict[str, Any]:
     """Everything that decides the weights, resolved."""
     described = worker.describe()
-    return {**{name: described[name] for name in ("modules", "learning_rate", "dtype")}, **{name: getattr(config, name) for name in _SETTINGS}}
+    return {
+        **{name: described[name] for name in ("modules", "learning_rate", "dtype")},
+        **described["method"],
+        **{name: getattr(config, name) for name in _SETTINGS},
+    }
 
 
 def fresh_state(config: RunConfig, worker: Worker, source: dict[str, Any]) -> RunState:

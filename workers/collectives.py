@@ -173,7 +173,18 @@ class GroupReductions:
     def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
         if self.num_replicas == 1:
             return rows  # every shard runs every sequence
-        table = torch.cat([rows.losses[:, None], rows.correct.float()[:, None], *rows.keys.values(), *rows.value_gradients.values()], dim=1)
+        single = (rows.losses, rows.correct, rows.settled)
+        table = torch.cat([*(t.float()[:, None] for t in single), *rows.keys.values(), *rows.value_gradients.values()], dim=1)
+        whole = self.gather(table, shares)
+        widths = [t.shape[1] for t in (*rows.keys.values(), *rows.value_gradients.values())]
+        columns = iter(torch.split(whole[:, len(single) :], widths, dim=1))
+        keys = {name: next(columns).contiguous() for name in rows.keys}
+        gradients = {name: next(columns).contiguous() for name in rows.value_gradients}
+        return TurnRows(keys, gradients, whole[:, 0].contiguous(), whole[:, 1].bool(), whole[:, 2].bool())
+
+    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+        if self.num_replicas == 1:
+            return table
         padded = table.new_zeros(max(map(len, shares)), table.shape[1], device=self._device)
         padded[: len(table)] = table
         parts = [torch.empty_like(padded) for _ in shares]
@@ -181,11 +192,7 @@ class GroupReductions:
         whole = table.new_empty(sum(map(len, shares)), table.shape[1])
         for share, part in zip(shares, parts, strict=True):
             whole[share.to(whole.device)] = part[: len(share)].to(whole.device)
-        widths = [t.shape[1] for t in (*rows.keys.values(), *rows.value_gradients.values())]
-        columns = iter(torch.split(whole[:, 2:], widths, dim=1))
-        keys = {name: next(columns).contiguous() for name in rows.keys}
-        gradients = {name: next(columns).contiguous() for name in rows.value_gradients}
-        return TurnRows(keys, gradients, whole[:, 0].contiguous(), whole[:, 1].bool())
+        return whole
 
     def total(self, partial: Tensor) -> Tensor:
         mine = partial.to(self._device, copy=True).contiguous()

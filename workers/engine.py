@@ -22,6 +22,8 @@ class WorkerSpec:
         modules: Patterns of the edited modules, or ``None`` for the preset's.
         learning_rate: Or ``None`` for the preset's.
         options: Further fields of :class:`editing.EditorConfig`.
+        lookahead: Turns that go through the prefix in one pass; ``None`` leaves it to the worker.
+        device_memory: Memory that may be used, as ``6GiB`` or ``auto``; ``None`` keeps the whole model in memory.
         watch_size: Edits in the watched sample of all applied ones.
         seed: Seed of that sample.
     """
@@ -33,6 +35,8 @@ class WorkerSpec:
     modules: tuple[str, ...] | None = None
     learning_rate: float | None = None
     options: dict[str, Any]
+    lookahead: int | None = None
+    device_memory: str | None = None
     watch_size: int = 20
     seed: int = 0
 

@@ -18,6 +18,7 @@ import ray
 import torch
 
 from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerLost
+from editing.calibration import USUAL_LOOKAHEAD
 from editing.evaluation import EditResult
 from editing.health import Vitals
 from editing.prefix import Prefixed
@@ -26,6 +27,7 @@ from workers.cluster import Cluster, ClusterSpec
 from workers.collectives import FirstFailed, Placement
 from workers.engine import WorkerSpec
 from workers.remote import RemoteWorker
+from workers.worker import USUAL_EVALUATION
 
 _NO_ROWS = Prefixed((), None)
 
@@ -44,6 +46,9 @@ class WorkerGroup:
         self._actors: list[Any] = []
         self._nodes: list[str] = []
         self._window: list[PreparedTurn] = []
+
+    def outlook(self) -> list[str]:
+        return []
 
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
@@ -88,6 +93,14 @@ class WorkerGroup:
     @property
     def max_tokens(self) -> int | None:
         return self._known["max_tokens"]  # type: ignore[no-any-return]
+
+    @property
+    def lookahead(self) -> int:
+        return self.spec.lookahead or USUAL_LOOKAHEAD
+
+    @property
+    def edits_at_a_time(self) -> int:
+        return USUAL_EVALUATION
 
     def saved_size(self) -> int:
         return int(self._known["saved_size"])

@@ -3,15 +3,13 @@
 No process ever holds the whole model: its peak is its shard and one more layer's slice.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from editing import Editor, pretrained
 from editing.errors import ModelError
@@ -80,10 +78,8 @@ def load_sharded(
 
     config = pretrained.load_config(folder)
     precision = pretrained.resolve_dtype(config, dtype)
-    with parameters_on_meta():
-        skeleton = pretrained.attempt(folder, "model", lambda: AutoModelForCausalLM.from_config(config, dtype=precision, trust_remote_code=False))
+    skeleton = pretrained.make_skeleton(folder, config, precision)
     files = WeightFiles(folder, skeleton)
-    skeleton.eval().requires_grad_(False)
     model = pretrained.attempt(folder, "shard", lambda: autotp.shard(skeleton, group, dtype=precision, device=device))
     fill(model, files)
     model.generation_config = pretrained.load_generation_config(folder, model)
@@ -113,23 +109,6 @@ def _cut(source: Any, part: Part | None, leaf: str) -> Tensor:
         whole: Tensor = source[:]
         return whole
     return part.cut(source)
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Modules made in this context have parameters without memory. Buffers are real: their values stand in no file."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":  # tied ones are registered again and must stay one
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def check_num_shards(model: str, num_shards: int) -> None:

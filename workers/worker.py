@@ -4,19 +4,29 @@ A plain class, so that a test constructs it in process. The constructor is cheap
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from editing import TurnReport
-from editing.evaluation import EditResult, evaluate, generate
+from editing.calibration import USUAL_LOOKAHEAD
+from editing.editor import EditorConfig
+from editing.evaluation import EditResult, evaluate
+from editing.generation import generate
 from editing.health import Health, Vitals
+from editing.options import MethodOptions
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch
+from workers.budgeted import BudgetedEngine
 from workers.collectives import GroupReductions, Placement, join_groups, leave_groups, local_device
 from workers.engine import Engine, WholeEngine, WorkerSpec
 
 __all__ = ["Placement", "Worker", "WorkerSpec"]
+
+USUAL_EVALUATION = 200
+"""Edits evaluated in one call, which keeps memory constant."""
 
 
 class Worker:
@@ -34,16 +44,27 @@ class Worker:
         self.spec = spec
         self.placement = placement or Placement()
 
+    def outlook(self) -> list[str]:
+        """What loading will do, a line each; none if the model is simply loaded.
+
+        Raises:
+            UltraEditError: The memory budget is too small. Nothing was loaded.
+        """
+        engine = self._engine
+        return engine.outlook(self.lookahead) if isinstance(engine, BudgetedEngine) else []
+
     def load(self) -> None:
         """Load the model and get it ready to be edited."""
-        self._engine = self._make_engine()
         self.editor = self._engine.load()
         self._watch = Watch(self.editor, size=self.spec.watch_size, seed=self.spec.seed)
         self._health = Health(self.editor, self._watch)
 
-    def _make_engine(self) -> Engine:
+    @cached_property
+    def _engine(self) -> Engine:
         placement = self.placement
         device = local_device(self.spec.device, placement)
+        if self.spec.device_memory is not None:
+            return BudgetedEngine(self.spec, device)
         if placement.is_alone:
             return WholeEngine(self.spec, device)
         if placement.num_shards == 1:
@@ -67,6 +88,7 @@ class Worker:
             "dtype": str(weights.dtype).removeprefix("torch."),
             "modules": list(editor.modules),
             "learning_rate": editor.config.learning_rate,
+            "method": {name: getattr(editor.config, name) for name in MethodOptions.names()},
             "suffix_starts_at_layer": editor.start,
             "layers": editor.decoder.num_layers,
             "float32_masters": editor.uses_masters,
@@ -81,6 +103,18 @@ class Worker:
     def max_tokens(self) -> int | None:
         """The model's context length."""
         return self.editor.decoder.max_tokens
+
+    @property
+    def lookahead(self) -> int:
+        """Turns that best go through the prefix in one pass."""
+        engine = self._engine
+        return self.spec.lookahead or (engine.lookahead if isinstance(engine, BudgetedEngine) else USUAL_LOOKAHEAD)
+
+    @property
+    def edits_at_a_time(self) -> int:
+        """Edits that are best evaluated in one call: where layers are streamed, as many as a window holds."""
+        window = self.lookahead * self.spec.options.get("edits_per_turn", EditorConfig.edits_per_turn)
+        return max(USUAL_EVALUATION, window) if isinstance(self._engine, BudgetedEngine) else USUAL_EVALUATION
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         """Run the prefix for coming turns."""
@@ -102,11 +136,9 @@ class Worker:
 
     def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
         """Greedy text after prompts, from the model as it is now or as it was before the first edit."""
-        model, tokenizer = self.editor.model, self.editor.tokenizer
-        if not unedited:
-            return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-        with self.editor.unedited():
-            return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        editor = self.editor
+        with editor.unedited() if unedited else nullcontext():
+            return generate(editor.decoder, editor.tokenizer, prompts, max_new_tokens=max_new_tokens)
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight."""

@@ -1,5 +1,14 @@
-"""Modules and learning rate for models that someone has measured: one YAML file a model, with its source."""
+"""Settings for models that someone has measured: one YAML file a model, with its source.
 
+A file's own settings are the published method's. Beside them it may have variants, which say only what is different:
+
+    modules: [...]            learning_rate: 1.5e-4       source: ...       match: {...}
+    variants:
+      refined: {passes: 3, learning_rate: 5e-5, source: ...}
+    default: refined
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -7,28 +16,35 @@ from typing import Any
 import yaml
 
 from editing.errors import InputError
+from editing.options import MethodOptions
+
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What to edit in one model.
+    """What to edit in one model, and how.
 
     Attributes:
         name: Name for ``--preset``.
+        variant: Which of the model's presets it is, also a name for ``--preset``.
         modules: Patterns of the edited linears.
         learning_rate: Scale of the targets.
         source: Where the values come from.
         match: Fields of the model's text configuration, and ``architectures``, that select this preset by default.
+        options: Options of the method that differ from the published ones.
     """
 
     name: str
+    variant: str
     modules: tuple[str, ...]
     learning_rate: float
     source: str
     match: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def fits(self, config: Any, architecture: str) -> bool:
-        """Whether this is the default for a model of this configuration and class."""
+        """Whether this is for a model of this configuration and class."""
         wanted = dict(self.match)
         architectures = wanted.pop("architectures", None)
         return (
@@ -39,21 +55,36 @@ class Preset:
 
 
 def all_presets() -> dict[str, Preset]:
-    """Every shipped preset by name."""
+    """Every shipped preset by name: a model's default under the model's name, each variant as ``MODEL/VARIANT``."""
     files = sorted((f for f in resources.files(__name__).iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    presets = (Preset(**{**yaml.safe_load(f.read_text()), "name": f.name.removesuffix(".yaml")}) for f in files)
-    return {p.name: p for p in presets}
+    return {preset.name: preset for f in files for preset in _read(f.name.removesuffix(".yaml"), yaml.safe_load(f.read_text()))}
+
+
+def _read(model: str, values: dict[str, Any]) -> Iterator[Preset]:
+    variants = {PUBLISHED: {}, **values.pop("variants", {})}
+    default = values.pop("default", PUBLISHED)
+    for name, variant in ((model, default), *((f"{model}/{variant}", variant) for variant in variants)):
+        merged = {**values, **variants[variant]}
+        options = {key: merged.pop(key) for key in MethodOptions.names() if key in merged}
+        yield Preset(**{**merged, "name": name, "variant": variant, "options": options, "modules": tuple(merged["modules"])})
 
 
 def find_preset(config: Any, architecture: str, name: str | None = None) -> Preset | None:
     """The preset of this name, or the one that fits the model; ``None`` if none does.
 
+    Args:
+        config: The model's text configuration.
+        architecture: The model's class.
+        name: A preset, or a variant of those that fit the model; by default the model's default.
+
     Raises:
-        InputError: There is no preset of this name.
+        InputError: There is no preset and no variant of this name.
     """
     presets = all_presets()
-    if name is None:
-        return next((p for p in presets.values() if p.fits(config, architecture)), None)
-    if name not in presets:
-        raise InputError(f"preset: there is none named {name!r}; there are {', '.join(presets)}")
-    return presets[name]
+    if name in presets:
+        return presets[name]
+    variants = sorted({preset.variant for preset in presets.values()})
+    if name is not None and name not in variants:
+        raise InputError(f"preset: there is none named {name!r}; there are {', '.join([*presets, *variants])}")
+    fitting = [preset for preset in presets.values() if preset.fits(config, architecture)]
+    return next((preset for preset in fitting if name in (None, preset.variant)), None)

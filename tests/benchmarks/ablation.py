@@ -132,7 +132,9 @@ VARIANTS = (
 )
 
 
-def _full_head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows) -> list[Tensor]:
+def _full_head_gradients(
+    decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows, _margin: float
+) -> list[Tensor]:
     """Stands in for ``editing.capture._head_gradients``: all positions, in the same chunks."""
     return [_full_head_gradient(decoder, final, batch, weights, rows) for final, batch in zip(finals, batches, strict=True)]
 

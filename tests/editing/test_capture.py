@@ -84,7 +84,7 @@ def test_a_chunked_head_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     model, names = tiny_model("llama")
     decoder = Decoder(model.requires_grad_(False))
     expected = captured(decoder, names, start=1, batch_tokens=2048)
-    monkeypatch.setattr("editing.decoder._HEAD_CHUNK_ELEMENTS", 97 * 3)
+    monkeypatch.setattr("editing.decoder.HEAD_CHUNK_ELEMENTS", 97 * 3)
     found = captured(decoder, names, start=1, batch_tokens=2048)
     for name in names:
         torch.testing.assert_close(found.value_gradients[name], expected.value_gradients[name], rtol=1e-4, atol=1e-6)

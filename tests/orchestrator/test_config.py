@@ -28,7 +28,7 @@ def build(tmp_path: Path) -> Callable[..., RunConfig]:
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(build: Callable[..., RunConfig]) -> None:
     config = build("edits_per_turn: 30\ngroup-size: 5\noverwrite: true\nseed: 3\nmodel: from-file", edits_per_turn=20, model="from-flag", seed=None)
-    assert (config.edits_per_turn, config.group_size, config.lookahead) == (20, 5, 4)
+    assert (config.edits_per_turn, config.group_size, config.lookahead) == (20, 5, None)
     assert (config.model, config.seed, config.overwrite) == ("from-flag", 3, True)
     assert build("overwrite: true\neval: true", overwrite=None, eval=False).overwrite
     assert not build("eval: true", eval=False).eval

@@ -30,17 +30,20 @@ class Letters:
 class ScriptedWorker:
     """Refuses the turns that it is told to, and notes what it is asked."""
 
-    tokenizer, max_tokens = Letters(), 50
+    tokenizer, max_tokens, lookahead, edits_at_a_time = Letters(), 50, 4, 200
 
     def __init__(self, refuse: Sequence[int] = (), *, growth: float = 0.0, sick_from: float = float("inf")) -> None:
         self.refuse, self.windows, self.seen = set(refuse), [], 0
         self.growth, self.sick_from, self.measured = growth, sick_from, []
 
+    def outlook(self) -> list[str]:
+        return []
+
     def load(self) -> None: ...
 
     def describe(self) -> dict[str, Any]:
         fields = ("architecture", "device", "dtype")
-        return {**dict.fromkeys(fields, "x"), "parameters": 1, "modules": ["m"], "learning_rate": 1.0, "float32_masters": False}
+        return {**dict.fromkeys(fields, "x"), "parameters": 1, "modules": ["m"], "learning_rate": 1.0, "method": {}, "float32_masters": False}
 
     def saved_size(self) -> int:
         return 0
@@ -106,7 +109,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def test_the_last_partial_turn_and_window_are_applied(tmp_path: Path) -> None:
     worker = ScriptedWorker()
-    metrics = read(run(tmp_path, worker, lookahead=3))
+    worker.lookahead = 3
+    metrics = read(run(tmp_path, worker))
     assert worker.windows == [3, 1]
     assert (metrics["edits"], metrics["turns"], metrics["rejected"], metrics["refused"]) == (7, 4, 0, 0)
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import PARITY, Outcome
 
+METHODS = [["--passes", "3", "--margin", "0.1", "--ridge", "2"]]
 MODEL = PARITY / "llama-tiny" / "model"
 TURNS, PER_TURN = 10, 6
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -184,6 +185,17 @@ def test_an_unfinished_run_is_not_begun_anew_by_accident(edits: Path, undisturbe
     assert_same(out, undisturbed)
 
 
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: options[0].removeprefix("--"))
+def test_a_resumed_run_ends_in_the_same_bits_whatever_the_method(
+    options: list[str], edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert ultraedit(*arguments(edits, whole, *options)).code == 0
+    assert finish(arguments(edits, out, *options), Fault(15, errno.EIO)) == 1
+    assert ultraedit(*arguments(edits, out, *options, "--resume", "auto")).code == 0
+    assert_same(out, whole)
+
+
 def test_resume_by_folder_takes_the_runs_own_options(edits: Path, undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
     out = tmp_path / "out"
     interrupted(edits, out)
@@ -206,6 +218,7 @@ def test_a_run_resumed_with_another_lookahead_ends_in_the_same_bits(
         (["--learning-rate", "2e-3"], "learning_rate was 0.001 in the run that is there, now it is 0.002"),
         (["--edits-per-turn", "5"], "edits_per_turn was 6"),
         (["--moments", "exact"], "moments was 'published'"),
+        (["--passes", "2"], "passes was 1"),
         (["--model", str(PARITY / "gptj-tiny" / "model"), "--modules", "transformer.h.1.mlp.fc_out"], "modules was"),
     ],
 )

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.distributed
 
 FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
+REFINED = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def variants(job_of: Callable[..., Job], folder: Path) -> list[Job]:
         job_of(llama, "without-a-prefix", options={"edits_per_turn": 3, "cache_prefix": False, "batch_tokens": 40}),
         job_of(llama, "saved", saved=str(folder / "saved")),
         job_of(BY_NAME["gemma3"], "saved-multimodal", saved=str(folder / "saved-multimodal")),
+        job_of(llama, "refined", options=REFINED, last_turn=2),
         job_of(llama, "refusals", extra="refusals"),
     ]
 
@@ -110,7 +112,8 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     wide = TinyModel("wide", "llama", ("model.layers.{1,2}.mlp.{gate,down}_proj",), {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
     thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, extra="sent")
     one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1) for job in jobs]
-    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), thin, *one_by_one]
+    refined = job_of(llama, "refined", options=REFINED, last_turn=2)
+    return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), refined, thin, *one_by_one]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(10))
 def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job]) -> None:
     job = replica_jobs[index]
     whole, records = run(job, Placement()), replicas[num_shards][job.name]
@@ -160,9 +163,9 @@ def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], 
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@pytest.mark.parametrize("index", range(4), ids=["many-rows", "d_in-form", "without-a-prefix", "saved"])
-def test_two_shards_equal_one_whatever_the_settings(index: int, two: dict[str, list[Record]], variants: list[Job]) -> None:
-    job = variants[index]
+@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined"])
+def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
+    job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None), Placement()), two[job.name])
 
 

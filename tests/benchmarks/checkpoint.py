@@ -1,0 +1,61 @@
+"""Random checkpoints of real shapes, written weight by weight: a model larger than the memory."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editing import pretrained
+from tests.conftest import PARITY
+
+_FILE_BYTES = 4_000_000_000
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+
+def write_random(folder: Path, config: Any, dtype: torch.dtype, *, scale: float = 0.02) -> None:
+    """Write a checkpoint with random weights, norms of one, and a small tokenizer."""
+    folder.mkdir(parents=True)
+    shapes = {name: tuple(p.shape) for name, p in pretrained.make_skeleton(folder, config, dtype).named_parameters()}
+    files: list[dict[str, tuple[int, ...]]] = [{}]
+    used = 0
+    for name, shape in shapes.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if used and used + size > _FILE_BYTES:
+            files.append({})
+            used = 0
+        files[-1][name] = shape
+        used += size
+    noise = (torch.randn(2**24) * scale).to(dtype)
+    weight_map = {}
+    for number, held in enumerate(files, start=1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        _write(folder / name, held, noise, dtype)
+        weight_map |= dict.fromkeys(held, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(PARITY / "llama-tiny" / "model" / name, folder / name)
+    config.architectures = [type(pretrained.make_skeleton(folder, config, dtype)).__name__]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+
+
+def _write(path: Path, shapes: dict[str, tuple[int, ...]], noise: torch.Tensor, dtype: torch.dtype) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for k, shape in enumerate(shapes.values()):
+            count = torch.Size(shape).numel()
+            values = noise.roll(7919 * k) if len(shape) > 1 else torch.ones(count, dtype=dtype)
+            while count:  # the same noise again and again, each weight's begun elsewhere
+                part = values[:count]
+                out.write(part.view(torch.uint8).numpy().data)
+                count -= len(part)

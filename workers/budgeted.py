@@ -1,0 +1,99 @@
+"""A model within a memory budget: what does not fit is read from disk when a pass comes to it."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from editing import Editor, budgeted, pretrained
+from editing.budget import Footprint, MemoryPlan, Work, free_memory, parse_size, resident_bytes
+from editing.calibration import Forecast, Rates, outlook
+from editing.decoder import Decoder
+from editing.editor import EditorConfig, settings
+from editing.modules import resolve
+from editing.weights import save_edited, weight_files
+from workers.engine import WorkerSpec
+
+_LATER = 128 * 2**20
+"""Bytes that a process will still take for libraries that a run loads as it goes, such as MLflow and the plots."""
+
+_CUDA_CONTEXT = 512 * 2**20
+
+
+class BudgetedEngine:
+    """One process's model, of which only a part is in memory.
+
+    Args:
+        spec: What is loaded; it has a ``device_memory``.
+        device: Where it computes.
+    """
+
+    def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self._folder = pretrained.local_folder(spec.model)
+        self._options = {name: spec.options.get(name, getattr(EditorConfig, name)) for name in ("batch_tokens", "edits_per_turn")}
+
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """Where the layers will be. Raises :class:`editing.InputError` if the budget is too small, before anything is loaded."""
+        limit = parse_size(self._spec.device_memory or "auto")
+        budget = free_memory(self._device) if limit is None else limit
+        self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
+        process = _CUDA_CONTEXT if self._device.type == "cuda" else resident_bytes() + _LATER
+        work = Work(**self._options, process=process)
+        return budgeted.plan_within(self._folder, budget, work, choose=self._choose, dtype=self._spec.dtype)
+
+    @property
+    def lookahead(self) -> int:
+        return self._forecast[1].lookahead
+
+    def outlook(self, lookahead: int) -> list[str]:
+        """What the run will do, for a person."""
+        footprint, forecast = self._forecast
+        return outlook(footprint, self.plan, forecast, where=str(self._folder), pinned=self._pinned, lookahead=lookahead)
+
+    def load(self) -> Editor:
+        spec, plan = self._spec, self.plan
+        self._loaded = budgeted.load_planned(self._folder, plan, choose=self._choose, device=self._device, dtype=spec.dtype, pinned=self._pinned)
+        loaded = self._loaded
+        options = {**spec.editing, "masters": plan.masters and spec.options.get("masters", True)}
+        self._editor = Editor.of_loaded(loaded.model, self._tokenizer, spec.model, decoder=loaded.decoder, originals=loaded.originals, **options)
+        return self._editor
+
+    def num_parameters(self) -> int:
+        return sum(torch.Size(shape).numel() for shape in self._loaded.reader.files.shapes.values())
+
+    def fingerprint(self) -> str:
+        return pretrained.fingerprint_of(self._loaded.samples())
+
+    def saved_size(self) -> int:
+        return self.num_parameters() * self._loaded.dtype.itemsize
+
+    def save(self, folder: Path) -> None:
+        editor, files = self._editor, self._loaded.reader.files
+        edited = {files.key(f"{name}.weight"): weight for name, weight in editor.weights().items()}
+        save_edited(files.folder, edited, folder, dtype=self._loaded.dtype)
+        editor.tokenizer.save_pretrained(folder)
+
+    def close(self) -> None:
+        if hasattr(self, "_loaded"):
+            self._loaded.close()
+            del self._loaded, self._editor
+
+    @cached_property
+    def _forecast(self) -> tuple[Footprint, Forecast]:
+        config = pretrained.load_config(self._folder)
+        dtype = pretrained.resolve_dtype(config, self._spec.dtype)
+        decoder = Decoder(pretrained.make_skeleton(self._folder, config, dtype))
+        footprint = Footprint.of(decoder, resolve(decoder, self._choose(decoder)), dtype)
+        rates = Rates.measure(footprint, dtype, self._device, weight_files(self._folder)[0])
+        return footprint, Forecast.of(footprint, self.plan, rates, self._options["edits_per_turn"])
+
+    @property
+    def _pinned(self) -> bool:
+        """With a GPU and room in the CPU's memory each layer is read from disk once."""
+        return self._device.type == "cuda" and self.plan.read_bytes < free_memory(torch.device("cpu")) // 2
+
+    def _choose(self, decoder: Decoder) -> tuple[str, ...]:
+        spec = self._spec
+        return settings(decoder, spec.model, modules=spec.modules, learning_rate=spec.learning_rate, preset=spec.preset)[0]
