@@ -36,7 +36,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
 
 def assert_recovers(faults: list[Fault], topology: tuple[object, ...], undisturbed: Path, out: Path) -> None:
     """The run goes on from its last checkpoint after each fault, not from the beginning."""
-    said = finish(start_faulty(out, faults, *topology), timeout=600)
+    said = finish(start_faulty(out, faults, *topology), timeout=1200)
     assert struck(out.with_name("faults")) == len(faults)
     assert said.count("starting all workers again") == said.count("resuming") == len(faults), said
     assert_same(out, undisturbed)

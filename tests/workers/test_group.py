@@ -42,7 +42,11 @@ def start(out: Path, *more: object) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     """What it said; it must have ended well."""
-    stdout, stderr = process.communicate(timeout=timeout)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # as by a person: its workers end with it
+        raise
     assert process.returncode == 0, stderr
     return stdout + stderr
 
