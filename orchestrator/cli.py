@@ -214,7 +214,9 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     from orchestrator.coordinator import Collapsed
     from orchestrator.recovery import run_to_the_end
     from orchestrator.replay import roll_back
+    from orchestrator.workforce import warn_of_what_a_job_loses
 
+    warn_of_what_a_job_loses(config)
     try:
         show_run(run_to_the_end(lambda: _coordinator(config), resume=resume), _screen())
     except Collapsed as error:
