@@ -18,6 +18,7 @@ from editing.modules import split_patterns
 from editing.preserve import PreserveForm
 from orchestrator.config import OnCollapse, RunConfig, Save
 from orchestrator.data_cli import data
+from orchestrator.plan_cli import plan_command
 from orchestrator.progress import Progress
 from orchestrator.report import metrics_table, show_diff, show_history, show_run
 from orchestrator.resume import stored_config
@@ -207,6 +208,7 @@ def demo(output: str, cache: Path) -> None:
 
 
 cli.add_command(data)
+cli.add_command(plan_command)
 
 
 def run_edit(config: RunConfig, *, resume: bool = False) -> None:
@@ -245,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code."""
     _quiet_libraries()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # or every new tensor is filled first: a model without weights too
     return _run(arguments)
 
 

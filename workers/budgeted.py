@@ -17,10 +17,10 @@ from editing.options import MethodOptions
 from editing.weights import save_edited, weight_files
 from workers.engine import WorkerSpec
 
-_LATER = 128 * 2**20
+LATER = 128 * 2**20
 """Bytes that a process will still take for libraries that a run loads as it goes, such as MLflow and the plots."""
 
-_CUDA_CONTEXT = 512 * 2**20
+CUDA_CONTEXT = 512 * 2**20
 
 
 class BudgetedEngine:
@@ -42,7 +42,7 @@ class BudgetedEngine:
         limit = parse_size(self._spec.device_memory or "auto")
         budget = free_memory(self._device) if limit is None else limit
         self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
-        process = _CUDA_CONTEXT if self._device.type == "cuda" else resident_bytes() + _LATER
+        process = CUDA_CONTEXT if self._device.type == "cuda" else resident_bytes() + LATER
         work = Work(**self._options, process=process, method=self._method)
         return budgeted.plan_within(self._folder, budget, work, choose=self._choose, dtype=self._spec.dtype)
 
