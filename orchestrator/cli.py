@@ -118,6 +118,7 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
 @click.option("--edits", required=True, help="The edits and their probes: a file or a folder of parts, as for edit.")
 @click.option("--base", help="The unedited model; gives locality retention and the metrics before.")
 @_data_options
+@click.option("--device-memory", help="Memory that may be used, as for edit.")
 @click.option("--generate", type=click.IntRange(min=0), default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the metrics to this JSON file.")

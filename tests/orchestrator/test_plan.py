@@ -88,3 +88,11 @@ def test_a_run_says_the_same_before_it_loads(tmp_path: Path, capsys: pytest.Capt
     assert "memory     8.0 GiB allowed" in capsys.readouterr().err
     digests = [json.loads((tmp_path / name / "run.json").read_text())["digests_after"] for name in ("whole", "budget")]
     assert digests[0] == digests[1]
+
+
+def test_a_model_is_measured_within_a_budget_too(tmp_path: Path) -> None:
+    flags = ["--model", str(PARITY / "llama-tiny" / "model"), "--edits", str(PARITY / "llama-tiny" / "edits.json"), "--limit", "20"]
+    assert main(["evaluate", *flags, "--output", str(tmp_path / "whole.json")]) == 0
+    assert main(["evaluate", *flags, "--output", str(tmp_path / "budget.json"), "--device-memory", "8GiB"]) == 0
+    assert (tmp_path / "whole.json").read_text() == (tmp_path / "budget.json").read_text()
+    assert main(["evaluate", *flags, "--device-memory", "20MiB"]) == 1
