@@ -115,5 +115,4 @@ class BudgetedEngine:
         return self._settings(decoder)[0]
 
     def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
-        spec = self._spec
-        return settings(decoder, spec.model, modules=spec.modules, learning_rate=spec.learning_rate, preset=spec.preset)
+        return settings(decoder, self._spec.model, **self._spec.settings)
