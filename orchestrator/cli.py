@@ -58,7 +58,8 @@ def cli() -> None:
 @click.option("--edits", help="The edits: JSON lines, JSON array or Parquet, plain, gzip or zstd; or a folder of parts.")
 @click.option("--output", help="Folder for the edited model and the results.")
 @_data_options
-@click.option("--preset", help="Settings by name, or a variant such as published; by default the model's own.")
+@click.option("--preset", help="Settings by name, as MODEL, MODEL/VARIANT or a variant such as published; by default the model's own.")
+@click.option("--dataset", type=click.Choice(sorted(FORMATS)), help="Data set whose modules a preset gives.  [default: told by the edits]")
 @click.option("--modules", help="Modules to edit, comma separated; a.{2..5}.{x,y} stands for eight.")
 @click.option("--learning-rate", type=float, help="Scale of the targets.")
 @click.option("--edits-per-turn", type=int, help="Edits that share one shift per module.  [default: 100]")
@@ -220,6 +221,7 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     from orchestrator.workforce import warn_of_what_a_job_loses
 
     warn_of_what_a_job_loses(config)
+    config = config.with_dataset()
     try:
         show_run(run_to_the_end(lambda: _coordinator(config), resume=resume), _screen())
     except Collapsed as error:

@@ -115,8 +115,7 @@ class BudgetedEngine:
         return self._settings(decoder)[0]
 
     def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
-        spec = self._spec
-        return settings(decoder, spec.model, modules=spec.modules, learning_rate=spec.learning_rate, preset=spec.preset)
+        return settings(decoder, self._spec.model, **self._spec.settings)
 
 
 def load_to_measure(name: str, device_memory: str, device: torch.device, dtype: pretrained.DTypeName) -> tuple[Any, Decoder]:
