@@ -29,7 +29,9 @@ def config(output: str = "/shared/out", tracking_uri: str = "none", **more: int)
 def test_a_job_says_which_results_it_would_lose(
     is_job: bool, output: str, uri: str, named: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ultraedit"), "propagate", True)
+    logger = logging.getLogger("ultraedit")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [])  # another test's, which would note each line a second time
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     if is_job:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
