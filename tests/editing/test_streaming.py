@@ -129,7 +129,8 @@ def test_one_pass_reads_every_streamed_weight_once(llama: Path) -> None:
         files, lower = loaded.reader.files, tuple(f"model.layers.{i}." for i in range(3))
         layers = sum(files.stored(name).nbytes for name in files.shapes if name.startswith(lower))
         for slot in loaded.decoder.residency._slots:
-            slot.layer = None  # what the checks at loading have left there
+            slot.wait()  # for what the checks at loading have begun to read
+            slot.layer = None
         before = loaded.reader.bytes_read
         run = prefixed(loaded)
         rows = loaded.reader.bytes_read - before - layers
