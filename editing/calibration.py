@@ -1,6 +1,7 @@
 """How fast this machine multiplies and reads: a second's measurement, for a forecast and for choosing a lookahead."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ _MAX_LOOKAHEAD = 32
 
 USUAL_LOOKAHEAD = 4
 TOKENS_AN_EDIT = 17
-"""Of CounterFact and zsRE; a guess for any other input."""
+ROWS_AN_EDIT = 3
+"""Tokens and answer tokens of CounterFact's and zsRE's edits, about; a guess for any other input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Forecast:
         streamed_suffix = sum(footprint.layers[plan.start : plan.start + below])
         read = (plan.read_bytes - streamed_suffix) / rates.read
         lookahead = USUAL_LOOKAHEAD if not plan.streamed else _clamp(2 * read / max(prefix_seconds, 1e-9))
-        rows = edits_per_turn * 3
+        rows = edits_per_turn * ROWS_AN_EDIT
         head = 6 * rows * footprint.vocabulary * footprint.hidden / rates.flops
         passes = 6 if below else 4  # forward and back; once more forward where the graph of the suffix does not fit
         own = max(passes * tokens * suffix / footprint.itemsize / rates.flops, 2 * streamed_suffix / rates.read)
@@ -76,23 +78,22 @@ class Forecast:
         return cls(lookahead, read, prefix_seconds * lookahead, own + head + shared)
 
 
-def outlook(footprint: Footprint, plan: MemoryPlan, forecast: Forecast, *, where: str, pinned: bool, lookahead: int) -> list[str]:
-    """What a run within a budget will do, for a person, a line each."""
+def outlook(footprint: Footprint, plan: MemoryPlan, forecast: Forecast, *, where: str, pinned: bool, lookahead: int) -> list[tuple[str, str]]:
+    """What a run within a budget will do, for a person: topics, and a line on each."""
     parts = ", ".join(f"{name} {show_size(size)}" for name, size in plan.parts.items() if size)
     last = plan.num_layers - 1
-    lines = [f"memory     {show_size(plan.budget)} allowed, {show_size(plan.peak)} expected: {parts}"]
+    lines = [("memory", f"{show_size(plan.budget)} allowed, {show_size(plan.peak)} expected: {parts}")]
     if not plan.streamed:
-        lines.append("layers     all stay in memory")
+        lines.append(("layers", "all stay in memory"))
     else:
         stay = f"layers {plan.streamed} to {last} stay" if plan.streamed <= last else "no layer stays"
         source = f"{where}, then from pinned CPU memory" if pinned else where
-        lines.append(f"layers     {stay}; 0 to {plan.streamed - 1} are read from {source}, {show_size(plan.read_bytes)} a pass")
-        lines.append(
-            f"lookahead  {lookahead} turns a pass: about {forecast.read_seconds:.1f} s of reading "
-            f"beside {forecast.pass_seconds * lookahead / forecast.lookahead:.1f} s of computing"
-        )
+        lines.append(("layers", f"{stay}; 0 to {plan.streamed - 1} are read from {source}, {show_size(plan.read_bytes)} a pass"))
+        computing = forecast.pass_seconds * lookahead / forecast.lookahead
+        text = f"{lookahead} turns a pass: about {forecast.read_seconds:.1f} s of reading beside {computing:.1f} s of computing"
+        lines.append(("lookahead", text))
     masters = "kept" if plan.masters and footprint.masters else "not needed in float32" if not footprint.masters else "not kept: no room for them"
-    lines.append(f"forecast   about {forecast.turn_seconds:.1f} s a turn; float32 masters {masters}")
+    lines.append(("forecast", f"about {forecast.turn_seconds:.1f} s a turn; float32 masters {masters}"))
     return lines
 
 
@@ -106,9 +107,9 @@ def _product(left: torch.Tensor, right: torch.Tensor, device: torch.device) -> N
         torch.cuda.synchronize(device)
 
 
-def _seconds(action: object) -> float:
+def _seconds(action: Callable[[], None]) -> float:
     began = time.perf_counter()
-    action()  # type: ignore[operator]
+    action()
     return time.perf_counter() - began
 
 

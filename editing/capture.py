@@ -5,9 +5,10 @@ only, a chunk at a time: its logits are gone before the backward pass through th
 interact, so the mean over a group's rows becomes a weight on each row and any physical batching gives the same rows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from editing.matmul import full_speed
 from editing.parts import part_of
 from editing.prefix import Carried, PutAside, run_segment
 from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch
+
+HeadGradients = Callable[[list[Tensor], list[Batch]], list[Tensor]]
+"""Gradients at the final hidden states of batches that go through the head together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +102,14 @@ def capture(
         tokens={name: torch.empty(num_tokens, part_of(m).num_keys, device=device) for name, m in modules.items()} if num_tokens is not None else {},
     )
     with full_speed(device):
-        if decoder.residency.holds(start, decoder.num_layers):
-            _capture_at_once(decoder, modules, inputs, weights, rows, start, batch_tokens, margin)
-        else:
-            _capture_by_segments(decoder, modules, inputs, weights, rows, start, batch_tokens, margin)
+        at_once = decoder.residency.holds(start, decoder.num_layers)
+        head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
+        (_capture_at_once if at_once else _capture_by_segments)(decoder, modules, inputs, rows, start, batch_tokens, head_gradients)
     return rows
 
 
 def _capture_at_once(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, weights: Tensor, rows: TurnRows, start: int, batch_tokens: int, margin: float
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, rows: TurnRows, start: int, batch_tokens: int, head_gradients: HeadGradients
 ) -> None:
     """Keep the graph of the whole suffix for as many batches as go through the head together."""
     for together in _within(batch_tokens, inputs):
@@ -114,12 +117,12 @@ def _capture_at_once(
         for batch, hidden in together:
             with _Recorder(modules, batch, rows):
                 finals.append(decoder.suffix(batch.input_ids, hidden, start))
-        gradients = _head_gradients(decoder, finals, [batch for batch, _ in together], weights, rows, margin)
+        gradients = head_gradients(finals, [batch for batch, _ in together])
         torch.autograd.backward(finals, gradients)
 
 
 def _capture_by_segments(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, weights: Tensor, rows: TurnRows, start: int, batch_tokens: int, margin: float
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, rows: TurnRows, start: int, batch_tokens: int, head_gradients: HeadGradients
 ) -> None:
     """Where the suffix is not in memory at once: up without a graph, then down segment by segment, each run again with one."""
     received: dict[int, Carried] = {}
@@ -130,7 +133,7 @@ def _capture_by_segments(
             inputs = PutAside(decoder, run_segment(decoder, inputs, segment))
     gradients: list[Tensor] = []
     for together in _within(batch_tokens, inputs):
-        gradients += _head_gradients(decoder, [final for _, final in together], [batch for batch, _ in together], weights, rows, margin)
+        gradients += head_gradients([final for _, final in together], [batch for batch, _ in together])
     with closing(decoder.residency.segments(start, decoder.num_layers, down=True)) as segments:
         for segment in segments:
             own = {name: m for name, m in modules.items() if decoder.layer_of(name) in segment}
@@ -156,7 +159,7 @@ def _within(limit: int, inputs: Carried) -> Iterator[list[tuple[Batch, Any]]]:
         yield together
 
 
-def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows, margin: float) -> list[Tensor]:
+def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], *, weights: Tensor, rows: TurnRows, margin: float) -> list[Tensor]:
     """Gradients of the loss at the final hidden states, ``(B, T, d)`` each; fills in losses, correctness and what is settled."""
     chosen = torch.cat([final.detach().flatten(0, 1)[batch.rows] for final, batch in zip(finals, batches, strict=True)])
     labels, ids = torch.cat([batch.labels for batch in batches]), torch.cat([batch.row_ids for batch in batches])

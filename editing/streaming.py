@@ -67,13 +67,13 @@ class LayerStream:
         streamed = [segment.start for segment in order if segment.start < self.num_streamed]
         for segment in order:
             if segment.start >= self.num_streamed:
-                self._request(streamed[:1])
+                self._request(next(iter(streamed), None))
                 yield segment
                 continue
             slot = self._slot_of(segment.start)
             streamed.pop(0)
             slot.wait()
-            self._request(streamed[:1], busy=slot)
+            self._request(next(iter(streamed), None), busy=slot)
             slot.attach(self._weights[segment.start])
             try:
                 yield segment
@@ -91,17 +91,16 @@ class LayerStream:
         """End the reader thread."""
         self._thread.shutdown()
 
-    def _request(self, layers: list[int], busy: "_Slot | None" = None) -> None:
-        """Begin to read a layer that will be wanted next, in a slot that is not busy."""
-        for layer in layers:
-            if any(slot.layer == layer for slot in self._slots):
-                return
-            free = next((slot for slot in self._slots if slot is not busy), None)
-            if free is not None:
-                free.begin(layer, self._weights[layer], self._kept, self._thread)
+    def _request(self, layer: int | None, busy: "_Slot | None" = None) -> None:
+        """Begin to read the layer that will be wanted next, if there is one, in a slot that is not busy."""
+        if layer is None or any(slot.layer == layer for slot in self._slots):
+            return
+        free = next((slot for slot in self._slots if slot is not busy), None)
+        if free is not None:
+            free.begin(layer, self._weights[layer], self._kept, self._thread)
 
     def _slot_of(self, layer: int) -> "_Slot":
-        self._request([layer])
+        self._request(layer)
         return next(slot for slot in self._slots if slot.layer == layer)
 
 

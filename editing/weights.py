@@ -5,7 +5,7 @@ Nothing here holds more than one weight at a time.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 
 _CHUNK_BYTES = 2**24
 
-_HEADER_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+HEADER_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of floating-point types in a safetensors header."""
 
 
@@ -107,6 +107,11 @@ class WeightFiles:
         """Let go of the files."""
         self._stack.close()
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, tied ones counted once."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
     def key(self, name: str) -> str:
         """A parameter's name in the files."""
         return self._places[self._tied.get(name, name)][1]
@@ -124,7 +129,7 @@ class WeightFiles:
         """
         file, key = self._places[self._tied.get(name, name)]
         path, header = self._headers[id(file)]
-        dtype = next((d for d, stored in _HEADER_NAMES.items() if stored == header[key]["dtype"]), None)
+        dtype = next((d for d, stored in HEADER_NAMES.items() if stored == header[key]["dtype"]), None)
         if dtype is None:
             raise ModelError(f"{path}: {key} is stored as {header[key]['dtype']}; weights must be float32, bfloat16 or float16 to be edited")
         return Stored(path, header["start"] + header[key]["data_offsets"][0], tuple(header[key]["shape"]), dtype)
@@ -175,21 +180,35 @@ def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path, *, dtype
     config.save_pretrained(folder)
 
 
-def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: torch.dtype) -> int:
-    """Write one safetensors file: the length of a JSON header, the header, the tensors end to end, each copied a chunk at a time."""
-    old = _header(source)
-    start, metadata = old.pop("start"), old.pop("__metadata__", {})
+def header_of(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The beginning of a safetensors file: the length of a JSON header, and the header.
+
+    Args:
+        tensors: Precision as the header calls it, and shape, by key, in the order in which they lie end to end.
+        metadata: Texts that go with them.
+
+    Returns:
+        These bytes, and how many the tensors will have.
+    """
     header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
-    for key, entry in old.items():
-        name = _HEADER_NAMES[dtype] if entry["dtype"] in _HEADER_NAMES.values() else entry["dtype"]
-        size = _bytes(name, entry["shape"])
-        header[key] = {"dtype": name, "shape": entry["shape"], "data_offsets": [offset, offset + size]}
+    for key, (dtype, shape) in tensors.items():
+        size = _bytes(dtype, shape)
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset
+
+
+def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: torch.dtype) -> int:
+    """Write one safetensors file, each tensor copied a chunk at a time; the bytes of the tensors."""
+    old = _header(source)
+    start, metadata = old.pop("start"), old.pop("__metadata__", {})
+    dtypes = {key: HEADER_NAMES[dtype] if e["dtype"] in HEADER_NAMES.values() else e["dtype"] for key, e in old.items()}
+    head, size = header_of({key: (dtypes[key], entry["shape"]) for key, entry in old.items()}, metadata)
     with source.open("rb") as file, target.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(head)
         for key, entry in old.items():
             if key in edited:
                 out.write(edited[key].cpu().to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
@@ -197,8 +216,8 @@ def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: 
             a, b = entry["data_offsets"]
             file.seek(start + a)
             for chunk in _chunks(file, b - a):
-                out.write(chunk if header[key]["dtype"] == entry["dtype"] else _converted(chunk, entry["dtype"], dtype))
-    return offset
+                out.write(chunk if dtypes[key] == entry["dtype"] else _converted(chunk, entry["dtype"], dtype))
+    return size
 
 
 def _chunks(file: Any, size: int) -> Iterator[bytes]:
@@ -211,7 +230,7 @@ def _chunks(file: Any, size: int) -> Iterator[bytes]:
 
 
 def _converted(chunk: bytes, stored: str, dtype: torch.dtype) -> Any:
-    old = next(d for d, name in _HEADER_NAMES.items() if name == stored)
+    old = next(d for d, name in HEADER_NAMES.items() if name == stored)
     return torch.frombuffer(bytearray(chunk), dtype=old).to(dtype).view(torch.uint8).numpy().data
 
 
@@ -222,7 +241,7 @@ def _header(path: Path) -> dict[str, Any]:
         return {**json.loads(file.read(length)), "start": 8 + length}
 
 
-def _bytes(dtype: str, shape: list[int]) -> int:
+def _bytes(dtype: str, shape: Sequence[int]) -> int:
     bits = {"BOOL": 8, "BF16": 16}.get(dtype) or int(dtype.lstrip("IUF").split("_")[0])
     return torch.Size(shape).numel() * bits // 8
 

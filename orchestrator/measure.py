@@ -14,11 +14,9 @@ from editing.turn import TokenizedEdit
 from orchestrator.intake import Intake, look_ahead
 from orchestrator.progress import Progress
 from workers.budgeted import load_to_measure
+from workers.worker import USUAL_EVALUATION
 
 logger = logging.getLogger("ultraedit")
-
-_CHUNK = 200
-"""Edits predicted at a time where the whole model is in memory; else all of them, for each time reads it from disk."""
 
 
 def measure_model(
@@ -75,7 +73,8 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
     predictions = []
     iterator = iter(edits)
     with progress.bar(title, len(edits)) as advance:
-        size = _CHUNK if decoder.residency.holds(0, decoder.num_layers) else len(edits)
+        # with layers on disk all at once, for each time reads them
+        size = USUAL_EVALUATION if decoder.residency.holds(0, decoder.num_layers) else len(edits)
         while chunk := list(islice(iterator, size)):
             predictions += predict_probes(decoder, chunk)
             advance(len(chunk))

@@ -8,18 +8,16 @@ import torch
 from transformers import PreTrainedModel
 
 from editing import InputError, ModelError, pretrained
-from editing.budget import Footprint, MemoryPlan, Work, make_plan, memory_parts, resident_bytes, show_size
-from editing.calibration import Forecast, Rates, outlook
+from editing.budget import Footprint, MemoryPlan, Work, make_plan, memory_parts, show_size
+from editing.calibration import ROWS_AN_EDIT, Forecast, Rates, outlook
 from editing.decoder import Decoder
-from editing.editor import settings
 from editing.modules import describe_editable, resolve
 from editing.options import MethodOptions
 from editing.presets import find_preset
+from editing.settings import settings
 from editing.weights import weight_files
-from workers.budgeted import CUDA_CONTEXT, LATER
-
-ROWS_AN_EDIT = 3
-"""Answer tokens of CounterFact's and zsRE's edits, about."""
+from workers.budgeted import process_bytes
+from workers.sharding import check_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ def plan(options: PlanOptions) -> Planned:
     config = pretrained.read_config(options.model)
     skeleton = pretrained.make_skeleton(options.model, config, pretrained.resolve_dtype(config, options.dtype))
     decoder = Decoder(skeleton)
-    _check_shards(decoder, options.shards)
+    check_heads(options.model, decoder.config, options.shards)
     rate = 1.0 if options.modules else None  # which decides nothing here
     chosen = settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)[0]
     modules = resolve(decoder, chosen)
@@ -81,7 +79,7 @@ def plan(options: PlanOptions) -> Planned:
     work = Work(
         batch_tokens=options.batch_tokens,
         edits_per_turn=options.edits_per_turn,
-        process=CUDA_CONTEXT if options.cuda else resident_bytes() + LATER,
+        process=process_bytes(torch.device("cuda" if options.cuda else "cpu")),
         method=MethodOptions(),
     )
     lines = [*_about(skeleton, decoder, options), ("edits", ", ".join(modules))]
@@ -173,17 +171,10 @@ def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: 
     speed = f"{used.flops / 1e12:.2f} Tflop/s{reading}; {'as given' if options.flops else 'measured here'}"
     lines = [("at", speed)]
     if found.streamed:
-        told = outlook(footprint, found, forecast, where="disk", pinned=False, lookahead=forecast.lookahead)
-        return lines + [(line.split()[0], " ".join(line.split()[1:])) for line in told]
+        return lines + outlook(footprint, found, forecast, where="disk", pinned=False, lookahead=forecast.lookahead)
     seconds = forecast.turn_seconds / options.shards / options.replicas
     apart = ", without what the workers tell each other" if options.shards * options.replicas > 1 else ""
     return [*lines, ("time", f"about {seconds:.2f} s a turn, {options.edits_per_turn / seconds:.0f} edits/s{apart}")]
-
-
-def _check_shards(decoder: Decoder, shards: int) -> None:
-    heads = decoder.config.num_attention_heads
-    if shards > heads:
-        raise ModelError(f"shards: the model has {heads} attention heads, too few for {shards} shards; give 1 to {heads}")
 
 
 def _files(model: str) -> list[Path]:

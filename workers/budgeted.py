@@ -7,21 +7,21 @@ from typing import Any
 import torch
 
 from editing import Editor, budgeted, pretrained
-from editing.budget import Footprint, MemoryPlan, Work, free_memory, parse_size, resident_bytes
+from editing.budget import Footprint, MemoryPlan, Work, free_memory, make_plan, parse_size, resident_bytes
 from editing.calibration import Forecast, Rates, outlook
 from editing.decoder import Decoder
-from editing.editor import EditorConfig, settings
 from editing.heap import give_back_large_blocks
 from editing.modules import resolve
 from editing.options import MethodOptions
+from editing.settings import EditorConfig, settings
 from editing.tokenization import DEFAULT_BATCH_TOKENS
 from editing.weights import save_edited, weight_files
 from workers.engine import WorkerSpec
 
-LATER = 128 * 2**20
+_LATER = 128 * 2**20
 """Bytes that a process will still take for libraries that a run loads as it goes, such as MLflow and the plots."""
 
-CUDA_CONTEXT = 512 * 2**20
+_CUDA_CONTEXT = 512 * 2**20
 
 
 class BudgetedEngine:
@@ -42,18 +42,16 @@ class BudgetedEngine:
         """Where the layers will be. Raises :class:`editing.InputError` if the budget is too small, before anything is loaded."""
         self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
         budget = _budget(self._spec.device_memory or "auto", self._device)
-        process = _process_bytes(self._device)
-        work = Work(**self._options, process=process, method=self._method)
-        return budgeted.plan_within(self._folder, budget, work, choose=self._choose, dtype=self._spec.dtype)
+        return make_plan(self._footprint, Work(**self._options, process=process_bytes(self._device), method=self._method), budget)
 
     @property
     def lookahead(self) -> int:
-        return self._forecast[1].lookahead
+        return self._forecast.lookahead
 
     def outlook(self, lookahead: int) -> list[str]:
         """What the run will do, for a person."""
-        footprint, forecast = self._forecast
-        return outlook(footprint, self.plan, forecast, where=str(self._folder), pinned=self._pinned, lookahead=lookahead)
+        told = outlook(self._footprint, self.plan, self._forecast, where=str(self._folder), pinned=self._pinned, lookahead=lookahead)
+        return [f"{topic:<9}  {text}" for topic, text in told]
 
     def load(self) -> Editor:
         spec, plan = self._spec, self.plan
@@ -66,7 +64,7 @@ class BudgetedEngine:
         return self._editor
 
     def num_parameters(self) -> int:
-        return sum(torch.Size(shape).numel() for shape in self._loaded.reader.files.shapes.values())
+        return self._loaded.reader.files.num_parameters
 
     def fingerprint(self) -> str:
         return pretrained.fingerprint_of(self._loaded.reader.samples(self._loaded.dtype))
@@ -88,11 +86,14 @@ class BudgetedEngine:
             del self._loaded, self._editor
 
     @cached_property
-    def _forecast(self) -> tuple[Footprint, Forecast]:
+    def _forecast(self) -> Forecast:
+        rates = Rates.measure(self._footprint, self._skeleton[1], self._device, weight_files(self._folder)[0])
+        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"])
+
+    @cached_property
+    def _footprint(self) -> Footprint:
         decoder, dtype = self._skeleton
-        footprint = Footprint.of(decoder, resolve(decoder, self._choose(decoder)), dtype)
-        rates = Rates.measure(footprint, dtype, self._device, weight_files(self._folder)[0])
-        return footprint, Forecast.of(footprint, self.plan, rates, self._options["edits_per_turn"])
+        return Footprint.of(decoder, resolve(decoder, self._choose(decoder)), dtype)
 
     @cached_property
     def _skeleton(self) -> tuple[Decoder, torch.dtype]:
@@ -126,7 +127,7 @@ def load_to_measure(name: str, device_memory: str, device: torch.device, dtype: 
     """
     folder = pretrained.local_folder(name)
     tokenizer = pretrained.load_tokenizer(folder)
-    work = Work(batch_tokens=DEFAULT_BATCH_TOKENS, edits_per_turn=EditorConfig.edits_per_turn, process=_process_bytes(device))
+    work = Work(batch_tokens=DEFAULT_BATCH_TOKENS, edits_per_turn=EditorConfig.edits_per_turn, process=process_bytes(device))
     plan = budgeted.plan_within(folder, _budget(device_memory, device), work, choose=lambda _: (), dtype=dtype)
     if device.type == "cpu":
         give_back_large_blocks()
@@ -138,5 +139,6 @@ def _budget(device_memory: str, device: torch.device) -> int:
     return free_memory(device) if limit is None else limit
 
 
-def _process_bytes(device: torch.device) -> int:
-    return CUDA_CONTEXT if device.type == "cuda" else resident_bytes() + LATER
+def process_bytes(device: torch.device) -> int:
+    """What a process takes on a device before a model is loaded: of a GPU its context, else the libraries of now and later."""
+    return _CUDA_CONTEXT if device.type == "cuda" else resident_bytes() + _LATER

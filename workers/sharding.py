@@ -34,7 +34,7 @@ class ShardedEngine:
         return self._editor
 
     def num_parameters(self) -> int:
-        return sum(torch.Size(shape).numel() for shape in self._files.shapes.values())
+        return self._files.num_parameters
 
     def fingerprint(self) -> str:
         return pretrained.fingerprint(self._files.whole(), self._dtype)
@@ -118,7 +118,11 @@ def check_num_shards(model: str, num_shards: int) -> None:
         ModelError: One line that names numbers that would work.
     """
     folder = pretrained.local_folder(model)
-    config = pretrained.load_config(folder).get_text_config(decoder=True)
+    check_heads(folder, pretrained.load_config(folder).get_text_config(decoder=True), num_shards)
+
+
+def check_heads(name: object, config: Any, num_shards: int) -> None:
+    """The same of a text configuration; ``name`` is what to call its model."""
     heads = config.num_attention_heads
     if num_shards > heads:
-        raise ModelError(f"{folder}: has {heads} attention heads, too few for {num_shards} shards; give 1 to {heads}")
+        raise ModelError(f"{name}: has {heads} attention heads, too few for {num_shards} shards; give 1 to {heads}")

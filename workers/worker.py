@@ -11,11 +11,11 @@ from typing import Any
 
 from editing import TurnReport
 from editing.calibration import USUAL_LOOKAHEAD
-from editing.editor import EditorConfig
 from editing.evaluation import EditResult, evaluate
 from editing.generation import generate
 from editing.health import Health, Vitals
 from editing.options import MethodOptions
+from editing.settings import EditorConfig
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.watch import Watch

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from editing import pretrained
+from editing.weights import HEADER_NAMES, header_of
 
 _TOKENIZER = Path(__file__).parents[1] / "data" / "parity" / "llama-tiny" / "model"
 _FILE_BYTES = 4_000_000_000
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def write_random(folder: Path, config: Any, dtype: torch.dtype, *, scale: float = 0.02) -> None:
@@ -42,16 +42,8 @@ def write_random(folder: Path, config: Any, dtype: torch.dtype, *, scale: float 
 
 
 def _write(path: Path, shapes: dict[str, tuple[int, ...]], noise: torch.Tensor, dtype: torch.dtype) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        size = torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header_of({name: (HEADER_NAMES[dtype], shape) for name, shape in shapes.items()}, {})[0])
         for k, shape in enumerate(shapes.values()):
             count = torch.Size(shape).numel()
             values = noise.roll(7919 * k) if len(shape) > 1 else torch.ones(count, dtype=dtype)

@@ -176,8 +176,9 @@ def test_a_turn_that_would_change_nothing_is_refused() -> None:
         one.apply(requests())
 
 
-def test_ctrl_c_during_the_commit_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, whole = editor(), editor()
+@pytest.mark.parametrize("passes", [1, 2])
+def test_ctrl_c_during_the_commit_waits_for_its_end(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, whole = editor(passes=passes), editor(passes=passes)
     whole.apply(requests())
     commit = one._commit
 
@@ -189,6 +190,7 @@ def test_ctrl_c_during_the_commit_waits_for_its_end(monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         one.apply(requests())
     assert one.digests() == whole.digests()
+    assert one.turns == 1
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "ridge"])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from editing import Editor, EditRequest
-from editing.editor import EditorConfig
+from editing.settings import EditorConfig
 from orchestrator.cli import _run
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"

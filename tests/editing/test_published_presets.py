@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from editing import Editor, EditRequest, InputError
 from editing.datasets import FORMATS
 from editing.decoder import Decoder
-from editing.editor import EditorConfig, settings
 from editing.modules import resolve
 from editing.parts import part_of
 from editing.presets import all_presets, find_preset
+from editing.settings import EditorConfig, settings
 from tests.workers.models import TINY, TinyModel
 from workers.budgeted import BudgetedEngine
 from workers.engine import WorkerSpec

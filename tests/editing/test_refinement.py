@@ -140,22 +140,3 @@ def test_a_turn_that_fails_in_a_later_pass_leaves_nothing_behind(
     assert one.moments == moments
     assert one.turns == 1
     assert all(torch.equal(one.masters[name], master) for name, master in masters.items())
-
-
-def test_a_signal_at_the_very_end_of_a_refined_turn_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import signal
-
-    one, whole = editor(passes=2), editor(passes=2)
-    whole.apply(requests())
-    commit = one._commit
-
-    def interrupted(*args: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        commit(*args)
-
-    monkeypatch.setattr(one, "_commit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        one.apply(requests())
-    assert one.digests() == whole.digests()
-    assert one.turns == 1

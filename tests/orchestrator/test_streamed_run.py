@@ -17,7 +17,7 @@ FLAGS += ["--tracking-uri", "none", "--watch-every", "2", "--generate", "8", "--
 @pytest.fixture
 def budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """The smallest budget for the tiny model, with the process itself left out: it is larger by far."""
-    monkeypatch.setattr("workers.budgeted._process_bytes", lambda _: 0)
+    monkeypatch.setattr("workers.budgeted.process_bytes", lambda _: 0)
     assert main(["edit", "--model", str(MODEL), "--edits", str(EDITS), "--output", "nowhere", *FLAGS, "--device-memory", "1KB"]) == 1
     smallest = capsys.readouterr().err.partition("the smallest that works is ")[2].partition("MiB")[0]
     return f"{smallest}MiB"
