@@ -11,12 +11,13 @@ A file's own settings are the published method's. Beside them it may have varian
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from editing.errors import InputError
-from editing.options import MethodOptions
+from editing.options import MethodOptions, check_number
 
 PUBLISHED = "published"
 
@@ -69,17 +70,39 @@ def _read(model: str, values: dict[str, Any]) -> Iterator[Preset]:
         yield Preset(**{**merged, "name": name, "variant": variant, "options": options, "modules": tuple(merged["modules"])})
 
 
+def read_preset(path: Path) -> Preset:
+    """The default preset of a YAML file, for whatever model it is given.
+
+    Raises:
+        InputError: The file cannot be read or is no preset.
+    """
+    expected = "expected a preset with modules, learning_rate and source"
+    try:
+        found = next(_read(str(path), yaml.safe_load(path.read_text(encoding="utf-8"))))
+        check_number("learning_rate", found.learning_rate)
+        MethodOptions(**found.options)
+    except OSError as error:
+        raise InputError(f"preset: {path}: cannot be read ({error.strerror}); {expected}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"preset: {path}: {' '.join(str(error).split())}; {expected}") from None
+    except InputError as error:
+        raise InputError(f"preset: {path}: {error}") from None
+    return found
+
+
 def find_preset(config: Any, architecture: str, name: str | None = None) -> Preset | None:
     """The preset of this name, or the one that fits the model; ``None`` if none does.
 
     Args:
         config: The model's text configuration.
         architecture: The model's class.
-        name: A preset, or a variant of those that fit the model; by default the model's default.
+        name: A preset, a variant of those that fit the model, or a YAML file; by default the model's default.
 
     Raises:
-        InputError: There is no preset and no variant of this name.
+        InputError: There is no preset, no variant and no file of this name, or the file is no preset.
     """
+    if name is not None and name.endswith((".yaml", ".yml")):
+        return read_preset(Path(name))
     presets = all_presets()
     if name in presets:
         return presets[name]
