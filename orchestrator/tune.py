@@ -189,7 +189,7 @@ class _Searching:
         known = self._kept.get("rate", candidate.window)
         if known is None:
             try:
-                rate = self._trials.rate(replace(candidate, strength=1.0, options={}))
+                rate = self._trials.rate(replace(candidate, strength=1.0, refined=False))
             except TurnRefused as error:
                 logger.warning("%s: %s", candidate.window, error)
                 rate = 0.0

@@ -67,8 +67,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _table(rung: list[Measured]) -> Table:
     more = f", the best {_SHOWN} of {len(rung)}" if len(rung) > _SHOWN else ""
     table = Table(title=f"{rung[0].edits} edits{more}", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("candidate")
-    for name in ("learning rate", "efficacy", "generalization", "retention", "score"):
+    table.add_column("candidate", no_wrap=True)
+    for name in ("rate", "efficacy", "generalization", "retention", "score"):
         table.add_column(name, justify="right")
     for found in rung[:_SHOWN]:
         metrics = (found.metrics.get(name) for name in ("efficacy", "generalization", "locality_retention"))

@@ -12,7 +12,7 @@ This is successive halving (Jamieson and Talwalkar, 2016), with thirds. Everythi
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from editing.errors import InputError
@@ -24,7 +24,7 @@ FAMILIES = {
 }
 """Families of modules by name: sets of last names, the first of which that a model has is taken."""
 
-STRENGTHS = (0.01, 0.02, 0.04, 0.08)
+STRENGTHS = (0.03, 0.06, 0.12, 0.24)
 """Relative shifts of one turn that are tried."""
 
 REFINED: dict[str, Any] = {"passes": 4, "preserve": "auto", "preserve_weight": 300.0}
@@ -50,14 +50,19 @@ class Candidate:
         layers: First and last layer.
         modules: Names of the modules.
         strength: Norm of a full turn's shift at this candidate's rate, as a share of the weights' norm.
-        options: Options of the method that differ from the published ones.
+        refined: With the options :data:`REFINED`.
     """
 
     family: str
     layers: tuple[int, int]
     modules: tuple[str, ...]
     strength: float
-    options: Mapping[str, Any] = field(default_factory=dict)
+    refined: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the method that differ from the published ones."""
+        return dict(REFINED) if self.refined else {}
 
     @property
     def window(self) -> str:
@@ -68,7 +73,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """Tells it from all others."""
-        return " ".join([f"{self.window} @{self.strength:g}", *(f"{key}={value}" for key, value in self.options.items())])
+        return f"{self.window} @{self.strength:g}{' refined' if self.refined else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,7 @@ def search(
     table: list[list[Measured]] = []
     for rung, size in enumerate(sizes):
         if refine and rung == len(sizes) - 1:
-            entrants = [variant for c in entrants for variant in (c, replace(c, options=REFINED))]
+            entrants = [variant for c in entrants for variant in (c, replace(c, refined=True))]
         table.append(sorted((measure(c, size) for c in entrants), key=lambda m: m.rank, reverse=True))
         kept = {m.candidate.name for m in table[-1][: _survivors(len(entrants))]}
         entrants = [c for c in entrants if c.name in kept]
