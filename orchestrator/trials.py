@@ -3,10 +3,10 @@
 import hashlib
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -24,15 +24,29 @@ logger = logging.getLogger("ultraedit")
 
 
 @dataclass(frozen=True, slots=True)
-class _Shared:
-    """What candidates of one lowest layer share for one number of edits: all that the frozen layers compute."""
+class _Probed:
+    """Probes of some edits, their prefix run, with the unedited model's predictions."""
 
-    start: int
-    num_edits: int
-    turns: list[PreparedTurn]
     owners: Owners
-    probes: Prefixed
+    prefixed: Prefixed
     before: Predictions
+
+
+T = TypeVar("T")
+
+
+class _Shared(Generic[T]):
+    """What the frozen layers compute for so many edits, which candidates of one lowest layer share: kept for the latest such layer."""
+
+    def __init__(self, compute: Callable[[Editor, int], T]) -> None:
+        self._compute = compute
+        self._kept: dict[int, tuple[int, T]] = {}
+
+    def get(self, editor: Editor, num_edits: int) -> T:
+        """For an editor that has not edited yet."""
+        if num_edits not in self._kept or self._kept[num_edits][0] != editor.start:
+            self._kept[num_edits] = editor.start, self._compute(editor, num_edits)
+        return self._kept[num_edits][1]
 
 
 class Trials:
@@ -48,7 +62,8 @@ class Trials:
     def __init__(self, model: Any, tokenizer: Any, edits: Sequence[TokenizedEdit], *, edits_per_turn: int = EditorConfig.edits_per_turn) -> None:
         self._model, self._tokenizer, self._edits, self._edits_per_turn = model, tokenizer, list(edits), edits_per_turn
         self._decoder = Decoder(model)
-        self._shared: _Shared | None = None
+        self._turns = _Shared(self._prepare)
+        self._probes = _Shared(self._probe)
 
     def rate(self, candidate: Candidate) -> float:
         """The learning rate at which the first full turn of the sample shifts the candidate's modules by its strength.
@@ -58,22 +73,22 @@ class Trials:
         """
         with self._editing(candidate, 1.0) as editor:
             squares = sum(float(torch.linalg.vector_norm(weight, dtype=torch.float32)) ** 2 for weight in editor.weights().values())
-            report = editor.apply_turn(self._share(editor, min(len(self._edits), self._edits_per_turn)).turns[0], measure=False)
+            report = editor.apply_turn(self._turns.get(editor, min(len(self._edits), self._edits_per_turn))[0], measure=False)
             shift = sum(norm**2 for norm in report.shift_norms.values()) ** 0.5
             return float(candidate.strength * squares**0.5 / shift)
 
     def measure(self, candidate: Candidate, learning_rate: float, num_edits: int) -> dict[str, float | None]:
         """Means over the first edits of the sample once all of them are made; empty if a turn was refused."""
         with self._editing(candidate, learning_rate) as editor:
-            shared = self._share(editor, num_edits)
+            turns, probed = self._turns.get(editor, num_edits), self._probes.get(editor, num_edits)
             try:
-                for turn in shared.turns:
+                for turn in turns:
                     editor.apply_turn(turn, measure=False)
             except TurnRefused as error:
                 logger.warning("%s, %d edits: %s", candidate.name, num_edits, error)
                 return {}
-            after = predict_prefixed(editor, shared.owners, shared.probes, num_edits)
-        return summarize(score(self._edits[:num_edits], after, shared.before))
+            after = predict_prefixed(editor, probed.owners, probed.prefixed, num_edits)
+        return summarize(score(self._edits[:num_edits], after, probed.before))
 
     @contextmanager
     def _editing(self, candidate: Candidate, learning_rate: float) -> Iterator[Editor]:
@@ -84,16 +99,12 @@ class Trials:
         finally:
             editor.restore()
 
-    def _share(self, editor: Editor, num_edits: int) -> _Shared:
-        """Kept for the next candidate, which most often has the same lowest layer. The editor has not edited yet."""
-        kept = self._shared
-        if kept is None or (kept.start, kept.num_edits) != (editor.start, num_edits):
-            edits = self._edits[:num_edits]
-            turns = editor.prepare(list(in_turns(edits, self._edits_per_turn)))
-            owners, probes = run_probe_prefix(self._decoder, edits, editor.start, editor.config.batch_tokens)
-            before = predict_prefixed(editor, owners, probes, num_edits)
-            self._shared = kept = _Shared(editor.start, num_edits, turns, owners, probes, before)
-        return kept
+    def _prepare(self, editor: Editor, num_edits: int) -> list[PreparedTurn]:
+        return editor.prepare(list(in_turns(self._edits[:num_edits], self._edits_per_turn)))
+
+    def _probe(self, editor: Editor, num_edits: int) -> _Probed:
+        owners, prefixed = run_probe_prefix(self._decoder, self._edits[:num_edits], editor.start, editor.config.batch_tokens)
+        return _Probed(owners, prefixed, predict_prefixed(editor, owners, prefixed, num_edits))
 
 
 def draw(source: EditFile, tokenizer: Any, count: int, *, seed: int, max_tokens: int | None) -> list[TokenizedEdit]:

@@ -147,7 +147,7 @@ def test_measurements_outlive_a_torn_line_and_refuse_other_settings(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def flags(llama_tiny: Path, edits_file: Path) -> list[object]:
-    kinds = ["--families", "mlp-in,q_proj", "--strengths", "0.001,0.5", "--sample", "24", "--objective", "retention=0"]
+    kinds = ["--families", "mlp-in,q_proj", "--strengths", "0.001,1", "--sample", "16", "--rungs", "2", "--objective", "retention=0"]
     return ["tune", "--model", llama_tiny / "model", "--edits", edits_file, *kinds]
 
 
@@ -170,9 +170,9 @@ def test_the_better_candidates_win_and_the_preset_edits(
     assert outcome.code == 0, outcome.stderr
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
     assert all(name.endswith(("gate_proj", "up_proj")) for name in preset["modules"])  # attention's queries hardly move an answer
-    assert "@0.5" in preset["source"]
-    assert "has the highest score after 24 edits" in outcome.stdout
-    edit = ["edit", "--model", llama_tiny / "model", "--edits", edits_file, "--limit", "24", "--output", tmp_path / "run", "--tracking-uri", "none"]
+    assert "@1" in preset["source"]
+    assert "has the highest score after 16 edits" in outcome.stdout
+    edit = ["edit", "--model", llama_tiny / "model", "--edits", edits_file, "--limit", "16", "--output", tmp_path / "run", "--tracking-uri", "none"]
     run = ultraedit(*edit, "--preset", folder / "preset.yaml", "--generate", "0")
     assert run.code == 0, run.stderr
     worker = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -230,8 +230,8 @@ def test_every_candidate_is_a_run_within_the_searchs_own(tuned: tuple[Path, Outc
     assert set(nested) == {name for _, name, _ in measured}
     name, edits = measured[-1][1:]
     steps = {metric.step: metric.value for metric in client.get_metric_history(nested[name].info.run_id, "score")}
-    assert max(steps) == int(edits) == 24
-    assert len(steps) == 3
+    assert max(steps) == int(edits) == 16
+    assert len(steps) == 2
     assert nested[name].info.status == parent.info.status == "FINISHED"
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"preset.yaml", "measurements.jsonl"}
 
