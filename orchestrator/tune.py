@@ -177,7 +177,7 @@ class _Searching:
             metrics = self._trials.measure(candidate, rate, num_edits) if rate else {}
             known = self._kept.put("metrics", candidate.name, str(num_edits), learning_rate=rate, metrics=metrics)
             self.measured += 1
-        result = Measured(candidate, num_edits, rate, known["metrics"], self._config.objective.score(known["metrics"]))
+        result = Measured(candidate, num_edits, rate, known["metrics"], self._config.objective.score(known["metrics"], num_edits))
         if fresh:
             params = {"family": candidate.family, "modules": ", ".join(candidate.modules), "learning_rate": rate, **candidate.options}
             self._tracker.nested(candidate.name, params, {**result.metrics, "score": result.score}, num_edits)

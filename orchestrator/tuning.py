@@ -37,9 +37,6 @@ _DEPTHS = (5 / 8, 3 / 4, 7 / 8, 1.0)
 _KEPT = 3
 """One candidate of so many goes on to the next rung."""
 
-_FLOOR = 0.01
-"""A metric below counts as this much: a harmonic mean of a 0 could not tell its other parts apart."""
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -81,7 +78,8 @@ class Objective:
     """What counts: the weighted harmonic mean of efficacy, generalization and locality retention.
 
     A harmonic mean is small when any part is, so that neither a model that learns nothing nor one that forgets everything wins.
-    Metrics that the edits have no probes for are left out.
+    Metrics that the edits have no probes for are left out. A metric of n edits is taken as (n x + 1) / (n + 2), Laplace's rule of
+    succession: of ten edits, none and one that generalize are much the same, and no part is ever 0.
 
     Attributes:
         efficacy: Weight of efficacy.
@@ -113,11 +111,12 @@ class Objective:
             raise InputError("objective: expected a weight above 0, found none")
         return made
 
-    def score(self, metrics: Mapping[str, float | None]) -> float:
-        """Score of a measurement, 0 to 1; 0 if it has no metric that counts."""
+    def score(self, metrics: Mapping[str, float | None], num_edits: int) -> float:
+        """Score of a measurement on so many edits, 0 to 1; 0 if it has no metric that counts."""
         named = (("efficacy", self.efficacy), ("generalization", self.generalization), ("locality_retention", self.retention))
         parts = [(weight, value) for name, weight in named if weight and (value := metrics.get(name)) is not None]
-        return sum(weight for weight, _ in parts) / sum(weight / max(value, _FLOOR) for weight, value in parts) if parts else 0.0
+        total = sum(weight * (num_edits + 2) / (num_edits * value + 1) for weight, value in parts)
+        return sum(weight for weight, _ in parts) / total if parts else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,12 +61,23 @@ def test_candidates_are_different_lie_in_the_model_and_share_prefixes(num_layers
 def test_the_objective_wants_all_of_its_parts() -> None:
     balanced = {"efficacy": 0.5, "generalization": 0.5, "locality_retention": 0.5}
     broken = {"efficacy": 1.0, "generalization": 1.0, "locality_retention": 0.0}
-    assert Objective().score(balanced) == pytest.approx(0.5)
-    assert Objective().score(broken) < 0.05
-    assert Objective(retention=0).score(broken) == pytest.approx(1.0)
-    assert Objective(generalization=0, retention=3).score({"efficacy": 0.2, "locality_retention": 0.6}) == pytest.approx(4 / (1 / 0.2 + 3 / 0.6))
-    assert Objective().score({"efficacy": 0.4, "generalization": None, "locality_retention": None}) == pytest.approx(0.4)
-    assert Objective().score({}) == 0
+    assert Objective().score(balanced, 100) == pytest.approx(0.5)
+    assert Objective().score(broken, 100) < 0.05
+    assert Objective(retention=0).score(broken, 10**6) == pytest.approx(1.0, abs=1e-5)
+    weighted = Objective(generalization=0, retention=3).score({"efficacy": 0.2, "locality_retention": 0.6}, 10**9)
+    assert weighted == pytest.approx(4 / (1 / 0.2 + 3 / 0.6))
+    assert Objective().score({"efficacy": 0.5, "generalization": None, "locality_retention": None}, 8) == pytest.approx(0.5)
+    assert Objective().score({}, 10) == 0
+
+
+def test_few_edits_say_little() -> None:
+    lucky = {"efficacy": 0.7, "generalization": 0.1, "locality_retention": 0.3}
+    steady = {"efficacy": 1.0, "generalization": 0.0, "locality_retention": 0.7}
+    assert Objective().score(lucky, 10) / Objective().score(steady, 10) < 1.5
+    assert Objective().score(lucky, 1000) / Objective().score(steady, 1000) > 5
+
+
+def test_weights_are_read_from_text() -> None:
     assert Objective.parse("retention=2, efficacy=0") == Objective(efficacy=0, retention=2)
 
 
