@@ -121,7 +121,7 @@ class Footprint:
             rest=sum(outside.values()),
             masters=0 if dtype == torch.float32 else sum(edited) // item * 4,
             widest=max(size for layer in layers for size in layer),
-            start=min(decoder.layer_of(name) for name in modules),
+            start=min((decoder.layer_of(name) for name in modules), default=decoder.num_layers),
             itemsize=item,
             hidden=decoder.config.hidden_size,
             inner=max(max(shape) for shape in shapes),

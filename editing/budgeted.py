@@ -84,7 +84,7 @@ def plan_within(folder: Path, budget: int, work: Work, *, choose: Choose, dtype:
     """
     skeleton = _skeleton(folder, dtype)
     decoder = Decoder(skeleton)
-    return make_plan(Footprint.of(decoder, resolve(decoder, choose(decoder)), skeleton.dtype), work, budget)
+    return make_plan(Footprint.of(decoder, _chosen(decoder, choose), skeleton.dtype), work, budget)
 
 
 def load_planned(
@@ -107,7 +107,7 @@ def load_planned(
     files = WeightFiles(folder, skeleton)
     reader = WeightReader(files)
     decoder, precision = Decoder(skeleton), skeleton.dtype
-    fixed = {f"{name}.weight" for name in resolve(decoder, choose(decoder))}
+    fixed = {f"{name}.weight" for name in _chosen(decoder, choose)}
     if plan.streamed:
         decoder.residency = LayerStream(
             decoder.layers,
@@ -128,6 +128,12 @@ def load_planned(
     skeleton.generation_config = pretrained.load_generation_config(folder, skeleton)
     pretrained.check_causal(folder, skeleton, lambda input_ids: _first_segment(decoder, input_ids))
     return Budgeted(skeleton, decoder, reader, precision, plan)
+
+
+def _chosen(decoder: Decoder, choose: Choose) -> dict[str, nn.Linear]:
+    """The modules to edit; none for a model that is measured only."""
+    patterns = choose(decoder)
+    return resolve(decoder, patterns) if patterns else {}
 
 
 def _skeleton(folder: Path, dtype: pretrained.DTypeName) -> PreTrainedModel:

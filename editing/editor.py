@@ -57,6 +57,7 @@ class EditorConfig(MethodOptions):
         masters: Keep float32 copies of edited modules whose weights are of lower precision.
         batch_tokens: Padded tokens in one physical batch; changes speed and memory, not results.
         cache_prefix: Run the layers below the lowest edited one apart, for many turns at once.
+        preset: Name of the preset from which comes what was not given; for the record.
     """
 
     modules: tuple[str, ...]
@@ -67,6 +68,7 @@ class EditorConfig(MethodOptions):
     masters: bool = True
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     cache_prefix: bool = True
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +134,7 @@ class Editor:
         modules: Sequence[str] | None = None,
         learning_rate: float | None = None,
         preset: str | None = None,
+        dataset: str | None = None,
         device: str = "auto",
         dtype: pretrained.DTypeName = "auto",
         **options: Any,
@@ -143,6 +146,7 @@ class Editor:
             modules: Names or patterns of the linears to edit; by default the preset's.
             learning_rate: By default the preset's.
             preset: Name of a preset or of a variant; by default the one for the model's architecture and size.
+            dataset: Format of the edits, where a preset has other modules for some data sets; by default those for the others.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``auto``, ``float32`` or ``bfloat16``.
             **options: Further fields of :class:`EditorConfig`; they win over the preset's.
@@ -152,7 +156,7 @@ class Editor:
             InputError: An option is not usable, or there is no preset and ``modules`` or ``learning_rate`` is not given.
         """
         model, tokenizer = pretrained.load(name, device=pretrained.choose_device(device), dtype=dtype)
-        return cls.of_loaded(model, tokenizer, name, modules=modules, learning_rate=learning_rate, preset=preset, **options)
+        return cls.of_loaded(model, tokenizer, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset, **options)
 
     @classmethod
     def of_loaded(
@@ -164,6 +168,7 @@ class Editor:
         modules: Sequence[str] | None = None,
         learning_rate: float | None = None,
         preset: str | None = None,
+        dataset: str | None = None,
         reductions: Reductions | None = None,
         decoder: Decoder | None = None,
         originals: Mapping[str, Tensor] | None = None,
@@ -172,7 +177,7 @@ class Editor:
         """As :meth:`from_pretrained`, with a model that has been loaded: whole, one shard of it, or what a memory budget has room for."""
         decoder = decoder or Decoder(model)
         decoder.verify()
-        modules, learning_rate, found = settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset)
+        modules, learning_rate, found = settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
         config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
         return cls(model, tokenizer, config, reductions, decoder=decoder, originals=originals)
 
@@ -515,7 +520,13 @@ class _Pass:
 
 
 def settings(
-    decoder: Decoder, name: str | Path, *, modules: Sequence[str] | None = None, learning_rate: float | None = None, preset: str | None = None
+    decoder: Decoder,
+    name: str | Path,
+    *,
+    modules: Sequence[str] | None = None,
+    learning_rate: float | None = None,
+    preset: str | None = None,
+    dataset: str | None = None,
 ) -> tuple[tuple[str, ...], float, dict[str, Any]]:
     """Patterns of the modules to edit and the learning rate, as given or else the preset's, and the preset's further options.
 
@@ -524,13 +535,13 @@ def settings(
     """
     options: dict[str, Any] = {}
     if modules is None or learning_rate is None or preset is not None:
-        found = find_preset(decoder.config, type(decoder.model).__name__, preset)
+        found = find_preset(decoder.config, type(decoder.model).__name__, preset, dataset=dataset)
         if found is None:
             known = f"no preset {preset!r} knows" if preset else "no preset knows"
             raise InputError(f"{name}: {known} this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
         modules = found.modules if modules is None else modules
         learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        options = dict(found.options)
+        options = {**found.options, "preset": found.full_name}
     return tuple(modules), learning_rate, options
 
 

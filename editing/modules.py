@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import cast
 
 from torch import nn
@@ -13,6 +13,9 @@ from editing.errors import InputError, ModelError
 from editing.parts import is_linear, part_of
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_WRAPPERS = {"model", "base_model", "transformer", "language_model", "text_model", "decoder"}
+"""Names of what may stand around a language model's layers; a vision tower's are not among them."""
+
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -38,12 +41,15 @@ def split_patterns(text: str) -> list[str]:
 def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
     """The linears that patterns name, in the patterns' order; of a sharded model, the parts that this shard holds.
 
+    What stands before the list of layers may be left out, or be as in another version of the model's class: ``layers.3.mlp.up_proj`` and
+    ``language_model.model.layers.3.mlp.up_proj`` both name ``model.language_model.layers.3.mlp.up_proj``.
+
     Raises:
         InputError: A name is unknown, is no linear, stands twice, or lies outside the decoder layers.
     """
     known = dict(decoder.model.named_modules())
     resolved: dict[str, nn.Linear] = {}
-    for name in (name for pattern in patterns for name in expand(pattern)):
+    for name in (_as_in_model(name, decoder, known) for pattern in patterns for name in expand(pattern)):
         if name in resolved:
             raise InputError(f"modules: {name} is named twice")
         if name not in known:
@@ -59,6 +65,16 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
     if not resolved:
         raise InputError("modules: expected at least one module name")
     return resolved
+
+
+def _as_in_model(name: str, decoder: Decoder, known: Collection[str]) -> str:
+    """A module's name in this model; a name that means none of its decoder layers' modules stays what it is."""
+    own = decoder.layers_path.rpartition(".")[2]
+    parts = re.fullmatch(rf"((?:\w+\.)*)(?:layers|{own})\.(\d+\..+)", name)
+    if name in known or not parts or not set(parts[1].split(".")) <= {*_WRAPPERS, ""}:
+        return name
+    meant = f"{decoder.layers_path}.{parts[2]}"
+    return meant if meant in known else name
 
 
 def editable(decoder: Decoder) -> list[str]:

@@ -104,13 +104,26 @@ def local_folder(name: str | os.PathLike[str]) -> Path:
 
 
 def load_config(name: str | os.PathLike[str]) -> Any:
-    """A model's configuration.
+    """A model's configuration; of a folder, whose files are looked at too.
 
     Raises:
         ModelError: There is none, or it is of a quantized model.
     """
+    check_name(name)
+    return read_config(name)
+
+
+def read_config(name: str | os.PathLike[str]) -> Any:
+    """A model's configuration, whether its weights are there or not.
+
+    Raises:
+        ModelError: There is none, or it is of a quantized model.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ModelError(f"{name}: has no config.json, so it is not a model folder")
+    called = name if Path(name).is_dir() else check_name(name)
     # without trust_remote_code=False, transformers asks at the terminal whether a repository's code may run
-    config = attempt(check_name(name), "configuration", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
+    config = attempt(called, "configuration", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name}: the checkpoint is quantized; weights must be float32, bfloat16 or float16 to be edited")
     return config

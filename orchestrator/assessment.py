@@ -128,9 +128,9 @@ def _texts(worker: Worker, entries: Iterable[Entry]) -> Iterator[Generated]:
     for chunk in _chunks(entries, worker.edits_at_a_time):
         prompts = [entry.request.prompt for entry in chunk]
         before = worker.generate(prompts, unedited=True)
-        after = worker.generate(prompts)
         asked = [k for k, entry in enumerate(chunk) if entry.request.rephrase]
-        rephrased = dict(zip(asked, worker.generate([chunk[k].request.rephrase or "" for k in asked]), strict=True))
+        after = worker.generate([*prompts, *(chunk[k].request.rephrase or "" for k in asked)])  # at once: it may have to read the model
+        rephrased = dict(zip(asked, after[len(prompts) :], strict=True))
         yield from (Generated(before[k], after[k], rephrased.get(k)) for k in range(len(chunk)))
 
 

@@ -18,6 +18,7 @@ from editing.modules import split_patterns
 from editing.preserve import PreserveForm
 from orchestrator.config import OnCollapse, RunConfig, Save
 from orchestrator.data_cli import data
+from orchestrator.plan_cli import plan_command
 from orchestrator.progress import Progress
 from orchestrator.report import metrics_table, show_diff, show_history, show_run
 from orchestrator.resume import stored_config
@@ -58,7 +59,8 @@ def cli() -> None:
 @click.option("--edits", help="The edits: JSON lines, JSON array or Parquet, plain, gzip or zstd; or a folder of parts.")
 @click.option("--output", help="Folder for the edited model and the results.")
 @_data_options
-@click.option("--preset", help="Settings by name, a variant such as published, or a YAML file; by default the model's own.")
+@click.option("--preset", help="Settings by name, as MODEL, MODEL/VARIANT, a variant such as published, or a YAML file; by default the model's own.")
+@click.option("--dataset", type=click.Choice(sorted(FORMATS)), help="Data set whose modules a preset gives.  [default: told by the edits]")
 @click.option("--modules", help="Modules to edit, comma separated; a.{2..5}.{x,y} stands for eight.")
 @click.option("--learning-rate", type=float, help="Scale of the targets.")
 @click.option("--edits-per-turn", type=int, help="Edits that share one shift per module.  [default: 100]")
@@ -118,6 +120,7 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
 @click.option("--edits", required=True, help="The edits and their probes: a file or a folder of parts, as for edit.")
 @click.option("--base", help="The unedited model; gives locality retention and the metrics before.")
 @_data_options
+@click.option("--device-memory", help="Memory that may be used, as for edit.")
 @click.option("--generate", type=click.IntRange(min=0), default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the metrics to this JSON file.")
@@ -209,6 +212,7 @@ def demo(output: str, cache: Path) -> None:
 
 cli.add_command(data)
 cli.add_command(tune_command)
+cli.add_command(plan_command)
 
 
 def run_edit(config: RunConfig, *, resume: bool = False) -> None:
@@ -216,7 +220,10 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     from orchestrator.coordinator import Collapsed
     from orchestrator.recovery import run_to_the_end
     from orchestrator.replay import roll_back
+    from orchestrator.workforce import warn_of_what_a_job_loses
 
+    warn_of_what_a_job_loses(config)
+    config = config.with_dataset()
     try:
         show_run(run_to_the_end(lambda: _coordinator(config), resume=resume), _screen())
     except Collapsed as error:
@@ -245,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code."""
     _quiet_libraries()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # or every new tensor is filled first: a model without weights too
     return _run(arguments)
 
 

@@ -1,13 +1,13 @@
 """The configuration of a run: one frozen record, from defaults, a YAML file and command-line flags, in this order."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
 from editing.budget import parse_size
-from editing.datasets import FORMATS
+from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.modules import split_patterns
 from editing.normalizer import MomentRule
@@ -34,6 +34,7 @@ class RunConfig:
         format: Record format of ``edits``.
         limit: Use the first N usable records only.
         preset: Name of a preset, or of a variant of the model's own; by default the model's own.
+        dataset: Data set whose modules are taken, where a preset has other ones for some; by default what ``format`` or the records tell.
         modules: Names or patterns of the modules to edit; by default the preset's.
         learning_rate: Scale of the targets; by default the preset's.
         edits_per_turn: Edits that share one shift per module.
@@ -83,6 +84,7 @@ class RunConfig:
     format: FormatName = "auto"
     limit: int | None = None
     preset: str | None = None
+    dataset: str | None = None
     modules: tuple[str, ...] | None = None
     learning_rate: float | None = None
     edits_per_turn: int = 100
@@ -149,6 +151,7 @@ class RunConfig:
                 check_number(name, getattr(self, name), or_zero=name != "learning_rate")
         MethodOptions(**self.method)
         choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse), "save": get_args(Save)}
+        choices |= {} if self.dataset is None else {"dataset": tuple(FORMATS)}
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
         for name in ("eval", "strict", "overwrite"):
@@ -193,6 +196,15 @@ class RunConfig:
             key = str(error).partition(":")[0]
             raise InputError(f"{file}: {error}") if file and key not in given else error from None
 
+    def with_dataset(self) -> "RunConfig":
+        """The same with the data set that the edits tell, where none was given; what is appended to the run later is edited alike.
+
+        Raises:
+            InputError: The edits cannot be read, or are of no known format.
+        """
+        known = self.dataset is not None or self.modules is not None
+        return self if known else replace(self, dataset=EditFile(self.edits, self.format).format.name)
+
     @property
     def method(self) -> dict[str, Any]:
         """The method's options that were given; others are the preset's, or the published method's."""
@@ -206,6 +218,7 @@ class RunConfig:
             device=self.device,
             dtype=self.dtype,
             preset=self.preset,
+            dataset=self.dataset,
             modules=self.modules,
             learning_rate=self.learning_rate,
             options=options,

@@ -349,6 +349,8 @@ class Coordinator:
         size = f"{described['parameters'] / 1e9:.2f} B parameters"
         where = f"{self.config.replicas} x {self.config.shards} workers, " if self.config.is_distributed else ""
         logger.info("model     %s, %s, %s on %s%s", described["architecture"], size, described["dtype"], where, described["device"])
+        if described["preset"]:
+            logger.info("preset    %s", described["preset"])
         logger.info("modules   %d: %s", len(modules), ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else ""))
         logger.info("learning rate %g, float32 masters %s, input format %s", described["learning_rate"], masters, state.source["format"])
         return {
@@ -432,6 +434,7 @@ def _parameters(run: dict[str, Any]) -> dict[str, Any]:
     model = run["model"]
     return {
         **run["config"],
+        "preset": model["preset"],
         "modules": ", ".join(model["modules"]),
         "learning_rate": model["learning_rate"],
         **model["method"],

@@ -13,10 +13,12 @@ from editing.generation import generate
 from editing.turn import TokenizedEdit
 from orchestrator.intake import Intake, look_ahead
 from orchestrator.progress import Progress
+from workers.budgeted import load_to_measure
 
 logger = logging.getLogger("ultraedit")
 
 _CHUNK = 200
+"""Edits predicted at a time where the whole model is in memory; else all of them, for each time reads it from disk."""
 
 
 def measure_model(
@@ -28,18 +30,19 @@ def measure_model(
     limit: int | None = None,
     device: str = "auto",
     dtype: pretrained.DTypeName = "auto",
+    device_memory: str | None = None,
     generate: int = 50,
     seed: int = 0,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Metrics of a model, and against ``base`` if it is given. One model is in memory at a time.
+    """Metrics of a model, and against ``base`` if it is given. One model is in memory at a time, or what a budget has room for.
 
     Raises:
         UltraEditError: A model or the file cannot be used.
     """
     source = EditFile(edits, format, seed=seed)
     look_ahead(source, limit)
-    tokenizer, decoder = _load(model, device, dtype)
+    tokenizer, decoder = _load(model, device, dtype, device_memory)
     intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
     dropped: list[BadRecord] = []
     tokenized = list(intake.edits(dropped.append))
@@ -52,14 +55,18 @@ def measure_model(
     del decoder
     before = None
     if base is not None:
-        _, base_decoder = _load(base, device, dtype)
+        _, base_decoder = _load(base, device, dtype, device_memory)
         before = _predict(base_decoder, tokenized, "base model", progress)
     return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(dropped)}
 
 
-def _load(name: str, device: str, dtype: pretrained.DTypeName) -> tuple[Any, Decoder]:
-    model, tokenizer = pretrained.load(name, device=pretrained.choose_device(device), dtype=dtype)
-    decoder = Decoder(model)
+def _load(name: str, device: str, dtype: pretrained.DTypeName, device_memory: str | None) -> tuple[Any, Decoder]:
+    chosen = pretrained.choose_device(device)
+    if device_memory is not None:
+        tokenizer, decoder = load_to_measure(name, device_memory, chosen, dtype)
+    else:
+        model, tokenizer = pretrained.load(name, device=chosen, dtype=dtype)
+        decoder = Decoder(model)
     decoder.verify()
     return tokenizer, decoder
 
@@ -68,7 +75,8 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
     predictions = []
     iterator = iter(edits)
     with progress.bar(title, len(edits)) as advance:
-        while chunk := list(islice(iterator, _CHUNK)):
+        size = _CHUNK if decoder.residency.holds(0, decoder.num_layers) else len(edits)
+        while chunk := list(islice(iterator, size)):
             predictions += predict_probes(decoder, chunk)
             advance(len(chunk))
     return predictions

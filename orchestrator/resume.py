@@ -96,7 +96,7 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
         InputError: Naming the first difference.
     """
     for name, then in state.settings.items():
-        if settings[name] != then:
+        if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base:
         raise InputError("resume: the base model is not the one that the run began with; give that one, or --overwrite")

@@ -179,11 +179,12 @@ class RunDirectory:
                     self._settle(left)
                 elif _has_checkpoint(left):
                     self._take_over(left)
-                shutil.rmtree(left, ignore_errors=True)
+                if left != self.staging or not self._resumed:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _take_over(self, left: Path) -> None:
         """Decide on what an unfinished run left: go on in it, or let it go."""
-        if self._resume and not self.staging.exists():
+        if self._resume and (left == self.staging or not self.staging.exists()):  # its own, if it begins again in one process
             left.rename(self.staging)
             self._resumed = True
         elif not self._overwrite:

@@ -1,13 +1,17 @@
 """Who does the work of a run: one worker in this process, or a group of them on Ray."""
 
+import logging
 import os
 import secrets
 from importlib.util import find_spec
+from pathlib import Path
 from typing import cast
 
 from editing import InputError
 from orchestrator.config import RunConfig
 from workers.worker import Worker
+
+logger = logging.getLogger("ultraedit")
 
 
 def make_worker(config: RunConfig) -> Worker:
@@ -32,6 +36,19 @@ def make_worker(config: RunConfig) -> Worker:
         shards=config.shards, replicas=config.replicas, address=address, resources=config.resources(), placement_timeout=config.placement_timeout
     )
     return cast(Worker, WorkerGroup(spec, cluster, timeout=config.worker_timeout))
+
+
+def warn_of_what_a_job_loses(config: RunConfig) -> None:
+    """Say what of a Ray job's results would lie in the job's own folder, which Ray deletes when the job has ended."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # which Ray sets for a job's own process
+        return
+    lost = []
+    if not Path(config.output).is_absolute():
+        lost.append(f"--output {config.output}: give an absolute path, on storage that all nodes share")
+    if config.tracking_uri.startswith("sqlite:///") and not config.tracking_uri.startswith("sqlite:////"):
+        lost.append(f"--tracking-uri {config.tracking_uri}: give a server, sqlite:////FOLDER/mlflow.db on storage that stays, or none")
+    if lost:
+        logger.warning("job       its own folder is deleted at its end, and with it %s", "; ".join(lost))
 
 
 def lock_local_cluster() -> None:

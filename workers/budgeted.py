@@ -14,13 +14,14 @@ from editing.editor import EditorConfig, settings
 from editing.heap import give_back_large_blocks
 from editing.modules import resolve
 from editing.options import MethodOptions
+from editing.tokenization import DEFAULT_BATCH_TOKENS
 from editing.weights import save_edited, weight_files
 from workers.engine import WorkerSpec
 
-_LATER = 128 * 2**20
+LATER = 128 * 2**20
 """Bytes that a process will still take for libraries that a run loads as it goes, such as MLflow and the plots."""
 
-_CUDA_CONTEXT = 512 * 2**20
+CUDA_CONTEXT = 512 * 2**20
 
 
 class BudgetedEngine:
@@ -39,10 +40,9 @@ class BudgetedEngine:
     @cached_property
     def plan(self) -> MemoryPlan:
         """Where the layers will be. Raises :class:`editing.InputError` if the budget is too small, before anything is loaded."""
-        limit = parse_size(self._spec.device_memory or "auto")
-        budget = free_memory(self._device) if limit is None else limit
         self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
-        process = _CUDA_CONTEXT if self._device.type == "cuda" else resident_bytes() + _LATER
+        budget = _budget(self._spec.device_memory or "auto", self._device)
+        process = _process_bytes(self._device)
         work = Work(**self._options, process=process, method=self._method)
         return budgeted.plan_within(self._folder, budget, work, choose=self._choose, dtype=self._spec.dtype)
 
@@ -115,5 +115,28 @@ class BudgetedEngine:
         return self._settings(decoder)[0]
 
     def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
-        spec = self._spec
-        return settings(decoder, spec.model, modules=spec.modules, learning_rate=spec.learning_rate, preset=spec.preset)
+        return settings(decoder, self._spec.model, **self._spec.settings)
+
+
+def load_to_measure(name: str, device_memory: str, device: torch.device, dtype: pretrained.DTypeName) -> tuple[Any, Decoder]:
+    """Tokenizer and decoder of a model that is measured only, within a budget.
+
+    Raises:
+        UltraEditError: The budget is too small, or the model cannot be loaded.
+    """
+    folder = pretrained.local_folder(name)
+    tokenizer = pretrained.load_tokenizer(folder)
+    work = Work(batch_tokens=DEFAULT_BATCH_TOKENS, edits_per_turn=EditorConfig.edits_per_turn, process=_process_bytes(device))
+    plan = budgeted.plan_within(folder, _budget(device_memory, device), work, choose=lambda _: (), dtype=dtype)
+    if device.type == "cpu":
+        give_back_large_blocks()
+    return tokenizer, budgeted.load_planned(folder, plan, choose=lambda _: (), device=device, dtype=dtype).decoder
+
+
+def _budget(device_memory: str, device: torch.device) -> int:
+    limit = parse_size(device_memory)
+    return free_memory(device) if limit is None else limit
+
+
+def _process_bytes(device: torch.device) -> int:
+    return CUDA_CONTEXT if device.type == "cuda" else resident_bytes() + LATER

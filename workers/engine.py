@@ -19,6 +19,7 @@ class WorkerSpec:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         preset: Name of a preset, or ``None`` for the model's own.
+        dataset: Format of the edits, where a preset has other modules for some data sets.
         modules: Patterns of the edited modules, or ``None`` for the preset's.
         learning_rate: Or ``None`` for the preset's.
         options: Further fields of :class:`editing.EditorConfig`.
@@ -32,6 +33,7 @@ class WorkerSpec:
     device: str = "auto"
     dtype: pretrained.DTypeName = "auto"
     preset: str | None = None
+    dataset: str | None = None
     modules: tuple[str, ...] | None = None
     learning_rate: float | None = None
     options: dict[str, Any]
@@ -43,7 +45,12 @@ class WorkerSpec:
     @property
     def editing(self) -> dict[str, Any]:
         """Keywords of :meth:`editing.Editor.of_loaded`."""
-        return {"modules": self.modules, "learning_rate": self.learning_rate, "preset": self.preset, **self.options}
+        return {**self.settings, **self.options}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of :func:`editing.editor.settings`."""
+        return {name: getattr(self, name) for name in ("modules", "learning_rate", "preset", "dataset")}
 
 
 class Engine(Protocol):

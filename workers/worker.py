@@ -86,6 +86,7 @@ class Worker:
             "replicas": self.placement.num_replicas,
             "device": str(weights.device),
             "dtype": str(weights.dtype).removeprefix("torch."),
+            "preset": editor.config.preset,
             "modules": list(editor.modules),
             "learning_rate": editor.config.learning_rate,
             "method": {name: getattr(editor.config, name) for name in MethodOptions.names()},

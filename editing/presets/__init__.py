@@ -5,7 +5,11 @@ A file's own settings are the published method's. Beside them it may have varian
     modules: [...]            learning_rate: 1.5e-4       source: ...       match: {...}
     variants:
       refined: {passes: 3, learning_rate: 5e-5, source: ...}
+      fever: {modules: [...]}
     default: refined
+
+A variant named as an edit file's format is for that data set, and is taken for such a file by itself. Modules are named from
+the list of decoder layers on, ``layers.3.mlp.up_proj``, whatever that list is called in the model (:mod:`editing.modules`).
 """
 
 from collections.abc import Iterator
@@ -32,6 +36,7 @@ class Preset:
         modules: Patterns of the edited linears.
         learning_rate: Scale of the targets.
         source: Where the values come from.
+        note: Which other models have this configuration too.
         match: Fields of the model's text configuration, and ``architectures``, that select this preset by default.
         options: Options of the method that differ from the published ones.
     """
@@ -41,8 +46,14 @@ class Preset:
     modules: tuple[str, ...]
     learning_rate: float
     source: str
+    note: str = ""
     match: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        """Name with the variant."""
+        return self.name if "/" in self.name else f"{self.name}/{self.variant}"
 
     def fits(self, config: Any, architecture: str) -> bool:
         """Whether this is for a model of this configuration and class."""
@@ -78,7 +89,9 @@ def read_preset(path: Path) -> Preset:
     """
     expected = "expected a preset with modules, learning_rate and source"
     try:
-        found = next(_read(str(path), yaml.safe_load(path.read_text(encoding="utf-8"))))
+        found = next(_read(str(path), values := yaml.safe_load(path.read_text(encoding="utf-8"))))
+        if not (isinstance(values["modules"], list) and found.modules and all(isinstance(name, str) for name in found.modules)):
+            raise InputError(f"modules: expected a list of names, found {values['modules']!r}")
         check_number("learning_rate", found.learning_rate)
         MethodOptions(**found.options)
     except OSError as error:
@@ -90,13 +103,14 @@ def read_preset(path: Path) -> Preset:
     return found
 
 
-def find_preset(config: Any, architecture: str, name: str | None = None) -> Preset | None:
+def find_preset(config: Any, architecture: str, name: str | None = None, *, dataset: str | None = None) -> Preset | None:
     """The preset of this name, or the one that fits the model; ``None`` if none does.
 
     Args:
         config: The model's text configuration.
         architecture: The model's class.
         name: A preset, a variant of those that fit the model, or a YAML file; by default the model's default.
+        dataset: Where no variant is named, a variant of this name is taken if there is one.
 
     Raises:
         InputError: There is no preset, no variant and no file of this name, or the file is no preset.
@@ -104,10 +118,10 @@ def find_preset(config: Any, architecture: str, name: str | None = None) -> Pres
     if name is not None and name.endswith((".yaml", ".yml")):
         return read_preset(Path(name))
     presets = all_presets()
-    if name in presets:
-        return presets[name]
     variants = sorted({preset.variant for preset in presets.values()})
-    if name is not None and name not in variants:
+    if name is not None and name not in presets and name not in variants:
         raise InputError(f"preset: there is none named {name!r}; there are {', '.join([*presets, *variants])}")
-    fitting = [preset for preset in presets.values() if preset.fits(config, architecture)]
-    return next((preset for preset in fitting if name in (None, preset.variant)), None)
+    if name not in presets:
+        fitting = [preset for preset in presets.values() if preset.fits(config, architecture)]
+        name = next((preset.name if name is None else preset.full_name for preset in fitting if name in (None, preset.variant)), "")
+    return presets.get(f"{name}/{dataset}") or presets.get(name)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from editing import pretrained
-from tests.conftest import PARITY
 
+_TOKENIZER = Path(__file__).parents[1] / "data" / "parity" / "llama-tiny" / "model"
 _FILE_BYTES = 4_000_000_000
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -35,7 +35,7 @@ def write_random(folder: Path, config: Any, dtype: torch.dtype, *, scale: float 
         weight_map |= dict.fromkeys(held, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(PARITY / "llama-tiny" / "model" / name, folder / name)
+        shutil.copyfile(_TOKENIZER / name, folder / name)
     config.architectures = [type(pretrained.make_skeleton(folder, config, dtype)).__name__]
     config.dtype = dtype
     config.save_pretrained(folder)

@@ -70,8 +70,27 @@ H100 = Machine("H100, NVLink", 400e12, 150e9, 20e-6)
 _LOOKAHEAD = 4
 
 
-def seconds_a_turn(model: Model, machine: Machine, *, shards: int, replicas: int, tokens: float, rows: float) -> dict[str, float]:
-    """Predicted seconds of each part of a turn.
+@dataclass(frozen=True)
+class Cost:
+    """What one worker does in a turn: floating-point operations of capture and of the solves, bytes that it sends, messages that it waits for."""
+
+    capture: float
+    solve: float
+    sent: float
+    messages: float
+
+    def seconds(self, machine: Machine) -> dict[str, float]:
+        """Of each part."""
+        return {
+            "capture": self.capture / machine.flops,
+            "solve": self.solve / machine.flops,
+            "bytes": self.sent / machine.bandwidth,
+            "latency": self.messages * machine.latency,
+        }
+
+
+def cost_of_a_turn(model: Model, *, shards: int, replicas: int, tokens: float, rows: float) -> Cost:
+    """Predicted cost.
 
     Forward is 2 flops a parameter and token; backward through the suffix is as much again, as no weight gradients are made.
     A shard sums hidden states twice a layer, forward and in the suffix back. Replicas gather rows. All of them solve.
@@ -83,12 +102,7 @@ def seconds_a_turn(model: Model, machine: Machine, *, shards: int, replicas: int
     sent = sums * tokens * share * model.hidden * 2 * 2 * (shards - 1) / shards
     gathered = (replicas > 1) * rows * sum(sum(pair) for pair in model.edited) / shards * 4
     messages = sums + (replicas > 1) + len(model.edited) * 4 * (shards > 1 or replicas > 1)
-    return {
-        "capture": work * share / shards / machine.flops,
-        "solve": solve / machine.flops,
-        "bytes": (sent + gathered) / machine.bandwidth,
-        "latency": messages * machine.latency,
-    }
+    return Cost(work * share / shards, solve, sent + gathered, messages)
 
 
 def main() -> None:
@@ -145,29 +159,32 @@ def _workers() -> set[int]:
 def _show_measured(seconds: dict[int, list[float]], tokens: float, rows: float) -> None:
     medians = {replicas: statistics.median(each) for replicas, each in seconds.items()}
     # the machine's speed is taken from the run with one replica; the model then says what two would give
-    one = seconds_a_turn(GEMMA_270M, Machine("", 1.0, 1.0, 0.0), shards=1, replicas=1, tokens=tokens, rows=rows)
-    core = Machine("one core", (one["capture"] + one["solve"]) / medians[1], 1e9, 1e-3)
+    one = cost_of_a_turn(GEMMA_270M, shards=1, replicas=1, tokens=tokens, rows=rows)
+    core = Machine("one core", (one.capture + one.solve) / medians[1], 1e9, 1e-3)
     table = Table(
         title=f"Turns of 100 edits ({tokens:.0f} tokens, {rows:.0f} rows), Gemma 3 270M", title_justify="left", box=None, padding=(0, 2, 0, 0)
     )
     for column in ("replicas, one core each", "seconds a turn", "turns a second", "speedup", "predicted"):
         table.add_column(column, justify="right")
     for replicas, median in medians.items():
-        predicted = sum(seconds_a_turn(GEMMA_270M, core, shards=1, replicas=replicas, tokens=tokens, rows=rows).values())
+        predicted = sum(cost_of_a_turn(GEMMA_270M, shards=1, replicas=replicas, tokens=tokens, rows=rows).seconds(core).values())
         table.add_row(str(replicas), f"{median:.2f}", f"{1 / median:.2f}", f"{medians[1] / median:.2f}", f"{medians[1] / predicted:.2f}")
     Console().print(table)
 
 
 def _show_predicted(tokens: float, rows: float) -> None:
     table = Table(title=f"Predicted by the cost model, {H100.name}, not measured", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "GPUs", "shards x replicas", "capture ms", "solve ms", "bytes ms", "latency ms", "turns/s"):
+    for column in ("model", "GPUs", "shards x replicas", "Tflop", "MB sent", "messages", "compute ms", "bytes ms", "latency ms", "turns/s"):
         table.add_column(column, justify="right" if column != "model" else "left")
     for model in (GEMMA_27B, SEVENTY_B):
         for gpus in (8, 64):
             for shards in (2, 4, 8):
-                cost = seconds_a_turn(model, H100, shards=shards, replicas=gpus // shards, tokens=tokens, rows=rows)
-                parts = (f"{1e3 * cost[name]:.1f}" for name in ("capture", "solve", "bytes", "latency"))
-                table.add_row(model.name, str(gpus), f"{shards} x {gpus // shards}", *parts, f"{1 / sum(cost.values()):.1f}")
+                cost = cost_of_a_turn(model, shards=shards, replicas=gpus // shards, tokens=tokens, rows=rows)
+                amounts = (f"{(cost.capture + cost.solve) / 1e12:.2f}", f"{cost.sent / 1e6:.0f}", f"{cost.messages:.0f}")
+                seconds = cost.seconds(H100)
+                spent = (seconds["capture"] + seconds["solve"], seconds["bytes"], seconds["latency"])
+                each = (f"{1e3 * value:.1f}" for value in spent)
+                table.add_row(model.name, str(gpus), f"{shards} x {gpus // shards}", *amounts, *each, f"{1 / sum(spent):.1f}")
     Console().print(table)
 
 

@@ -25,9 +25,10 @@ from transformers import MistralConfig
 
 from editing import EditRequest, pretrained
 from editing.budget import parse_size, show_size
+from editing.modules import expand
 from editing.turn import TokenizedEdit, in_turns, tokenize
+from tests.benchmarks.baseline import BaselineEditor
 from tests.benchmarks.checkpoint import write_random
-from tests.conftest import PARITY
 from workers.worker import Worker, WorkerSpec
 
 MISTRAL_7B: dict[str, Any] = {"vocab_size": 32768, "rope_theta": 1e6, "sliding_window": None, "dtype": "bfloat16"}
@@ -37,10 +38,11 @@ _WORDS = "the capital of a small country in the north is known to be called afte
 
 @click.command()
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the checkpoint, kept there; by default a temporary one.")
-@click.option("--budget", default="6GiB", show_default=True)
+@click.option("--budget", default="5GiB", show_default=True, help="What --device-memory is given.")
+@click.option("--cap", default="6GiB", show_default=True, help="Limit of the control group.")
 @click.option("--baseline", is_flag=True, help="Also the plain baseline, with the model in memory.")
 @click.option("--child", hidden=True, help="JSON arguments of the measured process.")
-def main(scratch: Path | None, budget: str, baseline: bool, child: str | None) -> None:
+def main(scratch: Path | None, budget: str, cap: str, baseline: bool, child: str | None) -> None:
     if child is not None:
         print(json.dumps(measure(**json.loads(child))))
         return
@@ -48,12 +50,21 @@ def main(scratch: Path | None, budget: str, baseline: bool, child: str | None) -
         folder = (scratch or Path(temporary)) / "mistral-7b-random"
         if not (folder / "config.json").exists():
             write_random(folder, MistralConfig(**MISTRAL_7B), torch.bfloat16)
-        result = measure_apart(folder, budget, MODULES, windows=[1, 4], edits_per_turn=100)
+        result = measure_apart(folder, budget, MODULES, windows=[1, 4], edits_per_turn=100, cap=cap)
         print_result(result)
         if baseline:
-            from tests.benchmarks.streamed_baseline import baseline_seconds
+            print(f"\nplain baseline, the whole model in memory in bfloat16: {baseline_seconds(folder):.0f} s for one turn of 10 edits")
 
-            print(f"\nplain baseline, model in memory: {baseline_seconds(folder, MODULES, facts_of(10)):.0f} s for one turn of 10 edits")
+
+def baseline_seconds(folder: Path) -> float:
+    """One turn of ten edits the published way: the whole model forward and back, a d_in x d_in system for each module."""
+    model, tokenizer = pretrained.load(folder, device=torch.device("cpu"))
+    sequences = [tokenize(tokenizer, fact, max_tokens=None).sequence for fact in facts_of(10)]
+    with tempfile.TemporaryDirectory() as rows:
+        editor = BaselineEditor(model, expand(MODULES), learning_rate=1e-6, folder=Path(rows))
+        began = time.perf_counter()
+        editor.apply_turn(sequences)
+        return time.perf_counter() - began
 
 
 def facts_of(count: int) -> list[EditRequest]:
@@ -62,10 +73,12 @@ def facts_of(count: int) -> list[EditRequest]:
     return [EditRequest(prompt=f"{i} {' '.join(words[(i + j) % len(words)] for j in range(5 + i % 4))}", target=f"Q{i % 97}") for i in range(count)]
 
 
-def measure_apart(folder: Path, budget: str, modules: str, *, windows: list[int], edits_per_turn: int, dtype: str = "auto") -> dict[str, Any]:
-    """As :func:`measure`, in a process whose memory is capped at the budget where the machine lets us."""
+def measure_apart(
+    folder: Path, budget: str, modules: str, *, windows: list[int], edits_per_turn: int, dtype: str = "auto", cap: str | None = None
+) -> dict[str, Any]:
+    """As :func:`measure`, in a process whose memory is capped, at the budget by default, where the machine lets us."""
     arguments = {"folder": str(folder), "budget": budget, "modules": modules, "windows": windows, "edits_per_turn": edits_per_turn, "dtype": dtype}
-    limit = parse_size(budget)
+    limit = parse_size(cap or budget)
     assert limit is not None
     with memory_group(limit) as (group, kind):
         join = None if group is None else lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
@@ -182,5 +195,4 @@ def _layer(name: str, path: str) -> int:
 
 
 if __name__ == "__main__":
-    assert PARITY.exists()
     main()

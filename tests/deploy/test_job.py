@@ -40,8 +40,10 @@ class Person:
         self._command = [str(SUBMIT), *flags, *run]
         self._environment = {**cluster.environment, "RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_TOKEN": cluster.token}
 
-    def submit(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(self._command, env=self._environment, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def submit(self, *more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self._command, *more], env=self._environment, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
 
 def _script(arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -55,12 +57,13 @@ def test_a_job_that_crashed_and_was_sent_again_gives_the_weights_of_one_process(
     person = Person(cluster, llama_tiny / "edits.json", flags[1:], tmp_path)
     earlier = {actor["job_id"] for actor in cluster.list_states("actors")}
 
-    job = person.submit()
+    job = person.submit("--tracking-uri", "sqlite:///mlflow.db")
     _wait_for_a_checkpoint(person.output, job)
     (driver,) = (process for process in cluster.processes_of("/ultraedit edit") if process.pid != job.pid)
     driver.kill()
     log, _ = job.communicate(timeout=60)
     assert job.returncode != 0, log
+    assert "its own folder is deleted at its end, and with it --tracking-uri sqlite:///mlflow.db" in log
     assert not person.output.exists()
 
     job = person.submit()

@@ -72,6 +72,14 @@ def test_the_reduced_schema_finds_mistakes(
         jsonschema.validate(wrong, ray_job_schema)
 
 
+@pytest.mark.parametrize("name", ["groupName", "minReplicas", "maxReplicas", "template"])
+def test_the_reduced_schema_finds_what_is_missing(ray_job: dict[str, Any], ray_job_schema: dict[str, Any], name: str) -> None:
+    wrong = copy.deepcopy(ray_job)
+    del wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0][name]
+    with pytest.raises(jsonschema.ValidationError, match=name):
+        jsonschema.validate(wrong, ray_job_schema)
+
+
 def test_a_retry_of_the_ray_job_finds_its_state_on_shared_storage(ray_job: dict[str, Any], claim: dict[str, Any]) -> None:
     spec = ray_job["spec"]
     assert spec["backoffLimit"] > 0

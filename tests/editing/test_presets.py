@@ -24,7 +24,7 @@ def test_variants_share_what_they_do_not_change() -> None:
     known = all_presets()
     published = known["gemma-3-270m/published"]
     assert published.options == {}
-    assert (published.learning_rate, published.modules) == (1.5e-4, ("model.layers.{12..15}.self_attn.o_proj",))
+    assert (published.learning_rate, published.modules) == (1.5e-4, ("layers.{12..15}.self_attn.o_proj",))
     refined = known["gemma-3-270m/refined"]
     assert refined.options["passes"] > 1
     assert refined.match == published.match

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,11 +31,12 @@ REQUESTS = [
 
 
 @contextmanager
-def streamed(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", limit: int = 2**20) -> Iterator[Budgeted]:
+def streamed(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", **given: Any) -> Iterator[Budgeted]:
     """The model with just so many layers left on disk."""
+    device, pinned = torch.device(given.get("device", "cpu")), given.get("pinned", False)
     plan = budgeted.plan_within(folder, 2**30, WORK, choose=lambda _: modules, dtype=dtype)
-    plan = replace(plan, streamed=layers, hidden_limit=limit)
-    loaded = budgeted.load_planned(folder, plan, choose=lambda _: modules, device=CPU, dtype=dtype)
+    plan = replace(plan, streamed=layers, hidden_limit=given.get("limit", 2**20))
+    loaded = budgeted.load_planned(folder, plan, choose=lambda _: modules, device=device, dtype=dtype, pinned=pinned)
     try:
         yield loaded
     finally:
@@ -59,10 +61,11 @@ def check_same_bits(
     *,
     dtype: pretrained.DTypeName = "auto",
     options: dict[str, object] | None = None,
-    **given: int,
+    **given: Any,
 ) -> None:
     options = options or {}
-    expected = edited(*pretrained.load(folder, device=CPU, dtype=dtype), modules, **options)
+    device = torch.device(given.get("device", "cpu"))
+    expected = edited(*pretrained.load(folder, device=device, dtype=dtype), modules, **options)
     with streamed(folder, modules, layers, dtype=dtype, **given) as loaded:
         found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals, **options)
         assert found.turns == expected.turns == 3
@@ -83,6 +86,16 @@ def test_any_precision_streams(name: str, dtype: pretrained.DTypeName, tmp_path:
     model = next(m for m in TINY if m.name == name)
     model.write(tmp_path)
     check_same_bits(tmp_path, model.modules, 3, dtype=dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("layers", [3, 4])
+def test_a_gpu_streams_through_pinned_memory(layers: int, pinned: bool, tmp_path: Path) -> None:
+    model = next(m for m in TINY if m.name == "llama")
+    model.write(tmp_path)
+    check_same_bits(tmp_path, model.modules, layers, device="cuda", pinned=pinned)
 
 
 LLAMA = next(m for m in TINY if m.name == "llama")
@@ -116,7 +129,8 @@ def test_one_pass_reads_every_streamed_weight_once(llama: Path) -> None:
         files, lower = loaded.reader.files, tuple(f"model.layers.{i}." for i in range(3))
         layers = sum(files.stored(name).nbytes for name in files.shapes if name.startswith(lower))
         for slot in loaded.decoder.residency._slots:
-            slot.layer = None  # what the checks at loading have left there
+            slot.wait()  # for what the checks at loading have begun to read
+            slot.layer = None
         before = loaded.reader.bytes_read
         run = prefixed(loaded)
         rows = loaded.reader.bytes_read - before - layers

@@ -42,7 +42,7 @@ class ScriptedWorker:
     def load(self) -> None: ...
 
     def describe(self) -> dict[str, Any]:
-        fields = ("architecture", "device", "dtype")
+        fields = ("architecture", "device", "dtype", "preset")
         return {**dict.fromkeys(fields, "x"), "parameters": 1, "modules": ["m"], "learning_rate": 1.0, "method": {}, "float32_masters": False}
 
     def saved_size(self) -> int:

@@ -158,6 +158,14 @@ def test_a_run_on_another_machine_that_died_is_swept(beaten: bool, elsewhere: Pa
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_begun_again_in_one_process_finds_its_own_checkpoint_if_it_resumes(resume: bool, tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "out") as out:
+        (out.staging / "checkpoints" / "turn-1").mkdir(parents=True)
+    with RunDirectory(tmp_path / "out", overwrite=True, resume=resume) as again:
+        assert again.is_resumed == again.is_unfinished == resume
+
+
 def test_a_finished_run_holds_no_sign_of_life(tmp_path: Path) -> None:
     write_run(tmp_path / "out")
     assert not (tmp_path / "out" / "heartbeat").exists()

@@ -293,6 +293,7 @@ def test_a_folder_of_something_else_or_of_another_search_is_left_alone(
         ("modules: [a]\nlearning_rate: 1.0\nsource: me\npasses: 0", "passes: expected a whole number"),
         ("modules: [a]\nlearning_rate: 1.0\nsource: me\nlerning_rate: 1", "lerning_rate"),
         ("learning_rate: 1.0\nsource: me", "modules"),
+        ("modules: layers.1.mlp.up_proj\nlearning_rate: 1.0\nsource: me", "modules: expected a list of names, found 'layers.1"),
     ],
 )
 def test_a_preset_file_that_is_none_is_one_line(

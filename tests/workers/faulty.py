@@ -7,11 +7,15 @@
 
 import json
 import os
+import resource
+import secrets
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from workers.collectives import Placement
 from workers.remote import RemoteWorker
@@ -28,7 +32,7 @@ class Fault:
         phase: One of :data:`PHASES`.
         turn: The first turn at which it strikes, from 1.
         rank: World rank of the worker that gets there.
-        victim: That ``worker``, its whole ``replica``, or the ``coordinator``.
+        victim: That ``worker``, its whole ``replica``, or the ``coordinator``; or its ``memory``, of which it gets no more.
     """
 
     phase: str
@@ -41,7 +45,8 @@ def arm(folder: Path, faults: list[Fault]) -> dict[str, str]:
     """Write the faults down; what the run's environment needs."""
     folder.mkdir()
     (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
-    return {_VARIABLE: str(folder)}
+    # Ray is imported before the run can lock its cluster
+    return {_VARIABLE: str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def struck(folder: Path) -> int:
@@ -84,6 +89,10 @@ class FaultyWorker(RemoteWorker):
             return
         mark.touch()
         victim = self._faults[index].victim
+        if victim == "memory":
+            used = psutil.Process().memory_info().vms
+            resource.setrlimit(resource.RLIMIT_AS, (used, used))
+            return
         first = self._placement.replica * self._placement.num_shards
         ranks = {"worker": [], "replica": range(first, first + self._placement.num_shards), "coordinator": ["coordinator"]}[victim]
         for other in ranks:

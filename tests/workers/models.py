@@ -74,5 +74,5 @@ TINY = [
     TinyModel("phi3", "phi3", _mlp("model.layers", "mlp.gate_up_proj", "mlp.down_proj", "self_attn.qkv_proj", "self_attn.o_proj"), _UNTIED),
     TinyModel("phi3-uneven", "phi3", _mlp("model.layers", "mlp.gate_up_proj", "mlp.down_proj"), {**_TIED, "intermediate_size": 49}),
     TinyModel("gemma3_text", "gemma3_text", _mlp("model.layers", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), _TIED),
-    TinyModel("gemma3", "gemma3", _mlp("model.language_model.layers", "mlp.gate_proj", "mlp.down_proj"), _TIED),
+    TinyModel("gemma3", "gemma3", _mlp("language_model.model.layers", "mlp.gate_proj", "mlp.down_proj"), _TIED),
 ]
