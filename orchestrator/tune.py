@@ -120,6 +120,9 @@ def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> Tuned:
         }
     if len(edits) < config.sample:
         logger.info("sample    all %d usable edits; %d were asked for", len(edits), config.sample)
+    for metric, is_asked in (("generalization", any(e.rephrase for e in edits)), ("locality retention", any(e.locality for e in edits))):
+        if not is_asked:
+            logger.warning("%s is not measured, the edits have no probes for it; what the score lacks is not looked after", metric)
     trials = Trials(model, tokenizer, edits, edits_per_turn=config.edits_per_turn)
     config.output.mkdir(parents=True, exist_ok=True)
     with Measurements(config.output / MEASUREMENTS, settings, overwrite=config.overwrite) as kept:

@@ -283,6 +283,14 @@ def test_a_folder_of_something_else_or_of_another_search_is_left_alone(
     assert keys(copy) == keys(tuned[0])
 
 
+def test_edits_without_probes_are_told(tmp_path: Path, ultraedit: Ultraedit, flags: list[object], write_jsonl: Callable[..., Path]) -> None:
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"prompt": f"Fact {i} is", "target": f"answer {i}"} for i in range(6)])
+    outcome = ultraedit(*flags, "--edits", bare, "--rungs", "1", "--families", "mlp-in", "--output", tmp_path / "out", "--tracking-uri", "none")
+    assert outcome.code == 0, outcome.stderr
+    assert "generalization is not measured" in outcome.stderr
+    assert "locality retention is not measured" in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
