@@ -22,6 +22,7 @@ from orchestrator.plan_cli import plan_command
 from orchestrator.progress import Progress
 from orchestrator.report import metrics_table, show_diff, show_history, show_run
 from orchestrator.resume import stored_config
+from orchestrator.tune_cli import tune_command
 
 if TYPE_CHECKING:
     from orchestrator.coordinator import Coordinator
@@ -58,7 +59,7 @@ def cli() -> None:
 @click.option("--edits", help="The edits: JSON lines, JSON array or Parquet, plain, gzip or zstd; or a folder of parts.")
 @click.option("--output", help="Folder for the edited model and the results.")
 @_data_options
-@click.option("--preset", help="Settings by name, as MODEL, MODEL/VARIANT or a variant such as published; by default the model's own.")
+@click.option("--preset", help="Settings by name, as MODEL, MODEL/VARIANT, a variant such as published, or a YAML file; by default the model's own.")
 @click.option("--dataset", type=click.Choice(sorted(FORMATS)), help="Data set whose modules a preset gives.  [default: told by the edits]")
 @click.option("--modules", help="Modules to edit, comma separated; a.{2..5}.{x,y} stands for eight.")
 @click.option("--learning-rate", type=float, help="Scale of the targets.")
@@ -210,6 +211,7 @@ def demo(output: str, cache: Path) -> None:
 
 
 cli.add_command(data)
+cli.add_command(tune_command)
 cli.add_command(plan_command)
 
 

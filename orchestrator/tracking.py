@@ -20,6 +20,7 @@ logger = logging.getLogger("ultraedit")
 _MAX_METRICS = 1000  # MLflow's own limits for one batch
 _MAX_PARAMS = 100
 _MAX_PARAM_LENGTH = 6000
+_MAX_NESTED = 10_000
 _CLOSE_TIMEOUT = 60.0
 """Seconds that the end of a run waits for a slow tracking server."""
 
@@ -42,6 +43,9 @@ class Tracker(Protocol):
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Metrics at a number of applied edits; ``None`` values are left out."""
 
+    def nested(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float | None], step: int) -> None:
+        """Parameters and metrics of a run within this one, which is opened when it is first named."""
+
     def artifact(self, path: Path) -> None:
         """A file or folder."""
 
@@ -56,6 +60,7 @@ class NoTracker:
     def params(self, params: Mapping[str, Any]) -> None: ...
     def run_id(self, *, wait: bool = True) -> None: ...
     def log(self, metrics: Mapping[str, float | None], step: int) -> None: ...
+    def nested(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float | None], step: int) -> None: ...
     def artifact(self, path: Path) -> None: ...
     def close(self, status: str) -> None: ...
 
@@ -71,6 +76,7 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
         self._run_id = ""
+        self._nested: dict[str, str] = {}
         self._tried = threading.Event()
         self._experiment = experiment
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -96,8 +102,13 @@ class MlflowTracker:
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         now = int(time.time() * 1000)
-        present = {key: float(value) for key, value in metrics.items() if value is not None}
-        self._jobs.put(lambda: self._log(present, step, now))
+        present = _present(metrics)
+        self._jobs.put(lambda: self._log(self._run_id, present, step, now))
+
+    def nested(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float | None], step: int) -> None:
+        now = int(time.time() * 1000)
+        present = _present(metrics)
+        self._jobs.put(lambda: self._log_nested(name, params, present, step, now))
 
     def artifact(self, path: Path) -> None:
         # copied by the thread, so the caller keeps the file until close
@@ -157,12 +168,30 @@ class MlflowTracker:
             self._run_id = self._client.create_run(experiment, run_name=name).info.run_id
         self._log_params(params)
 
-    def _log_params(self, params: Mapping[str, Any]) -> None:
+    def _log_nested(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], step: int, timestamp: int) -> None:
+        run_id = self._nested_run(name)
+        self._log_params(params, run_id)
+        self._log(run_id, metrics, step, timestamp)
+        self._client.set_terminated(run_id, "FINISHED")
+
+    def _nested_run(self, name: str) -> str:
+        """Id of the run of this name within this one: known, found, where this one was reopened, or made."""
+        if name not in self._nested:
+            experiment = self._client.get_run(self._run_id).info.experiment_id
+            tags = {"mlflow.parentRunId": self._run_id}
+            if not self._nested:
+                found = self._client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{self._run_id}'", max_results=_MAX_NESTED)
+                self._nested = {run.info.run_name: run.info.run_id for run in found}
+            if name not in self._nested:
+                self._nested[name] = self._client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        return self._nested[name]
+
+    def _log_params(self, params: Mapping[str, Any], run_id: str | None = None) -> None:
         from mlflow.entities import Param
 
         rows = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
         for a in range(0, len(rows), _MAX_PARAMS):
-            self._client.log_batch(self._run_id, params=rows[a : a + _MAX_PARAMS])
+            self._client.log_batch(run_id or self._run_id, params=rows[a : a + _MAX_PARAMS])
 
     def _reopen_run(self, run_id: str) -> None:
         from mlflow import MlflowClient
@@ -171,12 +200,16 @@ class MlflowTracker:
         self._client.update_run(run_id, status="RUNNING")
         self._run_id = run_id
 
-    def _log(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
+    def _log(self, run_id: str, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         from mlflow.entities import Metric
 
         rows = [Metric(key, value, timestamp, step) for key, value in metrics.items()]
         for a in range(0, len(rows), _MAX_METRICS):
-            self._client.log_batch(self._run_id, metrics=rows[a : a + _MAX_METRICS])
+            self._client.log_batch(run_id, metrics=rows[a : a + _MAX_METRICS])
+
+
+def _present(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if value is not None}
 
 
 def _reason(error: BaseException) -> str:

@@ -15,12 +15,13 @@ the list of decoder layers on, ``layers.3.mlp.up_proj``, whatever that list is c
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from editing.errors import InputError
-from editing.options import MethodOptions
+from editing.options import MethodOptions, check_number
 
 PUBLISHED = "published"
 
@@ -80,18 +81,42 @@ def _read(model: str, values: dict[str, Any]) -> Iterator[Preset]:
         yield Preset(**{**merged, "name": name, "variant": variant, "options": options, "modules": tuple(merged["modules"])})
 
 
+def read_preset(path: Path) -> Preset:
+    """The default preset of a YAML file, for whatever model it is given.
+
+    Raises:
+        InputError: The file cannot be read or is no preset.
+    """
+    expected = "expected a preset with modules, learning_rate and source"
+    try:
+        found = next(_read(str(path), values := yaml.safe_load(path.read_text(encoding="utf-8"))))
+        if not (isinstance(values["modules"], list) and found.modules and all(isinstance(name, str) for name in found.modules)):
+            raise InputError(f"modules: expected a list of names, found {values['modules']!r}")
+        check_number("learning_rate", found.learning_rate)
+        MethodOptions(**found.options)
+    except OSError as error:
+        raise InputError(f"preset: {path}: cannot be read ({error.strerror}); {expected}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"preset: {path}: {' '.join(str(error).split())}; {expected}") from None
+    except InputError as error:
+        raise InputError(f"preset: {path}: {error}") from None
+    return found
+
+
 def find_preset(config: Any, architecture: str, name: str | None = None, *, dataset: str | None = None) -> Preset | None:
     """The preset of this name, or the one that fits the model; ``None`` if none does.
 
     Args:
         config: The model's text configuration.
         architecture: The model's class.
-        name: A preset, or a variant of those that fit the model; by default the model's default.
+        name: A preset, a variant of those that fit the model, or a YAML file; by default the model's default.
         dataset: Where no variant is named, a variant of this name is taken if there is one.
 
     Raises:
-        InputError: There is no preset and no variant of this name.
+        InputError: There is no preset, no variant and no file of this name, or the file is no preset.
     """
+    if name is not None and name.endswith((".yaml", ".yml")):
+        return read_preset(Path(name))
     presets = all_presets()
     variants = sorted({preset.variant for preset in presets.values()})
     if name is not None and name not in presets and name not in variants:
