@@ -10,10 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from editing import Editor, InputError, TurnRefused
+from editing import Editor, EditorConfig, InputError, TurnRefused
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.decoder import Decoder
-from editing.editor import EditorConfig
 from editing.errors import InvalidRequest
 from editing.evaluation import Owners, Predictions, predict_prefixed, run_probe_prefix, score, summarize
 from editing.prefix import Prefixed

@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 
-from editing import InputError, pretrained
+from editing import Editor, EditorConfig, InputError, pretrained
 from editing.datasets import EditFile
-from editing.editor import Editor, EditorConfig
 from editing.evaluation import evaluate, summarize
 from editing.turn import in_turns
 from orchestrator.measurements import Measurements
