@@ -49,33 +49,39 @@ class Forecast:
     """How a run within a memory plan will go.
 
     Attributes:
-        lookahead: Turns that go through the streamed layers in one pass: enough that reading hides behind computing.
+        lookahead: Turns that go through the streamed layers in one pass: enough that reading hides behind computing, and so
+            many that no short window is left at the end, which would read all layers for a few turns.
         read_seconds: Of one pass over the streamed layers.
         pass_seconds: What they compute in one pass of ``lookahead`` turns.
+        hidden_bytes: Of the hidden states of so many turns.
         turn_seconds: Of one turn, its share of the pass included.
     """
 
     lookahead: int
     read_seconds: float
     pass_seconds: float
+    hidden_bytes: int
     turn_seconds: float
 
     @classmethod
-    def of(cls, footprint: Footprint, plan: MemoryPlan, rates: Rates, edits_per_turn: int) -> "Forecast":
-        """From sizes and rates."""
+    def of(cls, footprint: Footprint, plan: MemoryPlan, rates: Rates, edits_per_turn: int, *, num_edits: int | None = None) -> "Forecast":
+        """From sizes and rates, and the number of edits to come, if it is known."""
         tokens = edits_per_turn * TOKENS_AN_EDIT
         prefix, suffix = sum(footprint.layers[: plan.start]), sum(footprint.layers[plan.start :])
         prefix_seconds = 2 * tokens * prefix / footprint.itemsize / rates.flops
         below = max(0, plan.streamed - plan.start)
         streamed_suffix = sum(footprint.layers[plan.start : plan.start + below])
         read = (plan.read_bytes - streamed_suffix) / rates.read
-        lookahead = USUAL_LOOKAHEAD if not plan.streamed else _clamp(2 * read / max(prefix_seconds, 1e-9))
+        lookahead = USUAL_LOOKAHEAD
+        if plan.streamed:
+            lookahead = _evened(_clamp(2 * read / max(prefix_seconds, 1e-9)), None if num_edits is None else -(-num_edits // edits_per_turn))
         rows = edits_per_turn * ROWS_AN_EDIT
         head = 6 * rows * footprint.vocabulary * footprint.hidden / rates.flops
         passes = 6 if below else 4  # forward and back; once more forward where the graph of the suffix does not fit
         own = max(passes * tokens * suffix / footprint.itemsize / rates.flops, 2 * streamed_suffix / rates.read)
         shared = max(prefix_seconds * lookahead, read) / lookahead
-        return cls(lookahead, read, prefix_seconds * lookahead, own + head + shared)
+        hidden = lookahead * tokens * footprint.hidden * footprint.itemsize
+        return cls(lookahead, read, prefix_seconds * lookahead, hidden, own + head + shared)
 
 
 def outlook(footprint: Footprint, plan: MemoryPlan, forecast: Forecast, *, where: str, pinned: bool, lookahead: int) -> list[tuple[str, str]]:
@@ -89,16 +95,29 @@ def outlook(footprint: Footprint, plan: MemoryPlan, forecast: Forecast, *, where
         stay = f"layers {plan.streamed} to {last} stay" if plan.streamed <= last else "no layer stays"
         source = f"{where}, then from pinned CPU memory" if pinned else where
         lines.append(("layers", f"{stay}; 0 to {plan.streamed - 1} are read from {source}, {show_size(plan.read_bytes)} a pass"))
-        computing = forecast.pass_seconds * lookahead / forecast.lookahead
-        text = f"{lookahead} turns a pass: about {forecast.read_seconds:.1f} s of reading beside {computing:.1f} s of computing"
-        lines.append(("lookahead", text))
+        lines.append(("lookahead", _lookahead(plan, forecast, lookahead)))
     masters = "kept" if plan.masters and footprint.masters else "not needed in float32" if not footprint.masters else "not kept: no room for them"
     lines.append(("forecast", f"about {forecast.turn_seconds:.1f} s a turn; float32 masters {masters}"))
     return lines
 
 
+def _lookahead(plan: MemoryPlan, forecast: Forecast, lookahead: int) -> str:
+    share = lookahead / forecast.lookahead
+    waiting = forecast.hidden_bytes * share
+    place = "memory" if waiting <= plan.hidden_limit else f"memory up to {show_size(plan.hidden_limit)}, then on disk"
+    beside = f"about {forecast.read_seconds:.1f} s of reading beside {forecast.pass_seconds * share:.1f} s of computing"
+    return f"{lookahead} turn{'s' * (lookahead > 1)} a pass: {beside}; {show_size(waiting)} of hidden states wait in {place}"
+
+
 def _clamp(turns: float) -> int:
     return max(USUAL_LOOKAHEAD, min(_MAX_LOOKAHEAD, -int(-turns // 1)))
+
+
+def _evened(lookahead: int, turns: int | None) -> int:
+    """Turns a window, where all windows are to be about as long."""
+    if turns is None:
+        return lookahead
+    return max(1, min(_MAX_LOOKAHEAD, -(-turns // max(1, round(turns / lookahead)))))
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, device: torch.device) -> None:

@@ -112,7 +112,7 @@ class Coordinator:
             InputDigest(source.path, source.parts) as self._digest,
         ):
             total = look_ahead(source, config.limit)
-            self.load(out)
+            self.load(out, total)
             described = describe_source(source, config.limit)
             state, checkpoint = resumed_state(out, config, self.worker, described, self._digest) if resume else (None, None)
             if state is None:
@@ -132,9 +132,9 @@ class Coordinator:
         """Let go of the model, and of every worker."""
         self.worker.close()
 
-    def load(self, out: RunDirectory) -> None:
-        """Load the worker's model, and see that the disk can hold the result."""
-        for line in self.worker.outlook():
+    def load(self, out: RunDirectory, num_edits: int | None = None) -> None:
+        """Load the worker's model for so many edits, if that is known, and see that the disk can hold the result."""
+        for line in self.worker.outlook(num_edits):
             logger.info("%s", line)
         began = time.perf_counter()
         with self.progress.spinner(f"loading {self.config.model}"):

@@ -30,7 +30,12 @@ class BudgetedEngine:
     Args:
         spec: What is loaded; it has a ``device_memory``.
         device: Where it computes.
+
+    Attributes:
+        num_edits: Edits to come, if that is known; it is asked for when the lookahead is chosen.
     """
+
+    num_edits: int | None = None
 
     def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
         self._spec, self._device = spec, device
@@ -88,7 +93,7 @@ class BudgetedEngine:
     @cached_property
     def _forecast(self) -> Forecast:
         rates = Rates.measure(self._footprint, self._skeleton[1], self._device, weight_files(self._folder)[0])
-        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"])
+        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"], num_edits=self.num_edits)
 
     @cached_property
     def _footprint(self) -> Footprint:

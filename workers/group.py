@@ -47,7 +47,7 @@ class WorkerGroup:
         self._nodes: list[str] = []
         self._window: list[PreparedTurn] = []
 
-    def outlook(self) -> list[str]:
+    def outlook(self, num_edits: int | None = None) -> list[str]:
         return []
 
     def load(self) -> None:

@@ -44,14 +44,20 @@ class Worker:
         self.spec = spec
         self.placement = placement or Placement()
 
-    def outlook(self) -> list[str]:
+    def outlook(self, num_edits: int | None = None) -> list[str]:
         """What loading will do, a line each; none if the model is simply loaded.
+
+        Args:
+            num_edits: Edits to come, if that is known.
 
         Raises:
             UltraEditError: The memory budget is too small. Nothing was loaded.
         """
         engine = self._engine
-        return engine.outlook(self.lookahead) if isinstance(engine, BudgetedEngine) else []
+        if not isinstance(engine, BudgetedEngine):
+            return []
+        engine.num_edits = num_edits
+        return engine.outlook(self.lookahead)
 
     def load(self) -> None:
         """Load the model and get it ready to be edited."""

@@ -36,7 +36,7 @@ class ScriptedWorker:
         self.refuse, self.windows, self.seen = set(refuse), [], 0
         self.growth, self.sick_from, self.measured = growth, sick_from, []
 
-    def outlook(self) -> list[str]:
+    def outlook(self, num_edits: int | None = None) -> list[str]:
         return []
 
     def load(self) -> None: ...
