@@ -18,6 +18,8 @@ from tests.deploy.loopback import ROOT
 
 DEPLOY = ROOT / "deploy"
 jsonschema = pytest.importorskip("jsonschema")
+kubernetes_validate = pytest.importorskip("kubernetes_validate")
+KUBERNETES = "1.34"
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,26 @@ def _documents(name: str) -> dict[str, dict[str, Any]]:
     return {document["kind"]: document for document in yaml.safe_load_all((DEPLOY / name).read_text())}
 
 
-def test_the_ray_job_follows_the_reduced_schema(ray_job: dict[str, Any], ray_job_schema: dict[str, Any]) -> None:
+def _validate(ray_job: dict[str, Any], schema: dict[str, Any]) -> None:
+    """The job's own fields by the schema at hand, its pods by Kubernetes' own, in which an unknown field is an error."""
+    jsonschema.validate(ray_job, schema)
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pods = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pods"}, "template": group["template"]}
+        kubernetes_validate.validate(pods, KUBERNETES, strict=True)
+        for amounts in group["template"]["spec"]["containers"][0]["resources"].values():
+            assert all(re.fullmatch(r"\d+([KMGT]i?|m)?", amount) for amount in amounts.values()), amounts
+
+
+def test_the_ray_job_follows_the_schemas_of_kuberay_and_kubernetes(
+    ray_job: dict[str, Any], claim: dict[str, Any], ray_job_schema: dict[str, Any]
+) -> None:
     jsonschema.Draft202012Validator.check_schema(ray_job_schema)
-    jsonschema.validate(ray_job, ray_job_schema)
+    _validate(ray_job, ray_job_schema)
+    kubernetes_validate.validate(claim, KUBERNETES, strict=True)
+
+
+_POD = ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec")
 
 
 @pytest.mark.parametrize(
@@ -57,23 +76,26 @@ def test_the_ray_job_follows_the_reduced_schema(ray_job: dict[str, Any], ray_job
         (("spec", "submissionMode"), "JobMode"),
         (("spec", "rayClusterSpec", "authOptions", "mode"), "on"),
         (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "rayStartParams", "num-cpus"), 0),
-        (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limits", "memory"), "32 GB"),
+        ((*_POD, "containers", 0, "volumeMount"), []),
+        ((*_POD, "containers", 0, "volumeMounts", 0, "mountPath"), 1),
+        ((*_POD, "volumes", 0, "persistentVolumeClaim"), {"claim": "ultraedit-shared"}),
+        ((*_POD, "tolerations", 0, "tolerationSeconds"), "60"),
+        ((*_POD, "securityContext", "runAsNonRoot"), "yes"),
+        ((*_POD, "containers", 0, "resources", "limits", "memory"), "32 GB"),
     ],
 )
-def test_the_reduced_schema_finds_mistakes(
-    ray_job: dict[str, Any], ray_job_schema: dict[str, Any], path: tuple[str | int, ...], value: object
-) -> None:
+def test_the_schemas_find_mistakes(ray_job: dict[str, Any], ray_job_schema: dict[str, Any], path: tuple[str | int, ...], value: object) -> None:
     wrong: Any = copy.deepcopy(ray_job)
     place = wrong
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(wrong, ray_job_schema)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError, AssertionError)):
+        _validate(wrong, ray_job_schema)
 
 
 @pytest.mark.parametrize("name", ["groupName", "minReplicas", "maxReplicas", "template"])
-def test_the_reduced_schema_finds_what_is_missing(ray_job: dict[str, Any], ray_job_schema: dict[str, Any], name: str) -> None:
+def test_the_schema_finds_what_is_missing(ray_job: dict[str, Any], ray_job_schema: dict[str, Any], name: str) -> None:
     wrong = copy.deepcopy(ray_job)
     del wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0][name]
     with pytest.raises(jsonschema.ValidationError, match=name):
