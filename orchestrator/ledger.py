@@ -4,10 +4,9 @@ It is what a run is replayed from, so it holds whole requests, and the window of
 """
 
 import os
-import zoneinfo  # noqa: F401  # pyarrow wants it; imported as late as it would, a Ctrl-C in the import looks like a missing module
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 1000
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 APPLIED = "applied"
 """Outcome of an edit whose turn was applied; any other says why not."""
@@ -135,7 +135,7 @@ class Ledger:
             try:
                 with pq.ParquetFile(self.folder / name) as file:
                     for batch in file.iter_batches(_BATCH_ROWS):
-                        yield from map(_entry, batch.to_pylist())
+                        yield from map(_entry, _plain(batch).to_pylist())
             except (OSError, pa.ArrowException) as error:
                 raise InputError(f"{self.folder / name}: is missing or damaged ({error})") from None
 
@@ -149,7 +149,15 @@ def _part(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With times as numbers: for each of them with a zone pyarrow would import modules, and a Ctrl-C meanwhile is lost in there."""
+    place = batch.schema.get_field_index("when")
+    return batch.set_column(place, "when", batch.column(place).cast(pa.int64()))
+
+
 def _entry(row: dict[str, Any]) -> Entry:
     # a part that an earlier version wrote has no columns for what requests could not say then
     asked: dict[str, Any] = {name: row.get(name) for name in _REQUEST_FIELDS}
-    return Entry(row["source"], row["window"], row["turn"], row["record"], EditRequest(**asked), row["outcome"], row["when"])
+    return Entry(
+        row["source"], row["window"], row["turn"], row["record"], EditRequest(**asked), row["outcome"], _EPOCH + timedelta(microseconds=row["when"])
+    )

@@ -581,7 +581,7 @@ def test_control_c_ends_a_real_run_in_one_line_with_nothing_half_written(
     started = Started(tmp_path, llama_tiny, [*edit_flags, "--edits-per-turn", edits_per_turn])
     started.wait_for(written)
     code, stderr = started.hit(signal.SIGINT)
-    assert code == 130
+    assert code == 130, stderr
     assert [line for line in stderr.splitlines() if line.startswith("error:")] == ["error: interrupted"]
     assert "Traceback" not in stderr
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".out.partial-")] == ["many.json"]
