@@ -1,11 +1,11 @@
 """An honest search for the edit quality of a model: tuned on one part of the data, reported on another that was never looked at.
 
-    tune     every setting, on the tuning part                           chooses one setting a method and a family
+    tune     every setting, on the tuning part, all tuning sizes         chooses one setting a method, a family and a size
     report   the chosen ones, on the held-back part, all sizes and seeds of the edit order
     frontier every setting, on the held-back part, first size and seed   a picture; nothing is chosen by it
 
-A fifth of a data set's subjects, by the SHA-256 of their names, is the tuning part. Sizes beyond the held-back part take all of
-it. Each measurement is a line of OUT/results.jsonl; one that is there is not made again, so a search that was stopped goes on.
+A fifth of a data set's subjects, by the SHA-256 of their names, is the tuning part. Sizes beyond a part take all of it; a size is reported
+with what the largest tuning size below it chose. Each measurement is a line of OUT/results.jsonl; one that is there is not made again, so a search that was stopped goes on.
 
 python -m tests.benchmarks.quality --model .cache/gemma-3-270m --counterfact FILE --zsre FILE --sizes 500,2000,10000 --out docs/quality
 """
@@ -26,8 +26,8 @@ import yaml
 from editing import pretrained
 from editing.datasets import EditFile, NumberedRequest
 from editing.turn import TokenizedEdit, tokenize
-from tests.benchmarks.quality_cell import Setting, Sizes, measure
-from tests.benchmarks.quality_report import Row, best, merit, plot_frontier, samples, table
+from tests.benchmarks.quality_cell import Setting, Sizes, UneditedTexts, measure
+from tests.benchmarks.quality_report import Row, choose, merit, plot_frontier, samples, table
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 STAGES = ("tune", "report", "frontier")
@@ -41,7 +41,7 @@ class Plan:
         model: Folder of the model.
         data: Edit files by name.
         settings: What is compared.
-        tune_size: Edits of a measurement on the tuning part.
+        tune_sizes: Edits of the measurements on the tuning part.
         sizes: Edits on the held-back part.
         seeds: Seeds of the edit order there.
         stages: Some of ``STAGES``.
@@ -51,7 +51,7 @@ class Plan:
     model: str
     data: Mapping[str, Path]
     settings: Sequence[Setting]
-    tune_size: int
+    tune_sizes: Sequence[int]
     sizes: Sequence[int]
     seeds: Sequence[int]
     stages: Sequence[str] = STAGES
@@ -89,15 +89,16 @@ class Search:
             self.rows = {row["key"]: row for row in map(json.loads, self._file.read_text().splitlines())}
         self._model, self._tokenizer = pretrained.load(plan.model, device=torch.device("cpu"))
         self._edits = {name: list(self._read(path)) for name, path in plan.data.items()}
+        self._unedited: UneditedTexts = {}
 
     def run(self) -> None:
         """All stages of the plan, and the report."""
         plan = self.plan
         for stage in plan.stages:
             if stage == "tune":
-                self._measure_all(stage, plan.settings, [plan.tune_size], plan.seeds[:1])
+                self._measure_all(stage, plan.settings, plan.tune_sizes, plan.seeds[:1])
             elif stage == "report":
-                self._measure_all(stage, plan.settings, plan.sizes, plan.seeds, chosen=self.chosen())
+                self._measure_all(stage, plan.settings, plan.sizes, plan.seeds, only_chosen=True)
             else:
                 self._measure_all(stage, plan.settings, plan.sizes[:1], plan.seeds[:1])
         self.write()
@@ -106,9 +107,12 @@ class Search:
         """Rows of a stage."""
         return [row for row in self.rows.values() if row["stage"] == stage]
 
-    def chosen(self) -> set[tuple[str, str]]:
-        """Data sets and settings that the tuning part chose."""
-        return {(row["data"], row["setting"]) for row in best(self.of("tune")).values()}
+    def chosen(self, data: str, size: int) -> set[tuple[str, str]]:
+        """Families and settings that the tuning part of a data set chose for a number of edits."""
+        rows = [row for row in self.of("tune") if row["data"] == data]
+        sizes = sorted({row["size"] for row in rows})
+        nearest = max((s for s in sizes if s <= size), default=sizes[0])
+        return {(row["family"], row["setting"]) for row in choose(row for row in rows if row["size"] == nearest)}
 
     def write(self) -> None:
         """Tables, samples and pictures."""
@@ -131,14 +135,14 @@ class Search:
             if isinstance(record, NumberedRequest):
                 yield tokenize(self._tokenizer, record.request, max_tokens=None, record=record.number)
 
-    def _measure_all(
-        self, stage: str, settings: Sequence[Setting], sizes: Sequence[int], seeds: Sequence[int], chosen: set[tuple[str, str]] | None = None
-    ) -> None:
-        for (data, edits), size, seed, setting in itertools.product(self._edits.items(), sizes, seeds, settings):
-            if chosen is None or (data, setting.name) in chosen:
-                part = [edit for edit in edits if is_tuning(edit) == (stage == "tune")]
-                random.Random(seed).shuffle(part)
-                self._measure(stage, data, part[:size], seed, setting)
+    def _measure_all(self, stage: str, settings: Sequence[Setting], sizes: Sequence[int], seeds: Sequence[int], *, only_chosen: bool = False) -> None:
+        for size, seed, (data, edits) in itertools.product(sizes, seeds, self._edits.items()):
+            part = [edit for edit in edits if is_tuning(edit) == (stage == "tune")]
+            random.Random(seed).shuffle(part)
+            chosen = self.chosen(data, min(size, len(part))) if only_chosen else None
+            for setting in settings:
+                if chosen is None or (setting.family, setting.name) in chosen:
+                    self._measure(stage, data, part[:size], seed, setting)
 
     def _measure(self, stage: str, data: str, edits: Sequence[TokenizedEdit], seed: int, setting: Setting) -> None:
         asked = {"model": Path(self.plan.model).name, "stage": stage, "data": data, "size": len(edits), "seed": seed}
@@ -146,7 +150,7 @@ class Search:
         key = hashlib.sha256(json.dumps([asked, setting.options], sort_keys=True).encode()).hexdigest()[:16]
         if key in self.rows:
             return
-        row = {"key": key, **asked, **measure(self._model, self._tokenizer, setting, edits, self.plan.look)}
+        row = {"key": key, **asked, **measure(self._model, self._tokenizer, setting, edits, self.plan.look, self._unedited)}
         self.rows[key] = row
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -164,7 +168,7 @@ def _numbers(_context: Any, _parameter: Any, value: str) -> list[int]:
 @click.option("--zsre", type=click.Path(path_type=Path))
 @click.option("--settings", type=click.Path(path_type=Path), default=SETTINGS, show_default=True)
 @click.option("--only", default="", help="Settings whose family, method or name contains this.")
-@click.option("--tune-size", default=500, show_default=True)
+@click.option("--tune-sizes", default="500,2000", show_default=True, callback=_numbers)
 @click.option("--sizes", default="500,2000,10000", show_default=True, callback=_numbers)
 @click.option("--seeds", default="0,1,2", show_default=True, callback=_numbers)
 @click.option("--stages", default=",".join(STAGES), show_default=True)
@@ -178,7 +182,7 @@ def main(counterfact: Path | None, zsre: Path | None, settings: Path, only: str,
         raise click.UsageError("give --counterfact, --zsre or both")
     wanted = [s for s in read_settings(settings) if only in f"{s.family} {s.method} {s.name}"]
     look = Sizes(**{name: options[name] for name in ("evaluated", "generated", "text_tokens")})
-    sizes = {name: options[name] for name in ("model", "tune_size", "sizes", "seeds")}
+    sizes = {name: options[name] for name in ("model", "tune_sizes", "sizes", "seeds")}
     Search(Plan(data=data, settings=wanted, stages=stages.split(","), look=look, **sizes), out).run()
 
 

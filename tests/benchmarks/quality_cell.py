@@ -63,12 +63,20 @@ class Sizes:
     lookahead: int = 4
 
 
-def measure(model: Any, tokenizer: Any, setting: Setting, edits: Sequence[TokenizedEdit], sizes: Sizes) -> dict[str, Any]:
+Texts = list[tuple[str, str | None]]
+"""Text after each edit's prompt, and after its rephrasing if it has one."""
+
+UneditedTexts = dict[tuple[str, ...], Texts]
+"""Texts of the unedited model, by the prompts: they do not depend on the setting."""
+
+
+def measure(model: Any, tokenizer: Any, setting: Setting, edits: Sequence[TokenizedEdit], sizes: Sizes, unedited: UneditedTexts) -> dict[str, Any]:
     """Make edits in their order, measure, and give the model its weights back."""
     editor = Editor(model, tokenizer, EditorConfig(**setting.options))
     chosen = random.Random(0).sample(edits, min(sizes.evaluated, len(edits)))
     spoken = chosen[: sizes.generated]
-    before = _texts(editor, spoken, sizes)
+    asked = tuple(edit.request.prompt for edit in spoken)
+    before = unedited[asked] = unedited.get(asked) or _texts(editor, spoken, sizes)
     try:
         last, timing = _edit(editor, edits, sizes)
         vitals = Health(editor, Watch(editor, size=0)).measure(last)
@@ -124,8 +132,7 @@ def _edit(editor: Editor, edits: Sequence[TokenizedEdit], sizes: Sizes) -> tuple
     return last, {"seconds_a_turn": sorted(seconds)[len(seconds) // 2], "passes_a_turn": passes / len(seconds), "refused_turns": refused}
 
 
-def _texts(editor: Editor, edits: Sequence[TokenizedEdit], sizes: Sizes) -> list[tuple[str, str | None]]:
-    """Text after each edit's prompt and after its rephrasing."""
+def _texts(editor: Editor, edits: Sequence[TokenizedEdit], sizes: Sizes) -> Texts:
     prompts = [e.request.prompt for e in edits]
     rephrased = [e.request.rephrase for e in edits if e.request.rephrase]
     texts = iter(generate(editor.decoder, editor.tokenizer, [*prompts, *rephrased], max_new_tokens=sizes.text_tokens))
@@ -133,7 +140,7 @@ def _texts(editor: Editor, edits: Sequence[TokenizedEdit], sizes: Sizes) -> list
     return [(text, next(texts) if edit.request.rephrase else None) for text, edit in zip(own, edits, strict=True)]
 
 
-def _spoken(edits: Sequence[TokenizedEdit], texts: Sequence[tuple[str, str | None]]) -> dict[str, float | None]:
+def _spoken(edits: Sequence[TokenizedEdit], texts: Texts) -> dict[str, float | None]:
     pairs = list(zip(edits, texts, strict=True))
     return {
         "exact": _mean([begins_with(text, e.request.target) for e, (text, _) in pairs]),

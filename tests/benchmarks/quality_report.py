@@ -14,23 +14,34 @@ from matplotlib import pyplot as plt
 Row = dict[str, Any]
 
 FIGURES = ("efficacy", "generalization", "locality_retention", "exact", "exact_rephrase", "fluency", "perplexity_growth", "seconds_a_turn")
+COUNTED = ("efficacy", "generalization", "locality_retention", "exact")
+"""Figures in which a refined setting is to be better at once."""
+
 _COLOURS = {"published": "tab:gray", "refined": "tab:blue"}
 
 
 def merit(row: Row) -> float:
-    """What settings are chosen by on the tuning part: the harmonic mean of efficacy and retention, so that neither is bought with the other."""
+    """What published settings are chosen by on the tuning part: the harmonic mean of efficacy and retention, so that neither is bought with the other."""
     a, b = row["efficacy"], row["locality_retention"]
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
-def best(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
-    """By data set, family and method the row of most merit."""
-    found: dict[tuple[str, str, str], Row] = {}
+def choose(rows: Iterable[Row]) -> list[Row]:
+    """Of each family the published row of most merit, and the refined one that is furthest above it in what it is least above it."""
+    families: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        key = (row["data"], row["family"], row["method"])
-        if key not in found or merit(row) > merit(found[key]):
-            found[key] = row
-    return found
+        families[row["family"]][row["method"]].append(row)
+    chosen = []
+    for methods in families.values():
+        beaten = max(methods.pop("published", []), key=merit, default=None)
+        chosen += [beaten] if beaten else []
+        chosen += [max(found, key=lambda row: (lead(row, beaten), merit(row))) for found in methods.values()]
+    return chosen
+
+
+def lead(row: Row, other: Row | None) -> float:
+    """The smallest of a row's leads over another in what counts; a negative one is a lag."""
+    return min(((row[name] or 0) - (other[name] or 0) for name in COUNTED), default=0.0) if other else 0.0
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from editing.turn import TokenizedEdit
 from tests.benchmarks import quality
 from tests.benchmarks.quality import Plan, Search, is_tuning, read_settings
 from tests.benchmarks.quality_cell import Sizes, ngram_entropy
-from tests.benchmarks.quality_report import best
+from tests.benchmarks.quality_report import choose
 from tests.editing.test_parity import PARITY
 
 
@@ -32,7 +32,7 @@ def plan(tmp_path: Path) -> Plan:
         model=str(PARITY / "llama-tiny" / "model"),
         data={"facts": tmp_path / "edits.jsonl"},
         settings=read_settings(tmp_path / "settings.yaml"),
-        tune_size=10,
+        tune_sizes=(5, 10),
         sizes=(1000,),
         seeds=(0, 1),
         stages=("tune", "report"),
@@ -45,8 +45,8 @@ def test_a_search_in_small(plan: Plan, tmp_path: Path, monkeypatch: pytest.Monke
     search.run()
     chosen = {(row["method"], row["setting"]) for row in search.of("report")}
     assert len(chosen) == 2
-    assert chosen == {(row["method"], row["setting"]) for row in best(search.of("tune")).values()}
-    assert len(search.of("tune")) == 3
+    assert chosen == {(row["method"], row["setting"]) for row in choose(row for row in search.of("tune") if row["size"] == 10)}
+    assert len(search.of("tune")) == 6
     assert {(row["size"], row["seed"]) for row in search.of("report")} == {(held_back(search), seed) for seed in (0, 1)}
     refined = next(row for row in search.of("report") if row["method"] == "refined")
     assert 1 < refined["passes_a_turn"] <= 3
@@ -86,3 +86,18 @@ def test_the_entropy_of_a_text_is_that_of_its_words() -> None:
     assert ngram_entropy("no no no no no no") == 0
     assert ngram_entropy("a b a b a b a b") < ngram_entropy("a b c d e f g h")
     assert ngram_entropy("") == 0
+
+
+def test_a_refined_setting_is_chosen_by_its_smallest_lead() -> None:
+    def row(method: str, setting: str, *figures: float) -> dict[str, object]:
+        named = zip(("efficacy", "generalization", "locality_retention", "exact"), figures, strict=True)
+        return {"family": "mlp", "method": method, "setting": setting, **dict(named)}
+
+    rows = [
+        row("published", "weak", 0.2, 0.05, 0.8, 0.2),
+        row("published", "best", 0.5, 0.10, 0.5, 0.5),
+        row("refined", "strong", 0.99, 0.09, 0.6, 0.99),
+        row("refined", "better in all", 0.7, 0.12, 0.51, 0.7),
+        row("refined", "forgets", 0.9, 0.30, 0.2, 0.9),
+    ]
+    assert [found["setting"] for found in choose(rows)] == ["best", "better in all"]
