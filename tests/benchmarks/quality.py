@@ -5,7 +5,8 @@
     frontier every setting, on the held-back part, first size and seed   a picture; nothing is chosen by it
 
 A fifth of a data set's subjects, by the SHA-256 of their names, is the tuning part. Sizes beyond a part take all of it; a size is reported
-with what the largest tuning size below it chose. Each measurement is a line of OUT/results.jsonl; one that is there is not made again, so a search that was stopped goes on.
+with what the largest tuning size below it chose. Each measurement is a line of OUT/results.jsonl; one that is there is not
+made again, so a search that was stopped goes on.
 
 python -m tests.benchmarks.quality --model .cache/gemma-3-270m --counterfact FILE --zsre FILE --sizes 500,2000,10000 --out docs/quality
 """

@@ -21,7 +21,7 @@ _COLOURS = {"published": "tab:gray", "refined": "tab:blue"}
 
 
 def merit(row: Row) -> float:
-    """What published settings are chosen by on the tuning part: the harmonic mean of efficacy and retention, so that neither is bought with the other."""
+    """What published settings are chosen by on the tuning part: the harmonic mean of efficacy and retention, so that neither buys the other."""
     a, b = row["efficacy"], row["locality_retention"]
     return 2 * a * b / (a + b) if a + b else 0.0
 
