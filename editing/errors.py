@@ -1,5 +1,7 @@
 """Errors that a person reads. Each message is one clear line: what was found, where, what was expected."""
 
+import torch
+
 
 class UltraEditError(Exception):
     """Base of every error that this project raises on purpose. ``str(error)`` is ready to be shown.
@@ -51,4 +53,16 @@ class WorkerLost(UltraEditError):
 
 
 class OutOfMemory(UltraEditError):
-    """A worker's memory is full: to be given less, not to be started again."""
+    """The memory is full: to be given less, not to be started again."""
+
+    @classmethod
+    def here(cls, error: BaseException) -> "OutOfMemory":
+        """What this process ran out of memory with."""
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        return cls(f"out of memory: {told}; try a smaller --batch-tokens, --lookahead 1, --dtype bfloat16 or --device-memory auto")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Only some of what runs out of memory says so by its type; the last one is what oneDNN, which does the products, says."""
+    words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "could not create a primitive")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

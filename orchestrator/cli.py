@@ -12,8 +12,9 @@ import click
 import torch
 from rich.console import Console
 
-from editing import InputError, UltraEditError
+from editing import InputError, OutOfMemory, UltraEditError
 from editing.datasets import FORMATS
+from editing.errors import ran_out_of_memory
 from editing.modules import split_patterns
 from editing.preserve import PreserveForm
 from orchestrator.config import OnCollapse, RunConfig, Save
@@ -271,8 +272,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130)
-    except torch.cuda.OutOfMemoryError:
-        return _fail("the GPU's memory is full; try a smaller --batch-tokens, --lookahead 1 or --dtype bfloat16", 1)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return _fail(str(OutOfMemory.here(error)), OutOfMemory.exit_code)
     except OSError as error:  # a full disk, a folder that may not be written, a name too long
         return _fail(f"{error.filename or 'output'}: {error.strerror}" if error.strerror else str(error), 1)
 

@@ -33,6 +33,7 @@ import torch
 from editing import OutOfMemory, TurnRefused, UltraEditError
 from editing.datasets import BadRecord, EditFile
 from editing.delta import write_delta
+from editing.errors import ran_out_of_memory
 from editing.health import Vitals
 from editing.state import stored_weights
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
@@ -400,6 +401,10 @@ def _naming_turn(turn: Turn) -> Iterator[None]:
         yield
     except OutOfMemory as error:
         raise OutOfMemory(f"turn {turn.before + 1}: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if ran_out_of_memory(error):
+            raise OutOfMemory(f"turn {turn.before + 1}: {OutOfMemory.here(error)}") from None
+        raise
 
 
 _CONFLICTS_SAID = 10

@@ -360,6 +360,13 @@ def test_a_disk_that_fills_up_leaves_nothing(
     refused("--edits", edits, "--output", small_disk(size) / "out", words=["No space left on device"], only_line=False)
 
 
+@pytest.mark.parametrize(("verb", "where"), [("load", "error: out of memory: "), ("apply", "error: turn 1: out of memory: ")])
+def test_memory_that_runs_out_is_one_line_with_advice(verb: str, where: str, edits: Path, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, verb, lambda *_: torch.empty(2**50))
+    line = refused("--edits", edits, words=["can't allocate memory", "try a smaller --batch-tokens"], only_line=verb == "load")
+    assert where in line
+
+
 # --- records that cannot be used
 
 

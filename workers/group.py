@@ -19,6 +19,7 @@ import torch
 
 from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerLost
 from editing.calibration import USUAL_LOOKAHEAD
+from editing.errors import ran_out_of_memory
 from editing.evaluation import EditResult
 from editing.health import Vitals
 from editing.prefix import Prefixed
@@ -217,7 +218,7 @@ class WorkerGroup:
     def _told(self, error: Any, index: int) -> Exception:
         """What a worker raised, as it would have been raised here."""
         cause = error.cause
-        if _is_memory(cause):
+        if ran_out_of_memory(cause):
             return self._out_of_memory(index, cause)
         if isinstance(cause, ImportError):
             return self._not_installed(index, cause)
@@ -237,12 +238,6 @@ class WorkerGroup:
         replica, rank = divmod(index, self._cluster_spec.shards)
         node = f" on {self._nodes[index]}" if index < len(self._nodes) else ""
         return f"worker {index} (shard {rank} of replica {replica}){node}"
-
-
-def _is_memory(error: Any) -> bool:
-    """Only some of what runs out of memory says so by its type; the last one is what oneDNN, which does the products, says."""
-    words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def _is_collective(error: Any) -> bool:
