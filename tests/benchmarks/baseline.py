@@ -80,7 +80,7 @@ class BaselineEditor:
         shifts = {name: self._solve(name, len(groups)) for name in self.modules}
         with torch.no_grad():
             for name, shift in shifts.items():
-                self.modules[name].weight += shift.T
+                self.modules[name].weight += shift.T.to(self.modules[name].weight.dtype)
 
     def _capture(self, number: int, group: Sequence[AnswerSequence]) -> None:
         """Run a group forward and back, update the normalizers and put its rows on disk."""
@@ -96,7 +96,7 @@ class BaselineEditor:
 
     def _solve(self, name: str, num_groups: int) -> Tensor:
         """The dense shift ``(d_in, d_out)`` of one module."""
-        parts = [load_file(self._file(number, name)) for number in range(num_groups)]
+        parts = [{kind: rows.float() for kind, rows in load_file(self._file(number, name)).items()} for number in range(num_groups)]
         keys, gradients = (torch.cat([part[kind] for part in parts]) for kind in ("keys", "gradients"))
         normalized = self.normalizers[_shape(self.modules[name])](torch.cat((keys, gradients), dim=1))
         norms = normalized[:, : keys.shape[1]].square().sum(1, keepdim=True)

@@ -119,7 +119,7 @@ def main() -> None:
 
 def measure(model: str, num_windows: int) -> tuple[dict[int, list[float]], list[Turn]]:
     """Seconds of whole turns, prefix included, by number of replicas."""
-    groups = {replicas: _group(RunConfig(model=model, edits="-", output="-", replicas=replicas)) for replicas in (2, 1)}
+    groups = {replicas: _group(RunConfig(model=model, edits="-", output="-", preset="published", replicas=replicas)) for replicas in (2, 1)}
     requests = [record.request for record in EditFile(FALLBACK_EDITS) if isinstance(record, NumberedRequest)]
     edits = (tokenize(groups[1].tokenizer, request, max_tokens=None) for request in islice(cycle(requests), 100 * _LOOKAHEAD * (num_windows + 1)))
     turns = list(in_turns(edits, 100))

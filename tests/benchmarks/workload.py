@@ -42,8 +42,8 @@ class Workload:
         return pretrained.load(self.model, device=torch.device("cpu"), dtype="float32")[0]
 
     def load_editor(self) -> Editor:
-        """This project's editor, with the preset's modules and learning rate."""
-        return Editor.from_pretrained(self.model, device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
+        """This project's editor, with the published method's preset, which is what the baseline does."""
+        return Editor.from_pretrained(self.model, preset="published", device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
 
     def turns(self, editor: Editor) -> list[Turn]:
         """The first edits of the file, cut into turns; fewer turns where the file is short.
