@@ -87,13 +87,14 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
         shown = [row for row in rows if (row["data"], row["size"]) == (data, size)]
         for line, name in enumerate(("efficacy", "generalization")):
             axis = axes[line][column]
+            top = 1 if name == "efficacy" else 1.1 * max(row[name] for row in shown)
             for family, marker in zip(families, "osD^vPX", strict=False):
                 for method, colour in _COLOURS.items():
                     chosen = [r for r in shown if (r["family"], r["method"]) == (family, method)]
                     axis.scatter(
                         [r["locality_retention"] for r in chosen], [r[name] for r in chosen], c=colour, marker=marker, label=f"{method}, {family}"
                     )
-            axis.set(title=f"{data}, {size} edits", xlabel="retention", ylabel=name, xlim=(0, 1), ylim=(0, 1 if name == "efficacy" else 1.1 * max(r[name] for r in shown)))
+            axis.set(title=f"{data}, {size} edits", xlabel="retention", ylabel=name, xlim=(0, 1), ylim=(0, top))
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
