@@ -17,8 +17,6 @@ windows: see ``resume.py`` and ``replay.py``.
 import json
 import logging
 import platform
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from typing import Any
 import torch
 
 from editing import OutOfMemory, TurnRefused, UltraEditError
+from editing.budget import peak_bytes
 from editing.datasets import BadRecord, EditFile
 from editing.delta import write_delta
 from editing.errors import ran_out_of_memory
@@ -456,6 +455,4 @@ def _versions() -> dict[str, str]:
 
 def _peak_memory() -> int:
     """Largest resident memory of this process, or of the GPU if that is larger, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return max(peak, torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else peak
+    return max(peak_bytes(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)

@@ -5,6 +5,7 @@ A run that ends early leaves nothing, or, once it has a checkpoint, an unfinishe
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -100,7 +101,7 @@ class RunDirectory:
         """
         free = shutil.disk_usage(self.staging).free
         if free < num_bytes:
-            raise InputError(f"output: the edited model needs {num_bytes / 1e6:.0f} MB, {self.path.parent} has {free / 1e6:.0f} MB free")
+            raise InputError(f"output: the edited model needs {math.ceil(num_bytes / 1e6)} MB, {self.path.parent} has {free // 10**6} MB free")
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file, readable by a person."""

@@ -28,6 +28,7 @@ from workers.cluster import Cluster, ClusterSpec
 from workers.collectives import FirstFailed, Placement
 from workers.engine import WorkerSpec
 from workers.remote import RemoteWorker
+from workers.sharding import check_num_shards
 from workers.worker import USUAL_EVALUATION
 
 _NO_ROWS = Prefixed((), None)
@@ -53,6 +54,8 @@ class WorkerGroup:
 
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
+        if Path(self.spec.model).is_dir():  # else the workers see it, and check
+            check_num_shards(self.spec.model, self._cluster_spec.shards)
         self._cluster = Cluster(self._cluster_spec)
         try:
             remote = ray.remote(RemoteWorker)

@@ -8,7 +8,6 @@ memory for it.
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from transformers import MistralConfig
 
 from editing import EditRequest, pretrained
-from editing.budget import free_memory, parse_size, show_size
+from editing.budget import free_memory, parse_size, peak_bytes, show_size
 from editing.modules import expand
 from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
@@ -60,7 +59,7 @@ def show_baseline(folder: Path, model_bytes: int) -> str:
     needed, free = model_bytes + 4 * 2**30, free_memory(torch.device("cpu"))
     if free < needed:
         return f"not run, it needs about {show_size(needed)} and {show_size(free)} are free"
-    return f"{baseline_seconds(folder):.0f} s for one turn of 10 edits, peak {show_size(peak_memory())}"
+    return f"{baseline_seconds(folder):.0f} s for one turn of 10 edits, peak {show_size(peak_bytes())}"
 
 
 def baseline_seconds(folder: Path) -> float:
@@ -156,7 +155,7 @@ def measure(folder: str, budget: str, modules: str, windows: list[int], edits_pe
         "outlook": outlook,
         "load": load_seconds,
         "model": sum(torch.Size(s).numel() for s in reader.files.shapes.values()) * worker.editor.decoder.model.dtype.itemsize,
-        "peak": peak_memory(),
+        "peak": peak_bytes(),
         "memory": [line for line in Path("/proc/self/status").read_text().splitlines() if "Rss" in line or "HWM" in line],
         "flops": flops,
         "digests": worker.digest(),
@@ -185,12 +184,6 @@ def matmul_flops(d_in: int, d_out: int, dtype: torch.dtype) -> float:
         F.linear(left, right)
         best = min(best, time.perf_counter() - began)
     return 2 * 2048 * d_in * d_out / best
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far."""
-    (found,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found) * 1024
 
 
 def _tokens(edits: tuple[TokenizedEdit, ...]) -> int:

@@ -15,9 +15,9 @@ import psutil
 from torch import nn
 
 from editing import Editor
+from editing.budget import peak_bytes
 from editing.turn import Turn
 from tests.benchmarks.ablation import total_shifts
-from tests.benchmarks.streamed import peak_memory
 from tests.benchmarks.workload import Workload, make_baseline, relative_difference, seconds
 
 SIDES = ("baseline", "editor")
@@ -130,5 +130,5 @@ def run_child(side: str, workload: Workload) -> None:
             del editor  # goes, with the copies of the edited weights that it keeps
             baseline.apply_turn(turns[0].sequences)
             del tokenizer
-    peak = peak_memory()  # not ru_maxrss, which begins with that of the process that started this one
+    peak = peak_bytes()
     print(json.dumps({"loaded": loaded, "peak": peak}))

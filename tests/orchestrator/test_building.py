@@ -501,11 +501,11 @@ def test_memory_does_not_grow_with_the_triples(tmp_path: Path) -> None:
     """Peak resident memory of 200,000 and of 2,000,000 triples with their alias files, in one process."""
     code = (
         "import sys; from pathlib import Path; from orchestrator.building import BuildConfig, build; "
-        "from tests.benchmarks.streamed import peak_memory; "
+        "from editing.budget import peak_bytes; "
         "triples, aliases, output = map(Path, sys.argv[1:]); "
-        "before = peak_memory(); "
+        "before = peak_bytes(); "
         "build(BuildConfig(triples=(triples,), aliases=(aliases,), output=output, workers=1)); "
-        "print(before, peak_memory())"
+        "print(before, peak_bytes())"
     )
     growth = {}
     for num in (200_000, 2_000_000):
