@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from editing.atomic import restored_unless, uninterrupted
 from editing.capture import TurnRows, capture, group_weights
 from editing.decoder import Decoder
 from editing.errors import ModelError, TurnRefused
+from editing.everyday import observe_text, passages, read_text
 from editing.lifelong import Lifelong
 from editing.modules import resolve
 from editing.normalizer import Moments
 from editing.parts import Part, Shape, part_of
 from editing.prefix import Prefixed, predict, run_prefix
+from editing.preserve import PreservingRidge
 from editing.reductions import NoReductions, Reductions
 from editing.requests import EditRequest
 from editing.second_moments import Features
@@ -88,6 +91,7 @@ class Editor:
         self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         if config.whiten:
             check_width(self.parts)
+        self._passages = passages(tokenizer, read_text(config.preserve_text), self.decoder.max_tokens) if config.preserve != "off" else []
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -203,6 +207,7 @@ class Editor:
             TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and moments are as they were.
         """
         clock = _Clock()
+        _ = self._text  # before any weight is changed within the turn
         rows = self._capture(prepared, tokens=self.config.preserve != "off")
         clock.lap("capture")
         lifelong = self._with_turn(rows, prepared.turn)
@@ -325,6 +330,17 @@ class Editor:
         _check_rows(finite, turn, range(len(sequences)) if chosen is None else chosen)
         return rows
 
+    @cached_property
+    def _text(self) -> dict[str, PreservingRidge]:
+        """What the preserving ridge knows of a text that no edit is about, of the unedited model; by module."""
+        if not self._passages:
+            return {}
+        with self.unedited():
+            prefixed, batch_tokens = self.run_prefix(self._passages), self.config.batch_tokens
+            return observe_text(
+                self.decoder, self.modules, self.parts, prefixed, self.config, self.reductions, start=self.start, batch_tokens=batch_tokens
+            )
+
     def _with_turn(self, rows: TurnRows, turn: Turn) -> Lifelong:
         return self.lifelong.with_turn(rows, turn.group_row_counts(self.config.group_size), self.parts, self.config, self.reductions)
 
@@ -361,18 +377,19 @@ class Editor:
         return _Pass(shifts, norms)
 
     def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, pending: Tensor | None) -> Shift:
-        keys, part, ridge = rows.keys[name], self.parts[name], self.config.ridge
+        config, keys, part = self.config, rows.keys[name], self.parts[name]
         features = Features(part, "keys", self.reductions)
         try:
             goal = self._targets(name, rows, lifelong)
             if pending is not None:
                 goal *= pending.unsqueeze(1)
             if preserved := lifelong.preserved.get(name):
-                keys, gram = preserved.through(keys, features, ridge=ridge, weight=self.config.preserve_weight)
+                text = self._text.get(name)
+                keys, gram = preserved.through(keys, features, ridge=config.ridge, weight=config.preserve_weight, text=text)
                 return solve_rows(keys.to(goal.dtype), gram, goal, ridge=1.0)
             if self._form(len(keys), part) == "d_in":
-                return solve_features(keys, goal, ridge)
-            return solve_rows(keys, features.gram(keys), goal, ridge)
+                return solve_features(keys, goal, config.ridge)
+            return solve_rows(keys, features.gram(keys), goal, config.ridge)
         except LinAlgError:
             return Shift.undefined(keys, rows.value_gradients[name])  # whose norm makes all shards refuse the turn
 

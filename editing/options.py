@@ -7,6 +7,9 @@ from editing.errors import InputError
 from editing.normalizer import MomentRule
 from editing.preserve import PreserveForm
 
+NONE, EVERYDAY = "none", "everyday"
+"""Values of ``preserve_text`` that name no file: no text, and the one that ships with the project."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
@@ -22,6 +25,8 @@ class MethodOptions:
             ``auto`` takes the exact one for modules of few inputs. See :mod:`editing.preserve`.
         preserve_weight: Weight of the mean change on those tokens, beside the ridge.
         preserve_rank: Directions of the sketch.
+        preserve_text: Text that no edit is about, and that the ridge preserves as much as the tokens seen: ``none``, ``everyday``
+            for what ships with the project, or a file of passages with empty lines between them. See :mod:`editing.everyday`.
         whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.whitening`.
     """
 
@@ -32,6 +37,7 @@ class MethodOptions:
     preserve: PreserveForm = "off"
     preserve_weight: float = 1000.0
     preserve_rank: int = 256
+    preserve_text: str = NONE
     whiten: bool = False
 
     def __post_init__(self) -> None:
@@ -42,6 +48,8 @@ class MethodOptions:
             check_whole(name, getattr(self, name))
         check_choice("moments", self.moments, get_args(MomentRule))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
+        if not isinstance(self.preserve_text, str) or not self.preserve_text:
+            raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
         if not isinstance(self.whiten, bool):
             raise InputError(f"whiten: expected true or false, found {self.whiten!r}")
 

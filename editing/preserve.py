@@ -1,16 +1,18 @@
 """A ridge that knows what the model is used for: what it holds back is change along the keys of everyday tokens.
 
 The published ridge ``r I`` holds back every direction of a key alike. The preserving one adds the lifelong second moment of
-the keys of *all* tokens that went through the edited module, prompts included:
+the keys of *all* tokens that went through the edited module, prompts included, and, if asked for, that of a text that no edit
+is about (:mod:`editing.everyday`):
 
-    C = mean k k'                                  over all tokens so far                  (d_in, d_in)
-    S = argmin ||K S - T||^2 + r ||S||^2 + w mean_tokens ||k S||^2
+    C = mean k k' + mean k k'                      over all tokens so far, over the text's (d_in, d_in)
+    S = argmin ||K S - T||^2 + r ||S||^2 + w (mean_tokens ||k S||^2 + mean_text ||k S||^2)
       = (K'K + M)^-1 K'T                           M = r I + w C
       = M^-1 K' (K M^-1 K' + I)^-1 T               an n x n system again, once M is solved for the n keys of the rows
 
 so a shift may change outputs freely where no token has been, and pays ``w`` times what it changes on the average token.
 Keys here are what the solve uses, the module's inputs as they are: the moments normalize keys for the *targets* alone, and
-their changing mean and scale do not touch ``C``. It is a mean, so a weight means the same after 10^2 and 10^6 tokens.
+their changing mean and scale do not touch ``C``. It is a mean, so a weight means the same after 10^2 and 10^6 tokens; and the text has
+a mean of its own, so that it counts as much after 10^6 edits as before the first.
 
 Two forms give ``M^-1 K'`` and ``K M^-1 K'``, with float64 inside:
 
@@ -24,7 +26,8 @@ Two forms give ``M^-1 K'`` and ``K M^-1 K'``, with float64 inside:
                 M = E + V'V,         E = r I + w D / N diagonal,   V = sqrt(w / N) B
                 M^-1 = E^-1 - E^-1 V' (I + V E^-1 V')^-1 V E^-1                              (Woodbury)
 
-            so a turn solves a rank x rank and an n x n system. While fewer than ``rank`` tokens or features were seen, it is exact.
+            so a turn solves a rank x rank and an n x n system. A text has ``V`` and ``D`` of its own, which join these. While
+            fewer than ``rank`` tokens or features were seen, it is exact.
 
 Where keys are sliced over shards, the sketch's directions stay sliced by feature like the keys themselves, and what travels
 are Gram matrices, of at most ``2 rank`` and ``rank + n`` rows. The exact form lets the keys of the turn's tokens travel, never
@@ -61,8 +64,17 @@ class PreservingRidge(Protocol):
         """With the keys ``(t, held)`` of further tokens."""
         ...
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float) -> tuple[Tensor, Tensor]:
-        """``(M^-1 K')'`` ``(n, held)`` and ``K M^-1 K'`` ``(n, n)``, both float64, for keys ``K`` ``(n, held)``.
+    def through(
+        self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: "PreservingRidge | None" = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(M^-1 K')'`` ``(n, held)`` and ``K M^-1 K'`` ``(n, n)``, both float64.
+
+        Args:
+            keys: ``K`` ``(n, held)``.
+            features: What is held of them.
+            ridge: ``r``.
+            weight: ``w``.
+            text: What a text that no edit is about has left, in the same form.
 
         Raises:
             torch.linalg.LinAlgError: Some key is not finite.
@@ -87,8 +99,10 @@ class ExactRidge:
     def update(self, tokens: Tensor, features: Features) -> "ExactRidge":
         return ExactRidge(self.moment.add(features.whole(tokens)))
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float) -> tuple[Tensor, Tensor]:
+    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: PreservingRidge | None = None) -> tuple[Tensor, Tensor]:
         system = weight * self.moment.mean()
+        if isinstance(text, ExactRidge):
+            system += weight * text.moment.mean()
         system.diagonal().add_(ridge)
         lower = torch.linalg.cholesky(system)
         half = torch.linalg.solve_triangular(lower, features.whole(keys).double().T, upper=False)
@@ -123,17 +137,24 @@ class SketchRidge:
             directions = _shrink(torch.cat((directions, block)), self.rank, features)
         return SketchRidge(self.count + len(tokens), directions, self.squares + tokens.double().square().sum(0), self.rank)
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float) -> tuple[Tensor, Tensor]:
-        scale = weight / max(1, self.count)
-        residual = (self.squares - self.directions.square().sum(0)).clamp(min=0)
-        diagonal = ridge + scale * residual
-        stacked = torch.cat((scale**0.5 * self.directions, keys.double()))
-        gram, rank = features.gram(stacked / diagonal.sqrt()), len(self.directions)
+    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: PreservingRidge | None = None) -> tuple[Tensor, Tensor]:
+        directions, residual = self._scaled(weight)
+        if isinstance(text, SketchRidge):
+            more, rest = text._scaled(weight)
+            directions, residual = torch.cat((directions, more)), residual + rest
+        diagonal = ridge + residual
+        stacked = torch.cat((directions, keys.double()))
+        gram, rank = features.gram(stacked / diagonal.sqrt()), len(directions)
         system = gram[:rank, :rank].clone()
         system.diagonal().add_(1.0)
         back = torch.cholesky_solve(gram[:rank, rank:], torch.linalg.cholesky(system))
         solved = (stacked[rank:] - back.T @ stacked[:rank]) / diagonal
         return solved, gram[rank:, rank:] - gram[rank:, :rank] @ back
+
+    def _scaled(self, weight: float) -> tuple[Tensor, Tensor]:
+        """``V`` and ``w D / N``."""
+        scale = weight / max(1, self.count)
+        return scale**0.5 * self.directions, scale * (self.squares - self.directions.square().sum(0)).clamp(min=0)
 
 
 def _shrink(rows: Tensor, rank: int, features: Features) -> Tensor:

@@ -75,6 +75,7 @@ def cli() -> None:
 @click.option("--preserve", type=click.Choice(get_args(PreserveForm)), help="Hold back change on all tokens seen.  [default: the preset's, else off]")
 @click.option("--preserve-weight", type=float, help="Weight of that beside the ridge.  [default: the preset's, else 1000]")
 @click.option("--preserve-rank", type=int, help="Directions of its sketch.  [default: the preset's, else 256]")
+@click.option("--preserve-text", help="Text that it holds too: none, everyday or a text file.  [default: the preset's, else none]")
 @click.option("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole.  [default: the preset's, else no-whiten]")
 @click.option("--warm-up", type=int, help="Feed the moments with the first N edits before the first is made.  [default: 0]")
 @click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")

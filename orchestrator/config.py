@@ -9,9 +9,10 @@ import yaml
 from editing.budget import parse_size
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
+from editing.everyday import read_text
 from editing.modules import split_patterns
 from editing.normalizer import MomentRule
-from editing.options import MethodOptions, check_choice, check_number, check_whole
+from editing.options import EVERYDAY, NONE, MethodOptions, check_choice, check_number, check_whole
 from editing.preserve import PreserveForm
 from editing.presets import find_preset
 from editing.pretrained import DTypeName
@@ -50,6 +51,7 @@ class RunConfig:
         preserve: Form of the ridge that holds back change on the keys of all tokens seen; by default the preset's, else ``off``.
         preserve_weight: Its weight; by default the preset's, else 1000.
         preserve_rank: Directions of its sketch; by default the preset's, else 256.
+        preserve_text: Text that it holds too: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
@@ -100,6 +102,7 @@ class RunConfig:
     preserve: PreserveForm | None = None
     preserve_weight: float | None = None
     preserve_rank: int | None = None
+    preserve_text: str | None = None
     whiten: bool | None = None
     warm_up: int = 0
     batch_tokens: int = 2048
@@ -149,7 +152,7 @@ class RunConfig:
         for name in ("learning_rate", "max_weight_growth", "min_probe_retention", "max_perplexity_growth", "placement_timeout", "worker_timeout"):
             if getattr(self, name) is not None or name != "learning_rate":
                 check_number(name, getattr(self, name), or_zero=name != "learning_rate")
-        MethodOptions(**self.method)
+        read_text(MethodOptions(**self.method).preserve_text)
         choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse), "save": get_args(Save)}
         choices |= {} if self.dataset is None else {"dataset": tuple(FORMATS)}
         for name, allowed in choices.items():
@@ -186,6 +189,8 @@ class RunConfig:
         for key in ("model", "edits", "output"):
             if key not in values:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
+        if (text := values.get("preserve_text")) and text not in (NONE, EVERYDAY):
+            values["preserve_text"] = str(Path(text).resolve())  # workers and later calls may start elsewhere
         if values.get("modules") is not None:
             values["modules"] = _patterns(values["modules"])
         if values.get("eval_at") is not None:

@@ -27,7 +27,7 @@ def settings_of(config: RunConfig, worker: Worker) -> dict[str, Any]:
     """Everything that decides the weights, resolved."""
     described = worker.describe()
     return {
-        **{name: described[name] for name in ("modules", "learning_rate", "dtype")},
+        **{name: described[name] for name in ("modules", "learning_rate", "dtype", "preserve_text_sha256")},
         **described["method"],
         **{name: getattr(config, name) for name in _SETTINGS},
     }

@@ -1,6 +1,7 @@
 """The preserving ridge solves the problem that it states; its sketch keeps the promises of frequent directions."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from editing import Editor
 from editing.budget import Footprint, Work, memory_parts
 from editing.decoder import Decoder
+from editing.everyday import read_text
 from editing.lifelong import second_moments_bytes
 from editing.modules import resolve
 from editing.options import MethodOptions
@@ -38,8 +40,10 @@ def ridge_of(form: str, seen: torch.Tensor, rank: int = D_IN, pieces: int = 3) -
     return ridge
 
 
-def solved(ridge: PreservingRidge, keys: torch.Tensor, goal: torch.Tensor, strength: float, weight: float) -> torch.Tensor:
-    through, gram = ridge.through(keys, FEATURES, ridge=strength, weight=weight)
+def solved(
+    ridge: PreservingRidge, keys: torch.Tensor, goal: torch.Tensor, strength: float, weight: float, text: PreservingRidge | None = None
+) -> torch.Tensor:
+    through, gram = ridge.through(keys, FEATURES, ridge=strength, weight=weight, text=text)
     return solve_rows(through.float(), gram, goal, ridge=1.0).dense().double()
 
 
@@ -62,6 +66,16 @@ def test_every_token_seen_counts_as_one_that_shall_not_change(form: str, rows: i
     goal = torch.randn(rows, D_OUT, generator=torch.Generator().manual_seed(2))
     found = solved(ridge_of(form, seen), keys, goal, strength, weight)
     assert relative(found, least_squares(seen, keys, goal, strength, weight)) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+@pytest.mark.parametrize("num_seen", [0, 200])
+def test_a_text_counts_as_much_as_all_tokens_seen(form: str, num_seen: int) -> None:
+    seen, text, keys = tokens(num_seen), tokens(50, seed=3), tokens(9, seed=1)
+    goal = torch.randn(9, D_OUT, generator=torch.Generator().manual_seed(2))
+    found = solved(ridge_of(form, seen, pieces=1), keys, goal, 1.0, 300.0, ridge_of(form, text))
+    both = torch.cat((seen / max(1, num_seen) ** 0.5, text / 50**0.5))
+    assert relative(found, least_squares(both, keys, goal, 1.0, 300.0 * len(both))) < 1e-5
 
 
 def test_nothing_seen_is_the_plain_ridge() -> None:
@@ -166,9 +180,56 @@ def test_prompts_change_less_and_answers_are_still_learned(form: str) -> None:
     assert published.efficacy_before == report.efficacy_before
 
 
+def text_file(folder: Path) -> Path:
+    """Passages of unequal length, one of which is longer than any is kept in one piece."""
+    path = folder / "text.txt"
+    path.write_text(
+        "\n\n".join(("the sea is cold in winter", "", "short\n", "a very long one " * 700, "and the last passage of them all")), encoding="utf-8"
+    )
+    return path
+
+
 @pytest.mark.parametrize("form", ["exact", "sketch"])
-def test_batches_make_no_difference(form: str) -> None:
-    one, two = (editor(preserve=form, preserve_rank=8, edits_per_turn=4, batch_tokens=size) for size in (16, 2048))
+def test_the_keys_of_a_text_are_those_of_the_unedited_model(form: str, tmp_path: Path) -> None:
+    one = editor(preserve=form, preserve_rank=64, preserve_text=str(text_file(tmp_path)), batch_tokens=600, edits_per_turn=4)
+    modules, seen = list(one.modules), {name: list[torch.Tensor]() for name in one.modules}
+    hooks = [m.register_forward_hook(lambda _m, inputs, _out, name=name: seen[name].append(inputs[0][0].clone())) for name, m in one.modules.items()]
+    with torch.no_grad():
+        for passage in one._passages:
+            one.model(input_ids=torch.tensor([passage.input_ids]))
+    for hook in hooks:
+        hook.remove()
+    one.apply(requests())
+    one.__dict__.pop("_text")  # asked for anew by a run that is resumed
+    assert sum(len(p.input_ids) for p in one._passages) > 2 * 2048
+    for name in modules:
+        expected = torch.cat(seen[name]).double()
+        ridge = one._text[name]
+        assert ridge.count == len(expected)
+        found = ridge.squares if isinstance(ridge, SketchRidge) else ridge.moment.total.diagonal()
+        torch.testing.assert_close(found, expected.square().sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_a_text_changes_less_where_it_is_preserved(form: str) -> None:
+    text = [passage.strip() for passage in read_text("everyday").split("\n\n")]
+    untouched = editor()
+    with_text, without = (editor(preserve=form, preserve_rank=32, preserve_weight=300.0, preserve_text=t) for t in ("everyday", "none"))
+    for one in (with_text, without):
+        one.apply(requests())
+    assert change_on(with_text, untouched, text) < 0.8 * change_on(without, untouched, text)
+
+
+def test_text_that_is_not_asked_for_is_not_looked_at() -> None:
+    one = editor(preserve="off", preserve_text="everyday")
+    one.apply(requests())
+    assert not one._text
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+@pytest.mark.parametrize("text", ["none", "everyday"])
+def test_batches_make_no_difference(form: str, text: str) -> None:
+    one, two = (editor(preserve=form, preserve_rank=8, preserve_text=text, edits_per_turn=4, batch_tokens=size) for size in (16, 2048))
     one.apply(requests())
     two.apply(requests())
     for name, weight in one.weights().items():
@@ -176,12 +237,15 @@ def test_batches_make_no_difference(form: str) -> None:
         assert relative(weight - one._originals[name], change) < 1e-4
 
 
-@pytest.mark.parametrize("options", [{"preserve": "exact"}, {"preserve": "sketch", "preserve_rank": 5}, {"whiten": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"preserve": "exact"}, {"preserve": "sketch", "preserve_rank": 5}, {"preserve": "exact", "preserve_text": "everyday"}, {"whiten": True}],
+)
 def test_what_is_kept_of_a_module_is_counted(options: dict[str, object]) -> None:
     one = editor(**options)
     one.apply(requests())
     tensors = [t for ridge in one.lifelong.preserved.values() for t in (getattr(ridge, "directions", None), getattr(ridge, "squares", None))]
-    tensors += [ridge.moment.total for ridge in one.lifelong.preserved.values() if isinstance(ridge, ExactRidge)]
+    tensors += [ridge.moment.total for ridge in (*one.lifelong.preserved.values(), *one._text.values()) if isinstance(ridge, ExactRidge)]
     tensors += [second.total for second in one.lifelong.whitening.values()]
     kept = sum(t.numel() * t.element_size() for t in tensors if t is not None)
     counted = sum(second_moments_bytes(part.shape, one.config, num_tokens=0) for part in one.parts.values())

@@ -246,4 +246,5 @@ def test_what_is_no_size_is_one_line(text: str) -> None:
 def test_passes_and_a_preserving_ridge_stream(form: str, tmp_path: Path) -> None:
     model = next(m for m in TINY if m.name == "llama")
     model.write(tmp_path)
-    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, "preserve": form, "preserve_rank": 8, "preserve_weight": 30.0})
+    preserving = {"preserve": form, "preserve_rank": 8, "preserve_weight": 30.0, "preserve_text": "everyday"}
+    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, **preserving})

@@ -59,7 +59,7 @@ def test_rollback_to_the_beginning_is_the_unedited_model(run: Callable[..., Path
 @pytest.mark.parametrize("to_turn", [2, 6])
 def test_rollback_knows_the_warm_up(to_turn: int, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     """From a checkpoint as from the very beginning, where the first edits come from the ledger."""
-    flags = ("--warm-up", "15", "--preserve", "sketch", "--preserve-rank", "8")
+    flags = ("--warm-up", "15", "--preserve", "sketch", "--preserve-rank", "8", "--preserve-text", "everyday")
     out = run("out", RECORDS, *flags)
     turns = [json.loads(line) for line in (out / "turns.jsonl").read_text().splitlines()]
     assert ultraedit("rollback", out, "--to-turn", to_turn).code == 0

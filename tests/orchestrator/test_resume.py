@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import PARITY, Outcome
 
 METHODS = [
-    ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--whiten", "--warm-up", "9"],
+    ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--preserve-text", "everyday", "--whiten", "--warm-up", "9"],
     ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2"],
 ]
 MODEL = PARITY / "llama-tiny" / "model"
@@ -149,9 +149,9 @@ def test_a_write_that_fails_anywhere_loses_nothing_that_was_checkpointed(
     assert_same(out, undisturbed)
 
 
-def interrupted(edits: Path, out: Path) -> Path:
+def interrupted(edits: Path, out: Path, *more: object) -> Path:
     """An unfinished run with two checkpoints: killed by a disk that fails at the third."""
-    assert finish(arguments(edits, out), Fault(15, errno.EIO)) == 1
+    assert finish(arguments(edits, out, *more), Fault(15, errno.EIO)) == 1
     (left,) = out.parent.glob(f".{out.name}.partial-*")
     assert len(list((left / "checkpoints").glob("turn-*"))) == 2
     return left
@@ -235,6 +235,17 @@ def test_other_settings_are_refused_with_the_difference(
     assert outcome.code == 1
     assert says in outcome.errors[0]
     assert any(p.name.startswith(".out.partial") for p in left.parent.iterdir())  # it can still be resumed as it was
+
+
+def test_a_text_that_has_changed_is_refused(edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the sea is cold in winter")
+    flags = ["--preserve", "exact", "--preserve-text", str(text)]
+    interrupted(edits, tmp_path / "out", *flags)
+    text.write_text("the sea is warm in summer")
+    outcome = ultraedit(*arguments(edits, tmp_path / "out", "--resume", "auto", *flags))
+    assert outcome.code == 1
+    assert "preserve_text_sha256 was" in outcome.errors[0]
 
 
 def test_another_base_model_is_refused(edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:

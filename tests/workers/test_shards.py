@@ -23,8 +23,8 @@ pytestmark = pytest.mark.distributed
 FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
 REFINED = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
-EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "whiten": True}
-SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8}
+EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday", "whiten": True}
+SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8, "preserve_text": "everyday"}
 
 
 @pytest.fixture(scope="module")
