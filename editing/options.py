@@ -25,7 +25,7 @@ class MethodOptions:
             ``auto`` takes the exact one for modules of few inputs. See :mod:`editing.preserve`.
         preserve_weight: Weight of the mean change on those tokens, beside the ridge.
         preserve_rank: Directions of the sketch.
-        preserve_text: Text that no edit is about, and that the ridge preserves as much as the tokens seen: ``none``, ``everyday``
+        preserve_text: Text that no edit is about, and that the ridge preserves too: ``none``, ``everyday``
             for what ships with the project, or a file of passages with empty lines between them. See :mod:`editing.everyday`.
         whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.whitening`.
     """

@@ -4,15 +4,15 @@ The published ridge ``r I`` holds back every direction of a key alike. The prese
 the keys of *all* tokens that went through the edited module, prompts included, and, if asked for, that of a text that no edit
 is about (:mod:`editing.everyday`):
 
-    C = mean k k' + mean k k'                      over all tokens so far, over the text's (d_in, d_in)
-    S = argmin ||K S - T||^2 + r ||S||^2 + w (mean_tokens ||k S||^2 + mean_text ||k S||^2)
+    C = mean k k' + p mean k k'                    over all tokens so far, over the text's (d_in, d_in)
+    S = argmin ||K S - T||^2 + r ||S||^2 + w (mean_tokens ||k S||^2 + p mean_text ||k S||^2)
       = (K'K + M)^-1 K'T                           M = r I + w C
       = M^-1 K' (K M^-1 K' + I)^-1 T               an n x n system again, once M is solved for the n keys of the rows
 
 so a shift may change outputs freely where no token has been, and pays ``w`` times what it changes on the average token.
 Keys here are what the solve uses, the module's inputs as they are: the moments normalize keys for the *targets* alone, and
 their changing mean and scale do not touch ``C``. It is a mean, so a weight means the same after 10^2 and 10^6 tokens; and the text has
-a mean of its own, so that it counts as much after 10^6 edits as before the first.
+a mean of its own, so that it counts as much after 10^6 edits as before the first: ``p`` = 0.3 of what the edits' tokens count.
 
 Two forms give ``M^-1 K'`` and ``K M^-1 K'``, with float64 inside:
 
@@ -45,6 +45,9 @@ from torch import Tensor
 from editing.second_moments import Features, SecondMoment
 
 PreserveForm = Literal["off", "auto", "exact", "sketch"]
+
+TEXT_WEIGHT = 0.3
+"""Of a text that no edit is about, beside the tokens seen. At 1, retention falls more than perplexity gains (docs/LOG.md, "Everyday text")."""
 
 _MAX_EXACT = 2048
 """Features up to which ``auto`` keeps the exact form: 32 MiB a module, and a Cholesky of 3 GFLOP a turn."""
@@ -102,7 +105,7 @@ class ExactRidge:
     def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: PreservingRidge | None = None) -> tuple[Tensor, Tensor]:
         system = weight * self.moment.mean()
         if isinstance(text, ExactRidge):
-            system += weight * text.moment.mean()
+            system += TEXT_WEIGHT * weight * text.moment.mean()
         system.diagonal().add_(ridge)
         lower = torch.linalg.cholesky(system)
         half = torch.linalg.solve_triangular(lower, features.whole(keys).double().T, upper=False)
@@ -140,7 +143,7 @@ class SketchRidge:
     def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: PreservingRidge | None = None) -> tuple[Tensor, Tensor]:
         directions, residual = self._scaled(weight)
         if isinstance(text, SketchRidge):
-            more, rest = text._scaled(weight)
+            more, rest = text._scaled(TEXT_WEIGHT * weight)
             directions, residual = torch.cat((directions, more)), residual + rest
         diagonal = ridge + residual
         stacked = torch.cat((directions, keys.double()))

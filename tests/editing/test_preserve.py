@@ -14,7 +14,7 @@ from editing.lifelong import second_moments_bytes
 from editing.modules import resolve
 from editing.options import MethodOptions
 from editing.parts import Part
-from editing.preserve import ExactRidge, PreservingRidge, SketchRidge, begin
+from editing.preserve import TEXT_WEIGHT, ExactRidge, PreservingRidge, SketchRidge, begin
 from editing.reductions import NoReductions
 from editing.second_moments import Features
 from editing.shift import solve_rows
@@ -70,11 +70,11 @@ def test_every_token_seen_counts_as_one_that_shall_not_change(form: str, rows: i
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])
 @pytest.mark.parametrize("num_seen", [0, 200])
-def test_a_text_counts_as_much_as_all_tokens_seen(form: str, num_seen: int) -> None:
+def test_a_text_counts_by_its_weight_however_many_tokens_were_seen(form: str, num_seen: int) -> None:
     seen, text, keys = tokens(num_seen), tokens(50, seed=3), tokens(9, seed=1)
     goal = torch.randn(9, D_OUT, generator=torch.Generator().manual_seed(2))
     found = solved(ridge_of(form, seen, pieces=1), keys, goal, 1.0, 300.0, ridge_of(form, text))
-    both = torch.cat((seen / max(1, num_seen) ** 0.5, text / 50**0.5))
+    both = torch.cat((seen / max(1, num_seen) ** 0.5, (TEXT_WEIGHT / 50) ** 0.5 * text))
     assert relative(found, least_squares(both, keys, goal, 1.0, 300.0 * len(both))) < 1e-5
 
 
