@@ -1,6 +1,6 @@
 """An honest search for the edit quality of a model: tuned on one part of the data, reported on another that was never looked at.
 
-    tune     every setting, on the tuning part, all tuning sizes         chooses one setting a method, a family and a size
+    tune     every setting, on the tuning part, all sizes and seeds      chooses one setting a method, a family and a size
     report   the chosen ones, on the held-back part, all sizes and seeds of the edit order
     frontier every setting, on the held-back part, first size and seed   a picture; nothing is chosen by it
 
@@ -44,7 +44,7 @@ class Plan:
         settings: What is compared.
         tune_sizes: Edits of the measurements on the tuning part.
         sizes: Edits on the held-back part.
-        seeds: Seeds of the edit order there.
+        seeds: Seeds of the edit order.
         stages: Some of ``STAGES``.
         look: How much of each run is looked at.
     """
@@ -97,7 +97,7 @@ class Search:
         plan = self.plan
         for stage in plan.stages:
             if stage == "tune":
-                self._measure_all(stage, plan.settings, plan.tune_sizes, plan.seeds[:1])
+                self._measure_all(stage, plan.settings, plan.tune_sizes, plan.seeds)
             elif stage == "report":
                 self._measure_all(stage, plan.settings, plan.sizes, plan.seeds, only_chosen=True)
             else:

@@ -27,9 +27,12 @@ def merit(row: Row) -> float:
 
 
 def choose(rows: Iterable[Row]) -> list[Row]:
-    """Of each family the published row of most merit, and the refined one that is furthest above it in what it is least above it."""
+    """Of each family the published setting of most merit, and the refined one that is furthest above it in what it is least above it.
+
+    Settings count by their means over seeds; those that were measured with fewer seeds than others of their family and method do not.
+    """
     families: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in _means(rows):
         families[row["family"]][row["method"]].append(row)
     chosen = []
     for methods in families.values():
@@ -37,6 +40,17 @@ def choose(rows: Iterable[Row]) -> list[Row]:
         chosen += [beaten] if beaten else []
         chosen += [max(found, key=lambda row: (lead(row, beaten), merit(row))) for found in methods.values()]
     return chosen
+
+
+def _means(rows: Iterable[Row]) -> list[Row]:
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["family"], row["method"], row["setting"]].append(row)
+    most: dict[tuple[str, str], int] = defaultdict(int)
+    for (family, method, _), group in groups.items():
+        most[family, method] = max(most[family, method], len(group))
+    full = [(key, group) for key, group in groups.items() if len(group) == most[key[:2]]]
+    return [group[0] | {name: statistics.fmean(row[name] or 0 for row in group) for name in COUNTED} for _, group in full]
 
 
 def lead(row: Row, other: Row | None) -> float:

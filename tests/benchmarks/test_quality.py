@@ -101,3 +101,9 @@ def test_a_refined_setting_is_chosen_by_its_smallest_lead() -> None:
         row("refined", "forgets", 0.9, 0.30, 0.2, 0.9),
     ]
     assert [found["setting"] for found in choose(rows)] == ["best", "better in all"]
+    again = [
+        row("published", "best", 0.5, 0.10, 0.5, 0.5),
+        row("refined", "better in all", 0.5, 0.06, 0.41, 0.5),
+        row("refined", "strong", 0.99, 0.12, 0.6, 0.9),
+    ]
+    assert [found["setting"] for found in choose([*rows, *again])] == ["best", "strong"]  # by the means of both orders
