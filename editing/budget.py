@@ -20,6 +20,7 @@ from torch import nn
 
 from editing.decoder import HEAD_CHUNK_ELEMENTS, Decoder
 from editing.errors import InputError
+from editing.everyday import PORTION
 from editing.lifelong import second_moments_bytes
 from editing.options import MethodOptions
 from editing.parts import Shape
@@ -214,7 +215,9 @@ def make_plan(footprint: Footprint, work: Work, budget: int) -> MemoryPlan:
 def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool) -> dict[str, int]:
     """Bytes by what they are for, if so many layers are streamed."""
     slots = sorted(a - b for a, b in zip(footprint.layers[:streamed], footprint.edited[:streamed], strict=True))[-1:] * min(2, streamed)
-    tokens = min(work.batch_tokens, work.edits_per_turn * _TOKENS_AN_EDIT)
+    of_turn = work.edits_per_turn * _TOKENS_AN_EDIT
+    at_once = max(of_turn, PORTION if work.method.preserves_text else 0)
+    tokens = min(work.batch_tokens, at_once)
     return {
         "process": work.process,
         "head and norms": footprint.rest,
@@ -223,10 +226,10 @@ def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool)
         "edited weights as they were": sum(footprint.edited),
         "float32 masters": footprint.masters if masters else 0,
         "edited weights as before a turn": (sum(footprint.edited) + (footprint.masters if masters else 0)) * (work.method.passes > 1),
-        "second moments": sum(second_moments_bytes(shape, work.method, work.edits_per_turn * _TOKENS_AN_EDIT) for shape in footprint.shapes),
+        "second moments": sum(second_moments_bytes(shape, work.method, at_once) for shape in footprint.shapes),
         "slots for streamed layers": sum(slots),
         "work": _work_bytes(footprint, tokens, work.edits_per_turn * _ROWS_AN_EDIT, streamed, masters),
-        "hidden states": 3 * min(work.edits_per_turn * _TOKENS_AN_EDIT * footprint.hidden * footprint.itemsize, 64 * MIB),
+        "hidden states": 3 * min(of_turn * footprint.hidden * footprint.itemsize, 64 * MIB),
     }
 
 

@@ -91,7 +91,7 @@ class Editor:
         self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         if config.whiten:
             check_width(self.parts)
-        self._passages = passages(tokenizer, read_text(config.preserve_text), self.decoder.max_tokens) if config.preserve != "off" else []
+        self._passages = passages(tokenizer, read_text(config.preserve_text), self.decoder.max_tokens) if config.preserves_text else []
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod

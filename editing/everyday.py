@@ -30,7 +30,7 @@ from editing.tokenization import AnswerSequence, Batch
 _MAX_TOKENS = 512
 """Tokens of a passage; a longer one is cut into several."""
 
-_PORTION = 2048
+PORTION = 2048
 """Tokens whose keys are in memory together."""
 
 
@@ -112,7 +112,7 @@ def _portions(sequences: Sequence[AnswerSequence]) -> Iterator[range]:
     """Consecutive passages whose keys are in memory together."""
     begin, used = 0, 0
     for i, sequence in enumerate(sequences):
-        if i > begin and used + len(sequence.input_ids) > _PORTION:
+        if i > begin and used + len(sequence.input_ids) > PORTION:
             yield range(begin, i)
             begin, used = i, 0
         used += len(sequence.input_ids)

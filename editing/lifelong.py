@@ -11,7 +11,7 @@ import torch
 
 from editing.capture import TurnRows
 from editing.normalizer import Moments
-from editing.options import NONE, MethodOptions
+from editing.options import MethodOptions
 from editing.parts import Part, Shape
 from editing.preserve import PreservingRidge, begin, is_exact
 from editing.reductions import Reductions
@@ -66,7 +66,7 @@ def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) 
     (d_in, d_out), held = shape, 0
     if options.preserve != "off":
         lines = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
-        held += (3 + (options.preserve_text != NONE)) * 8 * lines * d_in + 4 * num_tokens * d_in
+        held += (3 + options.preserves_text) * 8 * lines * d_in + 4 * num_tokens * d_in
     return held + (3 * 8 * d_out**2 if options.whiten else 0)
 
 

@@ -53,6 +53,11 @@ class MethodOptions:
         if not isinstance(self.whiten, bool):
             raise InputError(f"whiten: expected true or false, found {self.whiten!r}")
 
+    @property
+    def preserves_text(self) -> bool:
+        """Whether there is a text to preserve, and a ridge that does."""
+        return self.preserve != "off" and self.preserve_text != NONE
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Names of all options."""

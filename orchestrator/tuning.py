@@ -27,7 +27,7 @@ FAMILIES = {
 STRENGTHS = (0.03, 0.06, 0.12, 0.24)
 """Relative shifts of one turn that are tried."""
 
-REFINED: dict[str, Any] = {"passes": 4, "preserve": "auto", "preserve_weight": 300.0}
+REFINED: dict[str, Any] = {"passes": 2, "preserve": "auto", "preserve_weight": 300.0, "preserve_text": "everyday"}
 """Options of the method that ``--refine`` tries on the candidates of the last rung."""
 
 _SIZES = (4, 2, 1)

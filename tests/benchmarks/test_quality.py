@@ -46,7 +46,7 @@ def test_a_search_in_small(plan: Plan, tmp_path: Path, monkeypatch: pytest.Monke
     chosen = {(row["method"], row["setting"]) for row in search.of("report")}
     assert len(chosen) == 2
     assert chosen == {(row["method"], row["setting"]) for row in choose(row for row in search.of("tune") if row["size"] == 10)}
-    assert len(search.of("tune")) == 6
+    assert len(search.of("tune")) == 12
     assert {(row["size"], row["seed"]) for row in search.of("report")} == {(held_back(search), seed) for seed in (0, 1)}
     refined = next(row for row in search.of("report") if row["method"] == "refined")
     assert 1 < refined["passes_a_turn"] <= 3
