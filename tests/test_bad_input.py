@@ -346,7 +346,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_a_disk_too_small_for_the_model_is_refused_before_the_first_edit(
     edits: Path, small_disk: Callable[[str], Path], refused: Callable[..., str]
 ) -> None:
-    refused("--edits", edits, "--output", small_disk("512k") / "out", words=["needs 1 MB", "has 0 MB free"])
+    refused("--edits", edits, "--output", small_disk("512k") / "out", words=["needs 2 MB", "has 0 MB free"])
 
 
 def test_too_little_space_is_refused_wherever_the_disk_says_so(edits: Path, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,15 @@ class ScriptedWorker:
 
     def describe(self) -> dict[str, Any]:
         fields = ("architecture", "device", "dtype", "preset")
-        return {**dict.fromkeys(fields, "x"), "parameters": 1, "modules": ["m"], "learning_rate": 1.0, "method": {}, "float32_masters": False}
+        return {
+            **dict.fromkeys(fields, "x"),
+            "parameters": 1,
+            "modules": ["m"],
+            "learning_rate": 1.0,
+            "method": {},
+            "preserve_text_sha256": "none",
+            "float32_masters": False,
+        }
 
     def saved_size(self) -> int:
         return 0
