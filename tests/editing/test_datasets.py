@@ -669,7 +669,11 @@ def test_every_record_of_any_json_comes_out_numbered_or_the_file_is_refused(valu
     found = read_all(text.encode(), format)
     if found is not None:
         as_array = as_array or text.startswith("[")
-        assert [record.number for record in found] == list(range(1, (len(json.loads(text)) if as_array else len(values)) + 1))
+        records = json.loads(text) if as_array else values
+        rewrites = [r.get("requested_rewrite") for r in records if isinstance(r, dict)]
+        several = sum(len(r) - 1 for r in rewrites if isinstance(r, list) and r)  # MQuAKE: an edit each
+        assert [record.number for record in found] == list(range(1, len(found) + 1))
+        assert len(records) <= len(found) <= len(records) + several
         assert all(isinstance(record, NumberedRequest | BadRecord) for record in found)
 
 
