@@ -189,7 +189,7 @@ class RunConfig:
         for key in ("model", "edits", "output"):
             if key not in values:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
-        if (text := values.get("preserve_text")) and text not in (NONE, EVERYDAY):
+        if isinstance(text := values.get("preserve_text"), str) and text not in ("", NONE, EVERYDAY):
             values["preserve_text"] = str(Path(text).resolve())  # workers and later calls may start elsewhere
         if values.get("modules") is not None:
             values["modules"] = _patterns(values["modules"])
