@@ -58,6 +58,11 @@ class TurnRows:
         return replace(self, keys=keys, value_gradients=gradients, settled=self.settled.index_copy(0, lines, newer.settled))
 
 
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """Float32 copy ``(n, f)`` of the values ``(B, T, f)`` at flat positions ``b * T + t``."""
+    return values.detach().flatten(0, -2)[positions].float()
+
+
 def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
     """Weight of each row in its group's mean, ``(n,)`` float32: one over the group's number of rows."""
     lengths = list(answer_lengths)
@@ -200,18 +205,15 @@ class _Recorder:
 
     def _hook(self, name: str) -> Any:
         def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self._rows.keys[name][self._batch.row_ids] = self._select(inputs[0], self._batch.rows)
+            self._rows.keys[name][self._batch.row_ids] = at_positions(inputs[0], self._batch.rows)
             if self._rows.tokens:
-                self._rows.tokens[name][self._batch.token_ids] = self._select(inputs[0], self._batch.tokens)
+                self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
             if not output.requires_grad:  # nothing edited lies below: the graph starts here
                 output.requires_grad_()
             output.register_hook(store_gradient)
             return output
 
         def store_gradient(gradient: Tensor) -> None:
-            self._rows.value_gradients[name][self._batch.row_ids] = self._select(gradient, self._batch.rows)
+            self._rows.value_gradients[name][self._batch.row_ids] = at_positions(gradient, self._batch.rows)
 
         return record
-
-    def _select(self, values: Tensor, positions: Tensor) -> Tensor:
-        return values.detach().flatten(0, -2)[positions].float()

@@ -28,7 +28,7 @@ from editing.atomic import restored_unless, uninterrupted
 from editing.capture import TurnRows, capture, group_weights
 from editing.decoder import Decoder
 from editing.errors import ModelError, TurnRefused
-from editing.everyday import observe_text, passages, read_text
+from editing.everyday import observe_text, passages, read_text, text_digest
 from editing.lifelong import Lifelong
 from editing.modules import resolve
 from editing.normalizer import Moments
@@ -64,6 +64,7 @@ class Editor:
         modules: The edited modules by name.
         parts: What this worker holds of each of them.
         reductions: As given.
+        text_sha256: Digest of the text that the ridge preserves, as it was read; ``none`` if there is none.
         masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
 
@@ -91,7 +92,8 @@ class Editor:
         self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         if config.whiten:
             check_width(self.parts)
-        self._passages = passages(tokenizer, read_text(config.preserve_text), self.decoder.max_tokens) if config.preserves_text else []
+        text = read_text(config.preserve_text) if config.preserves_text else ""
+        self._passages, self.text_sha256 = passages(tokenizer, text, self.decoder.max_tokens), text_digest(text)
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -207,7 +209,7 @@ class Editor:
             TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and moments are as they were.
         """
         clock = _Clock()
-        _ = self._text  # before any weight is changed within the turn
+        _ = self._text  # the first turn runs the model over it, which is no part of a solve
         rows = self._capture(prepared, tokens=self.config.preserve != "off")
         clock.lap("capture")
         lifelong = self._with_turn(rows, prepared.turn)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.capture import at_positions
 from editing.decoder import Decoder
 from editing.errors import InputError
 from editing.matmul import full_speed
@@ -55,9 +56,9 @@ def read_text(source: str) -> str:
     return text
 
 
-def text_digest(source: str) -> str:
+def text_digest(text: str) -> str:
     """SHA-256 of a text, or the name of none."""
-    return source if source == NONE else hashlib.sha256(read_text(source).encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest() if text else NONE
 
 
 def passages(tokenizer: Any, text: str, max_tokens: int | None) -> list[AnswerSequence]:
@@ -98,7 +99,7 @@ def observe_text(
         By module, what the keys have left.
     """
     features = {name: Features(part, "keys", reductions) for name, part in parts.items()}
-    found = {name: begin(options.preserve, of_keys, options.preserve_rank, decoder.device or "cpu") for name, of_keys in features.items()}
+    found = {name: begin(options.preserve, of_keys, options.preserve_rank, decoder.device) for name, of_keys in features.items()}
     for portion in map(prefixed.part, _portions(prefixed.sequences)):
         inputs = portion.batches(batch_tokens=batch_tokens, device=decoder.device)
         for name, keys in _keys(decoder, modules, inputs, start=start, num_tokens=sum(len(s.input_ids) for s in portion.sequences)):
@@ -150,4 +151,4 @@ def _recorded(
 
 
 def _record(keys: Tensor, batch: Batch, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    keys[batch.token_ids] = inputs[0].detach().flatten(0, -2)[batch.tokens].float()
+    keys[batch.token_ids] = at_positions(inputs[0], batch.tokens)

@@ -37,7 +37,7 @@ rows to another, with the same bound.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -67,9 +67,7 @@ class PreservingRidge(Protocol):
         """With the keys ``(t, held)`` of further tokens."""
         ...
 
-    def through(
-        self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: "PreservingRidge | None" = None
-    ) -> tuple[Tensor, Tensor]:
+    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: Self | None = None) -> tuple[Tensor, Tensor]:
         """``(M^-1 K')'`` ``(n, held)`` and ``K M^-1 K'`` ``(n, n)``, both float64.
 
         Args:
@@ -102,9 +100,9 @@ class ExactRidge:
     def update(self, tokens: Tensor, features: Features) -> "ExactRidge":
         return ExactRidge(self.moment.add(features.whole(tokens)))
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: PreservingRidge | None = None) -> tuple[Tensor, Tensor]:
+    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: Self | None = None) -> tuple[Tensor, Tensor]:
         system = weight * self.moment.mean()
-        if isinstance(text, ExactRidge):
+        if text is not None:
             system += TEXT_WEIGHT * weight * text.moment.mean()
         system.diagonal().add_(ridge)
         lower = torch.linalg.cholesky(system)
@@ -140,9 +138,9 @@ class SketchRidge:
             directions = _shrink(torch.cat((directions, block)), self.rank, features)
         return SketchRidge(self.count + len(tokens), directions, self.squares + tokens.double().square().sum(0), self.rank)
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: PreservingRidge | None = None) -> tuple[Tensor, Tensor]:
+    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: Self | None = None) -> tuple[Tensor, Tensor]:
         directions, residual = self._scaled(weight)
-        if isinstance(text, SketchRidge):
+        if text is not None:
             more, rest = text._scaled(TEXT_WEIGHT * weight)
             directions, residual = torch.cat((directions, more)), residual + rest
         diagonal = ridge + residual

@@ -12,7 +12,6 @@ from typing import Any
 from editing import TurnReport
 from editing.calibration import USUAL_LOOKAHEAD
 from editing.evaluation import EditResult, evaluate
-from editing.everyday import text_digest
 from editing.generation import generate
 from editing.health import Health, Vitals
 from editing.options import MethodOptions
@@ -97,7 +96,7 @@ class Worker:
             "modules": list(editor.modules),
             "learning_rate": editor.config.learning_rate,
             "method": {name: getattr(editor.config, name) for name in MethodOptions.names()},
-            "preserve_text_sha256": text_digest(editor.config.preserve_text),
+            "preserve_text_sha256": editor.text_sha256,
             "suffix_starts_at_layer": editor.start,
             "layers": editor.decoder.num_layers,
             "float32_masters": editor.uses_masters,
