@@ -266,9 +266,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.UsageError as error:
-        return _fail(
-            f"{error.format_message()} (see ultraedit {error.ctx.info_name if error.ctx and error.ctx.parent else ''} --help)".replace("  ", " "), 2
-        )
+        return _fail(f"{error.format_message()} (see {error.ctx.command_path if error.ctx else 'ultraedit'} --help)", 2)
     except UltraEditError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
