@@ -7,7 +7,6 @@ interact, so the mean over a group's rows becomes a weight on each row and any p
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,45 +16,12 @@ from torch.nn import functional as F
 
 from editing.decoder import Decoder
 from editing.matmul import full_speed
-from editing.parts import part_of
 from editing.prefix import Carried, PutAside, run_segment
-from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch
+from editing.rows import TurnRows
+from editing.tokenization import DEFAULT_BATCH_TOKENS, Batch, Site
 
 HeadGradients = Callable[[list[Tensor], list[Batch]], list[Tensor]]
 """Gradients at the final hidden states of batches that go through the head together."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnRows:
-    """What one turn's rows left behind. ``n`` rows, in the order of the turn's sequences.
-
-    Attributes:
-        keys: Per module ``(n, d_in)`` float32, or a shard's part of it: the module's input at each row.
-        value_gradients: Per module ``(n, d_out)`` float32, or a shard's part of it: gradient of the group's loss at the module's output.
-        losses: ``(n,)`` float32, cross-entropy of each row in nats, before the shift.
-        correct: ``(n,)`` bool, whether the row's likeliest token is the answer's.
-        settled: ``(n,)`` bool, whether it is so by at least the margin, and a further pass has nothing to do here.
-        tokens: Per module ``(t, d_in)`` float32, the keys of all tokens in the order of the turn's sequences; empty if not asked for.
-    """
-
-    keys: dict[str, Tensor]
-    value_gradients: dict[str, Tensor]
-    losses: Tensor
-    correct: Tensor
-    settled: Tensor
-    tokens: dict[str, Tensor] = field(default_factory=dict)
-
-    def updated(self, lines: Tensor, newer: "TurnRows") -> "TurnRows":
-        """With what a later pass has captured of some rows. Losses and correctness stay those before the first shift.
-
-        The tensors are new: the shifts of earlier passes hold the old keys.
-        """
-        lines = lines.to(self.losses.device)
-        keys, gradients = (
-            {name: values.index_copy(0, lines, found[name]) for name, values in held.items()}
-            for held, found in ((self.keys, newer.keys), (self.value_gradients, newer.value_gradients))
-        )
-        return replace(self, keys=keys, value_gradients=gradients, settled=self.settled.index_copy(0, lines, newer.settled))
 
 
 def at_positions(values: Tensor, positions: Tensor) -> Tensor:
@@ -80,6 +46,8 @@ def capture(
     weights: Tensor,
     *,
     start: int,
+    sites: Mapping[str, Site] | None = None,
+    num_subjects: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     margin: float = 0.0,
     num_tokens: int | None = None,
@@ -92,20 +60,16 @@ def capture(
         inputs: Batches with the hidden states that layer ``start`` receives.
         weights: ``(n,)`` from :func:`group_weights`.
         start: First layer of the suffix.
+        sites: Where modules are edited, by name; by default at the answers.
+        num_subjects: Rows at the subjects in all batches together.
         batch_tokens: Padded tokens whose graphs may be kept at once.
         margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
         num_tokens: Tokens in all batches together, where the keys of all of them are wanted; else ``None``.
     """
-    n, device = len(weights), decoder.device
+    device = decoder.device
     weights = weights.to(device)
-    rows = TurnRows(
-        keys={name: torch.empty(n, part_of(m).num_keys, device=device) for name, m in modules.items()},
-        value_gradients={name: torch.empty(n, part_of(m).num_values, device=device) for name, m in modules.items()},
-        losses=torch.empty(n, device=device),
-        correct=torch.empty(n, dtype=torch.bool, device=device),
-        settled=torch.empty(n, dtype=torch.bool, device=device),
-        tokens={name: torch.empty(num_tokens, part_of(m).num_keys, device=device) for name, m in modules.items()} if num_tokens is not None else {},
-    )
+    num_rows: dict[Site, int] = {"answer": len(weights), "subject": num_subjects}
+    rows = TurnRows.empty(modules, sites or {}, num_rows, num_tokens=num_tokens, device=device)
     with full_speed(device):
         at_once = decoder.residency.holds(start, decoder.num_layers)
         head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
@@ -204,8 +168,10 @@ class _Recorder:
             handle.remove()
 
     def _hook(self, name: str) -> Any:
+        positions, numbers = self._batch.at(self._rows.site(name))
+
         def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self._rows.keys[name][self._batch.row_ids] = at_positions(inputs[0], self._batch.rows)
+            self._rows.keys[name][numbers] = at_positions(inputs[0], positions)
             if self._rows.tokens:
                 self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
             if not output.requires_grad:  # nothing edited lies below: the graph starts here
@@ -214,6 +180,6 @@ class _Recorder:
             return output
 
         def store_gradient(gradient: Tensor) -> None:
-            self._rows.value_gradients[name][self._batch.row_ids] = at_positions(gradient, self._batch.rows)
+            self._rows.value_gradients[name][numbers] = at_positions(gradient, positions)
 
         return record

@@ -25,7 +25,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 
 from editing import pretrained
 from editing.atomic import restored_unless, uninterrupted
-from editing.capture import TurnRows, capture, group_weights
+from editing.capture import capture, group_weights
 from editing.decoder import Decoder
 from editing.errors import ModelError, TurnRefused
 from editing.everyday import observe_text, passages, read_text, text_digest
@@ -37,10 +37,11 @@ from editing.prefix import Prefixed, predict, run_prefix
 from editing.preserve import PreservingRidge
 from editing.reductions import NoReductions, Reductions
 from editing.requests import EditRequest
+from editing.rows import TurnRows, lines_of, owners, rows_of
 from editing.second_moments import Features
 from editing.settings import EditorConfig, settings
 from editing.shift import Shift, SolveForm, solve_features, solve_rows, targets
-from editing.tokenization import AnswerSequence, row_offsets, token_offsets
+from editing.tokenization import SITES, AnswerSequence, Site, row_offsets, token_offsets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 from editing.whitening import check_width, whiten
 
@@ -62,6 +63,7 @@ class Editor:
         lifelong: Statistics of all edits so far.
         turns: Turns applied so far.
         modules: The edited modules by name.
+        sites: At which rows each of them is edited.
         parts: What this worker holds of each of them.
         reductions: As given.
         text_sha256: Digest of the text that the ridge preserves, as it was read; ``none`` if there is none.
@@ -82,7 +84,9 @@ class Editor:
         self.tokenizer = tokenizer
         self.config = config
         self.decoder = decoder or Decoder(model)
-        self.modules = resolve(self.decoder, config.modules)
+        self.modules = resolve(self.decoder, (*config.modules, *config.subject_modules))
+        at_subjects = resolve(self.decoder, config.subject_modules) if config.subject_modules else ()
+        self.sites: dict[str, Site] = {name: "subject" if name in at_subjects else "answer" for name in self.modules}
         self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
         self.lifelong = Lifelong()
@@ -153,7 +157,7 @@ class Editor:
 
     @property
     def moments(self) -> dict[Shape, Moments]:
-        """Lifelong moments by module shape ``(d_in, d_out)``."""
+        """Lifelong moments by module shape ``(d_in, d_out)``, of the modules edited at the answers."""
         return self.lifelong.moments
 
     @property
@@ -214,7 +218,7 @@ class Editor:
         clock.lap("capture")
         lifelong = self._with_turn(rows, prepared.turn)
         passes = [self._solve_all(rows, lifelong)]
-        self._check_change(passes[0])
+        self._check_change(passes[0], rows)
         unsettled = [int(rows.settled.logical_not().sum())]
         clock.lap("solve")
         turn = self.turns
@@ -309,27 +313,30 @@ class Editor:
         if chosen is not None:
             wanted = {position: number for number, position in enumerate(chosen)}
             own = own.part([place for place, position in enumerate(dealt[replica]) if position in wanted])
-            weights = weights[_lines(chosen, row_offsets(sequences))]
+            weights = weights[lines_of(chosen, row_offsets(sequences))]
             sequences, dealt = [sequences[i] for i in chosen], [[wanted[i] for i in share if i in wanted] for share in dealt]
-        shares, of_tokens = ([_lines(share, offsets(sequences)) for share in dealt] for offsets in (row_offsets, token_offsets))
+        shares = {site: [lines_of(share, row_offsets(sequences, site)) for share in dealt] for site in SITES}
+        of_tokens = [lines_of(share, token_offsets(sequences)) for share in dealt]
         captured = capture(
             self.decoder,
             self.modules,
             own.batches(batch_tokens=config.batch_tokens, device=self.decoder.device),
-            weights[shares[replica]],
+            weights[shares["answer"][replica]],
             start=self.start,
+            sites=self.sites,
+            num_subjects=len(shares["subject"][replica]),
             batch_tokens=config.batch_tokens,
             margin=config.margin,
             num_tokens=len(of_tokens[replica]) if tokens else None,
         )
-        rows = self.reductions.gather_rows(captured, shares)
+        rows = captured.gathered(self.reductions, shares)
         if tokens:
             rows = replace(rows, tokens={name: self.reductions.gather(keys, of_tokens) for name, keys in captured.tokens.items()})
-        broken = _broken_rows(rows)
+        broken = rows.broken(sequences)
         for keys in rows.tokens.values():
-            broken += (~keys.isfinite().all()).float()  # no row can be told from another then
+            broken += (~keys.isfinite().all()).float()  # no edit can be told from another then
         finite = self.reductions.total(broken) == 0
-        _check_rows(finite, turn, range(len(sequences)) if chosen is None else chosen)
+        _check_finite(finite, turn, range(len(sequences)) if chosen is None else chosen)
         return rows
 
     @cached_property
@@ -344,7 +351,8 @@ class Editor:
             )
 
     def _with_turn(self, rows: TurnRows, turn: Turn) -> Lifelong:
-        return self.lifelong.with_turn(rows, turn.group_row_counts(self.config.group_size), self.parts, self.config, self.reductions)
+        sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
+        return self.lifelong.with_turn(rows, sizes, self.parts, self.config, self.reductions)
 
     def _refine(self, prepared: PreparedTurn, rows: TurnRows, lifelong: Lifelong, passes: list["_Pass"], unsettled: list[int]) -> None:
         """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added.
@@ -352,21 +360,24 @@ class Editor:
         The second pass looks at all rows again, later ones at the edits that had unsettled rows when last looked at. What was
         captured of the others stays: their keys have changed with the shifts below them only, and their targets are 0.
         """
-        offsets = row_offsets(prepared.turn.sequences)
+        sequences = prepared.turn.sequences
+        of_answers, of_subjects = owners(sequences, "answer"), owners(sequences, "subject")
         chosen: Sequence[int] = range(len(prepared.turn.edits))
         while len(passes) < self.config.passes:
             self._add(passes[-1].shifts)
-            rows = rows.updated(_lines(chosen, offsets), self._capture(prepared, chosen))
+            rows = rows.updated(rows_of(chosen, sequences), self._capture(prepared, chosen))
             pending = self.reductions.common(rows.settled.logical_not().float())
             unsettled.append(int(pending.sum()))
-            chosen = [i for i in chosen if pending[offsets[i] : offsets[i + 1]].any()]
-            found = self._solve_all(rows, lifelong, pending) if chosen else _Pass({}, {})
+            edits = torch.zeros(len(sequences)).index_add_(0, of_answers, pending.cpu()).sign()
+            chosen = [i for i in chosen if edits[i]]
+            at_sites: dict[Site, Tensor] = {"answer": pending, "subject": edits[of_subjects].to(pending.device)}
+            found = self._solve_all(rows, lifelong, at_sites) if chosen else _Pass({}, {})
             passes.append(found)
             if not self._changes(found.shifts):
                 return
 
-    def _solve_all(self, rows: TurnRows, lifelong: Lifelong, pending: Tensor | None = None) -> "_Pass":
-        """One pass's shifts. Where ``pending`` ``(n,)`` is 0, a row's output shall stay as it is.
+    def _solve_all(self, rows: TurnRows, lifelong: Lifelong, pending: Mapping[Site, Tensor] | None = None) -> "_Pass":
+        """One pass's shifts. Where ``pending`` ``(n,)`` or ``(s,)`` is 0, a row's output shall stay as it is.
 
         Raises:
             TurnRefused: A shift is not finite.
@@ -378,13 +389,15 @@ class Editor:
                 raise TurnRefused(f"the shift of {name} is not finite")
         return _Pass(shifts, norms)
 
-    def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, pending: Tensor | None) -> Shift:
+    def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, pending: Mapping[Site, Tensor] | None) -> Shift:
         config, keys, part = self.config, rows.keys[name], self.parts[name]
+        if not len(keys):
+            return Shift.nothing(keys, rows.value_gradients[name])
         features = Features(part, "keys", self.reductions)
         try:
             goal = self._targets(name, rows, lifelong)
             if pending is not None:
-                goal *= pending.unsqueeze(1)
+                goal *= pending[self.sites[name]].unsqueeze(1)
             if preserved := lifelong.preserved.get(name):
                 text = self._text.get(name)
                 keys, gram = preserved.through(keys, features, ridge=config.ridge, weight=config.preserve_weight, text=text)
@@ -396,15 +409,16 @@ class Editor:
             return Shift.undefined(keys, rows.value_gradients[name])  # whose norm makes all shards refuse the turn
 
     def _targets(self, name: str, rows: TurnRows, lifelong: Lifelong) -> Tensor:
-        keys, gradients, part = rows.keys[name], rows.value_gradients[name], self.parts[name]
+        keys, gradients, part, site = rows.keys[name], rows.value_gradients[name], self.parts[name], self.sites[name]
         over_keys = self.reductions.total if part.axis == "keys" else self.reductions.common
-        moments = lifelong.moments[part.shape]
+        moments = lifelong.at(site)[part.shape]
+        rate = self.config.learning_rate * (self.config.subject_scale if site == "subject" else 1.0)
         key_norms = over_keys(moments.of_features(part.key_features).normalize(keys).square().sum(1))
         if self.config.whiten:
             normalized = whiten(gradients, lifelong.whitening[name], Features(part, "values", self.reductions))
         else:
             normalized = moments.of_features(part.value_features).normalize(gradients)
-        return targets(key_norms, normalized, self.config.learning_rate)
+        return targets(key_norms, normalized, rate)
 
     def _form(self, num_rows: int, part: Part) -> SolveForm:
         if part.axis == "keys":
@@ -461,9 +475,9 @@ class Editor:
         shifts = {name: Shift.total([p.shifts[name] for p in passes if p.shifts]) for name in self.modules}
         return _Pass(shifts, {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()})
 
-    def _check_change(self, first: "_Pass") -> None:
+    def _check_change(self, first: "_Pass", rows: TurnRows) -> None:
         for name, norm in first.norms.items():
-            if norm == 0:
+            if norm == 0 and len(rows.keys[name]):
                 raise TurnRefused(f"the shift of {name} is 0, so nothing would change")
         if self._changes(first.shifts):
             return
@@ -516,11 +530,6 @@ class _Clock:
         self.laps[phase], self._last = now - self._last, now
 
 
-def _lines(chosen: Sequence[int], offsets: Sequence[int]) -> Tensor:
-    """Lines of a table that belong to chosen sequences, where sequence ``i`` has those from ``offsets[i]`` up to ``offsets[i + 1]``."""
-    return torch.tensor([line for i in chosen for line in range(offsets[i], offsets[i + 1])], dtype=torch.int64)
-
-
 def _squared_norm(weight: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(weight, dtype=torch.float32)
     return norm.double().square()
@@ -535,17 +544,8 @@ def _mean_accuracy(correct: Tensor, lengths: Sequence[int]) -> float:
     return float(torch.stack(shares).mean())
 
 
-def _broken_rows(rows: TurnRows) -> Tensor:
-    """``(n,)`` 1 where something of a row is not finite, else 0."""
-    finite = rows.losses.isfinite()
-    for values in (*rows.keys.values(), *rows.value_gradients.values()):
-        finite &= values.isfinite().all(1)
-    return (~finite).float()
-
-
-def _check_rows(finite: Tensor, turn: Turn, chosen: Sequence[int]) -> None:
+def _check_finite(finite: Tensor, turn: Turn, chosen: Sequence[int]) -> None:
     if finite.all():
         return
-    by_edit = finite.split([len(turn.sequences[i].answer_ids) for i in chosen])
-    culprits = tuple(sorted(turn.order[i] for i, part in zip(chosen, by_edit, strict=True) if not part.all()))
+    culprits = tuple(sorted(turn.order[i] for i, good in zip(chosen, finite.tolist(), strict=True) if not good))
     raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)

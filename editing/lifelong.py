@@ -4,18 +4,19 @@ An edit counts once, with what was captured before its turn's first shift. Every
 objects, and the commit puts them in the old ones' place.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from editing.capture import TurnRows
 from editing.normalizer import Moments
 from editing.options import MethodOptions
 from editing.parts import Part, Shape
 from editing.preserve import PreservingRidge, begin, is_exact
 from editing.reductions import Reductions
+from editing.rows import TurnRows
 from editing.second_moments import Features, SecondMoment
+from editing.tokenization import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +24,35 @@ class Lifelong:
     """Statistics of all turns so far.
 
     Attributes:
-        moments: By module shape ``(d_in, d_out)``, of keys and value gradients together.
+        moments: By module shape ``(d_in, d_out)``, of keys and value gradients together, of the modules edited at the answers.
+        subject_moments: The same of those edited at the subjects.
         preserved: By module, of the keys of all tokens, where the ridge preserves.
         whitening: By module, of value gradients, where they are whitened.
     """
 
     moments: dict[Shape, Moments] = field(default_factory=dict)
+    subject_moments: dict[Shape, Moments] = field(default_factory=dict)
     preserved: dict[str, PreservingRidge] = field(default_factory=dict)
     whitening: dict[str, SecondMoment] = field(default_factory=dict)
 
     def with_turn(
-        self, rows: TurnRows, group_sizes: Sequence[int], parts: Mapping[str, Part], options: MethodOptions, reductions: Reductions
+        self, rows: TurnRows, group_sizes: Mapping[Site, list[int]], parts: Mapping[str, Part], options: MethodOptions, reductions: Reductions
     ) -> "Lifelong":
         """These and one more turn's. All workers call this.
 
         Args:
             rows: All rows of the turn, with the keys of all tokens where the ridge preserves.
-            group_sizes: Rows of each group.
+            group_sizes: At each site, rows of each group that has some.
             parts: What this worker holds of each module.
             options: Which statistics are wanted.
             reductions: How partial results become whole.
         """
-        moments, preserved, whitening = dict(self.moments), dict(self.preserved), dict(self.whitening)
+        at_answers, at_subjects = dict(self.moments), dict(self.subject_moments)
+        preserved, whitening = dict(self.preserved), dict(self.whitening)
         for name, part in parts.items():
-            keys, gradients = rows.keys[name], rows.value_gradients[name]
-            added = _whole(Moments.of_groups(torch.cat((keys, gradients), dim=1), list(group_sizes), options.moments), part, reductions)
+            keys, gradients, site = rows.keys[name], rows.value_gradients[name], rows.site(name)
+            added = _whole(Moments.of_groups(torch.cat((keys, gradients), dim=1), group_sizes[site], options.moments), part, reductions)
+            moments = at_answers if site == "answer" else at_subjects
             before = moments.get(part.shape)
             moments[part.shape] = before.merge(added) if before else added
             if options.preserve != "off":
@@ -58,7 +63,11 @@ class Lifelong:
                 features = Features(part, "values", reductions)
                 second = whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
                 whitening[name] = second.add(features.common(features.whole(gradients)))
-        return Lifelong(moments, preserved, whitening)
+        return Lifelong(at_answers, at_subjects, preserved, whitening)
+
+    def at(self, site: Site) -> dict[Shape, Moments]:
+        """Moments of the modules edited at a site."""
+        return self.moments if site == "answer" else self.subject_moments
 
 
 def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) -> int:

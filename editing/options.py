@@ -28,6 +28,9 @@ class MethodOptions:
         preserve_text: Text that no edit is about, and that the ridge preserves too: ``none``, ``everyday``
             for what ships with the project, or a file of passages with empty lines between them. See :mod:`editing.everyday`.
         whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.whitening`.
+        subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, instead of where
+            its answer begins. The published method has none; an edit without a subject in its prompt leaves them as they are.
+        subject_scale: Their targets' scale, as a multiple of the learning rate.
     """
 
     moments: MomentRule = "published"
@@ -39,11 +42,14 @@ class MethodOptions:
     preserve_rank: int = 256
     preserve_text: str = NONE
     whiten: bool = False
+    subject_modules: tuple[str, ...] = ()
+    subject_scale: float = 0.1
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge)
         check_number("margin", self.margin, or_zero=True)
         check_number("preserve_weight", self.preserve_weight)
+        check_number("subject_scale", self.subject_scale)
         for name in ("passes", "preserve_rank"):
             check_whole(name, getattr(self, name))
         check_choice("moments", self.moments, get_args(MomentRule))
@@ -52,6 +58,9 @@ class MethodOptions:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
         if not isinstance(self.whiten, bool):
             raise InputError(f"whiten: expected true or false, found {self.whiten!r}")
+        if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):
+            raise InputError(f"subject_modules: expected names of modules, found {self.subject_modules!r}")
+        object.__setattr__(self, "subject_modules", tuple(self.subject_modules))
 
     @property
     def preserves_text(self) -> bool:

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from editing.capture import TurnRows
 from editing.parts import Part
 
 
@@ -26,17 +25,13 @@ class Reductions(Protocol):
     replica: int
     num_replicas: int
 
-    def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
-        """All rows of the turn in the turn's order.
+    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+        """All lines of a table ``(n, f)`` of which each replica has some.
 
         Args:
-            rows: This replica's rows.
-            shares: Per replica the positions of its rows in the turn.
+            table: This replica's lines.
+            shares: Per replica the positions of its lines.
         """
-        ...
-
-    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
-        """All lines of a table ``(n, f)`` of which each replica has some; ``shares`` as for :meth:`gather_rows`."""
         ...
 
     def total(self, partial: Tensor) -> Tensor:
@@ -65,9 +60,6 @@ class NoReductions:
 
     replica = 0
     num_replicas = 1
-
-    def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
-        return rows
 
     def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
         return table

@@ -19,7 +19,7 @@ class EditRequest:
         prompt: Text after which the model shall write ``target``.
         target: The new answer, without a leading space.
         id: Name of the edit in results; ``None`` lets the run number it.
-        subject: What the fact is about. Kept for reports; the method does not need it.
+        subject: What the fact is about, as it stands in the prompt. Edits at the subject need it; the published method does not.
         rephrase: The same question in other words; probes generalization.
         locality_prompt: A question that the edit must not change; probes specificity and retention.
         locality_answer: The true answer to ``locality_prompt``.

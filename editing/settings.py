@@ -19,7 +19,7 @@ class EditorConfig(MethodOptions):
     """How edits are made: the method's own options, and these.
 
     Attributes:
-        modules: Names or patterns of the linears to edit.
+        modules: Names or patterns of the linears to edit, at the answers.
         learning_rate: Scale of the targets.
         edits_per_turn: Edits that share one shift per module.
         group_size: Edits over whose answer tokens the loss is averaged.

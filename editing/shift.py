@@ -60,6 +60,11 @@ class Shift:
         left, right = torch.cat([s.left for s in shifts], dim=1), torch.cat([s.right for s in shifts])
         return cls(left, right, max(s.condition for s in shifts))
 
+    @classmethod
+    def nothing(cls, keys: Tensor, values: Tensor) -> "Shift":
+        """No change, where there are no rows; the widths are those of keys and values."""
+        return cls(keys.new_zeros(keys.shape[1], 0), values.new_zeros(0, values.shape[1]), 1.0)
+
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norm, float64, from the factors' Gram matrices; not finite if a factor is not.
 

@@ -22,15 +22,19 @@ from editing.parts import Shape
 from editing.preserve import ExactRidge, SketchRidge
 from editing.second_moments import Features, SecondMoment
 
+_AT_SUBJECTS = "subject."
+"""Before the shape, of moments of modules that are edited at the subjects."""
+
 
 def save_state(editor: Editor, path: Path) -> None:
     """Write the state of an editor to a file. Of shards, which all call this, one writes for all, and weights are whole."""
     tensors = {f"{kind}.{name}": tensor.cpu() for kind, held in _held(editor).items() for name, tensor in editor.whole(held)}
     counts = {}
-    for shape, moments in editor.moments.items():
-        key = _key(shape)
-        counts[key] = moments.count
-        tensors |= {f"mean.{key}": moments.mean, f"sum_of_squares.{key}": moments.sum_of_squares}
+    for prefix, held in (("", editor.lifelong.moments), (_AT_SUBJECTS, editor.lifelong.subject_moments)):
+        for shape, moments in held.items():
+            key = prefix + _key(shape)
+            counts[key] = moments.count
+            tensors |= {f"mean.{key}": moments.mean, f"sum_of_squares.{key}": moments.sum_of_squares}
     for key, count, tensor in _second_moments(editor):
         counts[key] = count
         tensors[key] = tensor
@@ -94,6 +98,9 @@ def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) ->
         if not name:
             lifelong.moments[_shape(key)] = _moments(slices, key, count, device)
             continue
+        if key.startswith(_AT_SUBJECTS):
+            lifelong.subject_moments[_shape(name)] = _moments(slices, key, count, device)
+            continue
         tensor = slices[key][:].to(device)
         if kind == "whitening":
             lifelong.whitening[name] = SecondMoment(count, tensor)
@@ -124,8 +131,9 @@ def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
 
 
 def _check_options(path: Path, editor: Editor, lifelong: Lifelong) -> None:
-    wanted = {"preserve": editor.config.preserve != "off", "whiten": editor.config.whiten}
-    found = {"preserve": bool(lifelong.preserved), "whiten": bool(lifelong.whitening)}
+    config = editor.config
+    wanted = {"preserve": config.preserve != "off", "whiten": config.whiten, "subject_modules": bool(config.subject_modules)}
+    found = {"preserve": bool(lifelong.preserved), "whiten": bool(lifelong.whitening), "subject_modules": bool(lifelong.subject_moments)}
     for name in wanted if lifelong.moments else ():
         if wanted[name] != found[name]:
             raise InputError(f"{path}: was written {'without' if wanted[name] else 'with'} {name}; give the options that its run began with")

@@ -6,7 +6,7 @@ from typing import Any
 
 from editing.prefix import Prefixed
 from editing.requests import EditRequest
-from editing.tokenization import AnswerSequence, encode
+from editing.tokenization import AnswerSequence, Site, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ class Turn:
             dealt[replica] += groups[g]
         return [sorted(share) for share in dealt]
 
-    def group_row_counts(self, group_size: int) -> list[int]:
-        """Rows of each group; the last one may hold fewer edits."""
-        lengths = [len(s.answer_ids) for s in self.sequences]
+    def group_row_counts(self, group_size: int, site: Site = "answer") -> list[int]:
+        """Rows at a site of each group; the last one may hold fewer edits."""
+        lengths = [len(s.rows(site)) for s in self.sequences]
         return [sum(lengths[a : a + group_size]) for a in range(0, len(lengths), group_size)]
 
 
@@ -156,13 +156,13 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
         InvalidRequest: An answer gives no token, or a prompt with its answer exceeds the model's context.
     """
 
-    def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target") -> AnswerSequence:
-        return encode(tokenizer, prompt, answer, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
+    def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target", subject: str | None = None) -> AnswerSequence:
+        return encode(tokenizer, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
 
     r = request
     return TokenizedEdit(
         request,
-        encoded(r.prompt, r.target, "prompt"),
+        encoded(r.prompt, r.target, "prompt", subject=r.subject),
         None if r.rephrase is None else encoded(r.rephrase, r.target, "rephrase"),
         None if r.locality_prompt is None else encoded(r.locality_prompt, r.locality_answer, "locality_prompt", "locality_answer"),
         tuple(encoded(prompt, r.target, "persona") for prompt in r.persona),

@@ -15,7 +15,6 @@ from rich.console import Console
 from editing import InputError, OutOfMemory, UltraEditError
 from editing.datasets import FORMATS
 from editing.errors import ran_out_of_memory
-from editing.modules import split_patterns
 from editing.preserve import PreserveForm
 from orchestrator.config import OnCollapse, RunConfig, Save
 from orchestrator.data_cli import data
@@ -77,6 +76,8 @@ def cli() -> None:
 @click.option("--preserve-rank", type=int, help="Directions of its sketch.  [default: the preset's, else 256]")
 @click.option("--preserve-text", help="Text that it holds too: none, everyday or a text file.  [default: the preset's, else none]")
 @click.option("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole.  [default: the preset's, else no-whiten]")
+@click.option("--subject-modules", help="Modules to edit where the subject ends in the prompt, or none.  [default: the preset's, else none]")
+@click.option("--subject-scale", type=float, help="Scale of their targets, times the learning rate.  [default: the preset's, else 0.1]")
 @click.option("--warm-up", type=int, help="Feed the moments with the first N edits before the first is made.  [default: 0]")
 @click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")
 @click.option("--save", type=click.Choice(get_args(Save)), help="The whole edited model, or the edited weights alone.  [default: full]")
@@ -109,8 +110,6 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
 
     With --resume RUN_DIR and another --edits, the new facts are appended to a finished run.
     """
-    if flags["modules"] is not None:
-        flags["modules"] = split_patterns(flags["modules"])
     if resume is not None and resume != "auto":
         stored = stored_config(Path(resume))
         flags = {**stored, **{name: value for name, value in flags.items() if value is not None}, "output": resume}

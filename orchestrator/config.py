@@ -53,6 +53,8 @@ class RunConfig:
         preserve_rank: Directions of its sketch; by default the preset's, else 256.
         preserve_text: Text that it holds too: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
+        subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
+        subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
         save: ``full``, the edited model; or ``delta``, the edited weights alone, for ``ultraedit apply``.
@@ -104,6 +106,8 @@ class RunConfig:
     preserve_rank: int | None = None
     preserve_text: str | None = None
     whiten: bool | None = None
+    subject_modules: tuple[str, ...] | None = None
+    subject_scale: float | None = None
     warm_up: int = 0
     batch_tokens: int = 2048
     save: Save = "full"
@@ -191,8 +195,11 @@ class RunConfig:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
         if isinstance(text := values.get("preserve_text"), str) and text not in ("", NONE, EVERYDAY):
             values["preserve_text"] = str(Path(text).resolve())  # workers and later calls may start elsewhere
-        if values.get("modules") is not None:
-            values["modules"] = _patterns(values["modules"])
+        for name in ("modules", "subject_modules"):
+            if values.get(name) is not None:
+                values[name] = _patterns(values[name])
+        if values.get("subject_modules") == (NONE,):
+            values["subject_modules"] = ()
         if values.get("eval_at") is not None:
             values["eval_at"] = _numbers(values["eval_at"])
         try:

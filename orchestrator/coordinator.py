@@ -351,7 +351,10 @@ class Coordinator:
         logger.info("model     %s, %s, %s on %s%s", described["architecture"], size, described["dtype"], where, described["device"])
         if described["preset"]:
             logger.info("preset    %s", described["preset"])
-        logger.info("modules   %d: %s", len(modules), ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else ""))
+        subjects = described["method"]["subject_modules"]
+        logger.info("modules   %s", _some([name for name in modules if name not in subjects]))
+        if subjects:
+            logger.info("          %s at the subject", _some(subjects))
         logger.info("learning rate %g, float32 masters %s, input format %s", described["learning_rate"], masters, state.source["format"])
         return {
             "config": self.config.as_dict(),
@@ -442,10 +445,15 @@ def _parameters(run: dict[str, Any]) -> dict[str, Any]:
         "modules": ", ".join(model["modules"]),
         "learning_rate": model["learning_rate"],
         **model["method"],
+        "subject_modules": ", ".join(model["method"]["subject_modules"]),
         **{name: model[name] for name in ("architecture", "parameters", "device", "dtype", "float32_masters")},
         **({"input_sha256": run["input"]["sha256"]} if run["input"]["sha256"] else {}),
         **{f"version_{name}": version for name, version in run["versions"].items()},
     }
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}" + (", ..." if len(names) > 3 else "")
 
 
 def _versions() -> dict[str, str]:

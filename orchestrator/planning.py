@@ -73,14 +73,15 @@ def plan(options: PlanOptions) -> Planned:
     decoder = Decoder(skeleton)
     check_heads(options.model, decoder.config, options.shards)
     rate = 1.0 if options.modules else None  # which decides nothing here
-    chosen = settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)[0]
-    modules = resolve(decoder, chosen)
+    chosen, _, preset = settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)
+    method = MethodOptions(**{name: value for name, value in preset.items() if name in MethodOptions.names()})
+    modules = resolve(decoder, (*chosen, *method.subject_modules))
     footprint = Footprint.of(decoder, modules, skeleton.dtype)
     work = Work(
         batch_tokens=options.batch_tokens,
         edits_per_turn=options.edits_per_turn,
         process=process_bytes(torch.device("cuda" if options.cuda else "cpu")),
-        method=MethodOptions(),
+        method=method,
     )
     lines = [*_about(skeleton, decoder, options), ("edits", ", ".join(modules))]
     memory, found = _memory(decoder, footprint, work, options)

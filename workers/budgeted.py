@@ -118,7 +118,7 @@ class BudgetedEngine:
         return self._device.type == "cuda" and self.plan.read_bytes < free_memory(torch.device("cpu")) // 2
 
     def _choose(self, decoder: Decoder) -> tuple[str, ...]:
-        return self._settings(decoder)[0]
+        return (*self._settings(decoder)[0], *self._method.subject_modules)
 
     def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
         return settings(decoder, self._spec.model, **self._spec.settings)

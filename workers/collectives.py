@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from editing import pretrained
-from editing.capture import TurnRows
 from editing.errors import InputError, UltraEditError
 from editing.parts import Part
 
@@ -169,18 +168,6 @@ class GroupReductions:
         self._groups, self._device = groups, device
         self.replica, self.num_replicas = placement.replica, placement.num_replicas
         self._first = placement.world_rank == 0
-
-    def gather_rows(self, rows: TurnRows, shares: Sequence[Tensor]) -> TurnRows:
-        if self.num_replicas == 1:
-            return rows  # every shard runs every sequence
-        single = (rows.losses, rows.correct, rows.settled)
-        table = torch.cat([*(t.float()[:, None] for t in single), *rows.keys.values(), *rows.value_gradients.values()], dim=1)
-        whole = self.gather(table, shares)
-        widths = [t.shape[1] for t in (*rows.keys.values(), *rows.value_gradients.values())]
-        columns = iter(torch.split(whole[:, len(single) :], widths, dim=1))
-        keys = {name: next(columns).contiguous() for name in rows.keys}
-        gradients = {name: next(columns).contiguous() for name in rows.value_gradients}
-        return TurnRows(keys, gradients, whole[:, 0].contiguous(), whole[:, 1].bool(), whole[:, 2].bool())
 
     def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
         if self.num_replicas == 1:

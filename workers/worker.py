@@ -95,7 +95,10 @@ class Worker:
             "preset": editor.config.preset,
             "modules": list(editor.modules),
             "learning_rate": editor.config.learning_rate,
-            "method": {name: getattr(editor.config, name) for name in MethodOptions.names()},
+            "method": {
+                **{name: getattr(editor.config, name) for name in MethodOptions.names()},
+                "subject_modules": [name for name, site in editor.sites.items() if site == "subject"],
+            },
             "preserve_text_sha256": editor.text_sha256,
             "suffix_starts_at_layer": editor.start,
             "layers": editor.decoder.num_layers,

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 import editing.capture
 from editing import Editor, matmul, tokenization
-from editing.capture import TurnRows
 from editing.decoder import Decoder
+from editing.rows import TurnRows
 from editing.tokenization import Batch
 from editing.turn import Turn
 from tests.benchmarks.workload import relative_difference, seconds

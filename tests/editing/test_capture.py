@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from editing.capture import TurnRows, capture, group_weights
+from editing.capture import capture, group_weights
 from editing.decoder import Decoder
 from editing.modules import resolve
 from editing.prefix import run_prefix
+from editing.rows import TurnRows
 from editing.tokenization import AnswerSequence
 from tests.editing.families import FAMILIES, tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from editing import Editor, TurnRefused
-from editing.capture import TurnRows
+from editing.rows import TurnRows
 from editing.turn import PreparedTurn, Turn, tokenize
 from tests.editing.test_editor import FACTS, editor, requests
 from tests.editing.test_shift import ridge_in_float64
@@ -124,13 +124,13 @@ def test_a_turn_that_fails_in_a_later_pass_leaves_nothing_behind(
     one = editor(passes=3, dtype=dtype)
     one.apply(requests(2))
     before, masters, moments = one.digests(), {n: m.clone() for n, m in one.masters.items()}, dict(one.moments)
-    gather, calls = one.reductions.gather_rows, []
+    gathered, calls = TurnRows.gathered, []
 
-    def third_time(rows: TurnRows, shares: Any) -> TurnRows:
+    def third_time(rows: TurnRows, reductions: Any, shares: Any) -> TurnRows:
         calls.append(one.digests())
-        return fault(gather(rows, shares)) if len(calls) == 3 else gather(rows, shares)
+        return fault(gathered(rows, reductions, shares)) if len(calls) == 3 else gathered(rows, reductions, shares)
 
-    monkeypatch.setattr(one.reductions, "gather_rows", third_time)
+    monkeypatch.setattr(TurnRows, "gathered", third_time)
     turn = prepared(one)
     with pytest.raises(error):
         one.apply_turn(turn)
