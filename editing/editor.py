@@ -34,7 +34,7 @@ from editing.modules import resolve
 from editing.normalizer import Moments
 from editing.parts import Part, Shape, part_of
 from editing.prefix import Prefixed, predict, run_prefix
-from editing.preserve import PreservingRidge
+from editing.preserve import PreservingRidge, System
 from editing.reductions import NoReductions, Reductions
 from editing.requests import EditRequest
 from editing.rows import TurnRows, lines_of, owners, rows_of
@@ -217,14 +217,15 @@ class Editor:
         rows = self._capture(prepared, tokens=self.config.preserve != "off")
         clock.lap("capture")
         lifelong = self._with_turn(rows, prepared.turn)
-        passes = [self._solve_all(rows, lifelong)]
+        systems: dict[str, System] = {}
+        passes = [self._solve_all(rows, lifelong, systems)]
         self._check_change(passes[0], rows)
         unsettled = [int(rows.settled.logical_not().sum())]
         clock.lap("solve")
         turn = self.turns
         with restored_unless(lambda: self.turns > turn, self._held() if self.config.passes > 1 else ()):
             if self.config.passes > 1:
-                self._refine(prepared, rows, lifelong, passes, unsettled)
+                self._refine(prepared, rows, lifelong, systems, passes, unsettled)
                 clock.lap("refine")
             with uninterrupted():
                 self._commit(passes[-1].shifts, lifelong)
@@ -354,7 +355,15 @@ class Editor:
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
         return self.lifelong.with_turn(rows, sizes, self.parts, self.config, self.reductions)
 
-    def _refine(self, prepared: PreparedTurn, rows: TurnRows, lifelong: Lifelong, passes: list["_Pass"], unsettled: list[int]) -> None:
+    def _refine(
+        self,
+        prepared: PreparedTurn,
+        rows: TurnRows,
+        lifelong: Lifelong,
+        systems: dict[str, System],
+        passes: list["_Pass"],
+        unsettled: list[int],
+    ) -> None:
         """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added.
 
         The second pass looks at all rows again, later ones at the edits that had unsettled rows when last looked at. What was
@@ -371,25 +380,27 @@ class Editor:
             edits = torch.zeros(len(sequences)).index_add_(0, of_answers, pending.cpu()).sign()
             chosen = [i for i in chosen if edits[i]]
             at_sites: dict[Site, Tensor] = {"answer": pending, "subject": edits[of_subjects].to(pending.device)}
-            found = self._solve_all(rows, lifelong, at_sites) if chosen else _Pass({}, {})
+            found = self._solve_all(rows, lifelong, systems, at_sites) if chosen else _Pass({}, {})
             passes.append(found)
             if not self._changes(found.shifts):
                 return
 
-    def _solve_all(self, rows: TurnRows, lifelong: Lifelong, pending: Mapping[Site, Tensor] | None = None) -> "_Pass":
+    def _solve_all(self, rows: TurnRows, lifelong: Lifelong, systems: dict[str, System], pending: Mapping[Site, Tensor] | None = None) -> "_Pass":
         """One pass's shifts. Where ``pending`` ``(n,)`` or ``(s,)`` is 0, a row's output shall stay as it is.
+
+        The first pass leaves the preserving ridges' systems in ``systems`` for the others.
 
         Raises:
             TurnRefused: A shift is not finite.
         """
-        shifts = {name: self._solve(name, rows, lifelong, pending) for name in self.parts}
+        shifts = {name: self._solve(name, rows, lifelong, systems, pending) for name in self.parts}
         norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
         for name, norm in norms.items():
             if not norm < float("inf"):
                 raise TurnRefused(f"the shift of {name} is not finite")
         return _Pass(shifts, norms)
 
-    def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, pending: Mapping[Site, Tensor] | None) -> Shift:
+    def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, systems: dict[str, System], pending: Mapping[Site, Tensor] | None) -> Shift:
         config, keys, part = self.config, rows.keys[name], self.parts[name]
         if not len(keys):
             return Shift.nothing(keys, rows.value_gradients[name])
@@ -399,8 +410,9 @@ class Editor:
             if pending is not None:
                 goal *= pending[self.sites[name]].unsqueeze(1)
             if preserved := lifelong.preserved.get(name):
-                text = self._text.get(name)
-                keys, gram = preserved.through(keys, features, ridge=config.ridge, weight=config.preserve_weight, text=text)
+                if name not in systems:
+                    systems[name] = preserved.system(ridge=config.ridge, weight=config.preserve_weight, text=self._text.get(name))
+                keys, gram = systems[name].through(keys, features)
                 return solve_rows(keys.to(goal.dtype), gram, goal, ridge=1.0)
             if self._form(len(keys), part) == "d_in":
                 return solve_features(keys, goal, config.ridge)

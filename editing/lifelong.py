@@ -75,7 +75,8 @@ def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) 
     (d_in, d_out), held = shape, 0
     if options.preserve != "off":
         lines = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
-        held += (3 + options.preserves_text) * 8 * lines * d_in + 4 * num_tokens * d_in
+        kept = 3 + options.preserves_text + (options.passes > 1)  # further passes solve the first one's system
+        held += kept * 8 * lines * d_in + 4 * num_tokens * d_in
     return held + (3 * 8 * d_out**2 if options.whiten else 0)
 
 

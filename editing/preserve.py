@@ -53,6 +53,22 @@ _MAX_EXACT = 2048
 """Features up to which ``auto`` keeps the exact form: 32 MiB a module, and a Cholesky of 3 GFLOP a turn."""
 
 
+class System(Protocol):
+    """``M`` of one module in one turn, ready to be solved for keys; all passes of the turn solve the same one."""
+
+    def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        """``(M^-1 K')'`` ``(n, held)`` and ``K M^-1 K'`` ``(n, n)``, both float64.
+
+        Args:
+            keys: ``K`` ``(n, held)``.
+            features: What is held of them.
+
+        Raises:
+            torch.linalg.LinAlgError: Some key is not finite.
+        """
+        ...
+
+
 class PreservingRidge(Protocol):
     """The second moment of a module's keys, in either form. Immutable: an update is a new object.
 
@@ -67,12 +83,10 @@ class PreservingRidge(Protocol):
         """With the keys ``(t, held)`` of further tokens."""
         ...
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: Self | None = None) -> tuple[Tensor, Tensor]:
-        """``(M^-1 K')'`` ``(n, held)`` and ``K M^-1 K'`` ``(n, n)``, both float64.
+    def system(self, *, ridge: float, weight: float, text: Self | None = None) -> System:
+        """``M``.
 
         Args:
-            keys: ``K`` ``(n, held)``.
-            features: What is held of them.
             ridge: ``r``.
             weight: ``w``.
             text: What a text that no edit is about has left, in the same form.
@@ -100,14 +114,23 @@ class ExactRidge:
     def update(self, tokens: Tensor, features: Features) -> "ExactRidge":
         return ExactRidge(self.moment.add(features.whole(tokens)))
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: Self | None = None) -> tuple[Tensor, Tensor]:
+    def system(self, *, ridge: float, weight: float, text: Self | None = None) -> "ExactSystem":
         system = weight * self.moment.mean()
         if text is not None:
-            system += TEXT_WEIGHT * weight * text.moment.mean()
+            system.add_(text.moment.mean(), alpha=TEXT_WEIGHT * weight)
         system.diagonal().add_(ridge)
-        lower = torch.linalg.cholesky(system)
-        half = torch.linalg.solve_triangular(lower, features.whole(keys).double().T, upper=False)
-        solved = torch.linalg.solve_triangular(lower.T, half, upper=True)
+        return ExactSystem(torch.linalg.cholesky(system))
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSystem:
+    """``M = L L'``, by its Cholesky factor ``(d_in, d_in)``."""
+
+    lower: Tensor
+
+    def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        half = torch.linalg.solve_triangular(self.lower, features.whole(keys).double().T, upper=False)
+        solved = torch.linalg.solve_triangular(self.lower.T, half, upper=True)
         return features.held(solved.T), features.common(half.T @ half)
 
 
@@ -138,24 +161,34 @@ class SketchRidge:
             directions = _shrink(torch.cat((directions, block)), self.rank, features)
         return SketchRidge(self.count + len(tokens), directions, self.squares + tokens.double().square().sum(0), self.rank)
 
-    def through(self, keys: Tensor, features: Features, *, ridge: float, weight: float, text: Self | None = None) -> tuple[Tensor, Tensor]:
+    def system(self, *, ridge: float, weight: float, text: Self | None = None) -> "SketchSystem":
         directions, residual = self._scaled(weight)
         if text is not None:
             more, rest = text._scaled(TEXT_WEIGHT * weight)
             directions, residual = torch.cat((directions, more)), residual + rest
-        diagonal = ridge + residual
-        stacked = torch.cat((directions, keys.double()))
-        gram, rank = features.gram(stacked / diagonal.sqrt()), len(directions)
-        system = gram[:rank, :rank].clone()
-        system.diagonal().add_(1.0)
-        back = torch.cholesky_solve(gram[:rank, rank:], torch.linalg.cholesky(system))
-        solved = (stacked[rank:] - back.T @ stacked[:rank]) / diagonal
-        return solved, gram[rank:, rank:] - gram[rank:, :rank] @ back
+        return SketchSystem(directions, ridge + residual)
 
     def _scaled(self, weight: float) -> tuple[Tensor, Tensor]:
         """``V`` and ``w D / N``."""
         scale = weight / max(1, self.count)
         return scale**0.5 * self.directions, scale * (self.squares - self.directions.square().sum(0)).clamp(min=0)
+
+
+@dataclass(frozen=True, slots=True)
+class SketchSystem:
+    """``M = E + V'V``, by ``V`` ``(up to twice the rank, held)`` and the diagonal of ``E`` ``(held,)``."""
+
+    directions: Tensor
+    diagonal: Tensor
+
+    def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        stacked = torch.cat((self.directions, keys.double()))
+        gram, rank = features.gram(stacked / self.diagonal.sqrt()), len(self.directions)
+        system = gram[:rank, :rank].clone()
+        system.diagonal().add_(1.0)
+        back = torch.cholesky_solve(gram[:rank, rank:], torch.linalg.cholesky(system))
+        solved = (stacked[rank:] - back.T @ stacked[:rank]) / self.diagonal
+        return solved, gram[rank:, rank:] - gram[rank:, :rank] @ back
 
 
 def _shrink(rows: Tensor, rank: int, features: Features) -> Tensor:

@@ -22,6 +22,7 @@ FACTS = [
     ("The moon Triton orbits", "Neptune"),
     ("Sony has its seat in", "Tokyo"),
 ]
+SUBJECTS = ["Kiribati", "river Struma", "markhor", "georgia", "Perl", None, "a name that is not there"]
 
 
 def editor(**options: object) -> Editor:
@@ -29,7 +30,7 @@ def editor(**options: object) -> Editor:
 
 
 def requests(count: int = len(FACTS)) -> list[EditRequest]:
-    return [EditRequest(*fact) for fact in FACTS[:count]]
+    return [EditRequest(*fact, subject=subject) for fact, subject in zip(FACTS[:count], SUBJECTS, strict=False)]
 
 
 def probability(of: Editor, request: EditRequest) -> float:

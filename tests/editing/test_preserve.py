@@ -43,7 +43,7 @@ def ridge_of(form: str, seen: torch.Tensor, rank: int = D_IN, pieces: int = 3) -
 def solved(
     ridge: PreservingRidge, keys: torch.Tensor, goal: torch.Tensor, strength: float, weight: float, text: PreservingRidge | None = None
 ) -> torch.Tensor:
-    through, gram = ridge.through(keys, FEATURES, ridge=strength, weight=weight, text=text)
+    through, gram = ridge.system(ridge=strength, weight=weight, text=text).through(keys, FEATURES)
     return solve_rows(through.float(), gram, goal, ridge=1.0).dense().double()
 
 

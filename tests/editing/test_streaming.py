@@ -25,7 +25,13 @@ from tests.workers.models import TINY, TinyModel
 CPU = torch.device("cpu")
 WORK = Work(batch_tokens=64, edits_per_turn=6, process=0)
 REQUESTS = [
-    EditRequest(prompt=f"The {'very ' * (i % 4)}big colour of number {i} is", target=f"blue {i}", rephrase=f"Number {i} has", locality_prompt="So it")
+    EditRequest(
+        prompt=f"The {'very ' * (i % 4)}big colour of number {i} is",
+        target=f"blue {i}",
+        subject=f"number {i}" if i % 5 else None,
+        rephrase=f"Number {i} has",
+        locality_prompt="So it",
+    )
     for i in range(14)
 ]
 
@@ -60,13 +66,13 @@ def check_same_bits(
     layers: int,
     *,
     dtype: pretrained.DTypeName = "auto",
-    options: dict[str, object] | None = None,
+    options: dict[str, Any] | None = None,
     **given: Any,
 ) -> None:
     options = options or {}
     device = torch.device(given.get("device", "cpu"))
     expected = edited(*pretrained.load(folder, device=device, dtype=dtype), modules, **options)
-    with streamed(folder, modules, layers, dtype=dtype, **given) as loaded:
+    with streamed(folder, (*modules, *options.get("subject_modules", ())), layers, dtype=dtype, **given) as loaded:
         found = edited(loaded.model, pretrained.load_tokenizer(folder), modules, decoder=loaded.decoder, originals=loaded.originals, **options)
         assert found.turns == expected.turns == 3
         assert found.digests() == expected.digests()
@@ -248,3 +254,10 @@ def test_passes_and_a_preserving_ridge_stream(form: str, tmp_path: Path) -> None
     model.write(tmp_path)
     preserving = {"preserve": form, "preserve_rank": 8, "preserve_weight": 30.0, "preserve_text": "everyday"}
     check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, **preserving})
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_modules_edited_at_the_subject_stream(layers: int, tmp_path: Path) -> None:
+    model = next(m for m in TINY if m.name == "llama")
+    model.write(tmp_path)
+    check_same_bits(tmp_path, model.modules, layers, options={"passes": 2, "subject_modules": ("model.layers.{0,1}.mlp.up_proj",)})

@@ -70,6 +70,7 @@ def test_modules_in_a_file_are_one_text_or_a_list(text: str, build: Callable[...
         ("moments: [exact]", ["moments", "published"]),
         ("modules: 5", ["modules", "[5]"]),
         ("preserve_text: 5", ["preserve_text", "everyday", "5"]),
+        ("subject_modules: 5", ["subject_modules", "(5,)"]),
         ("modules: []", ["modules", "[]"]),
         ("modules: [a, {b: c}]", ["modules", "'b'"]),
         ("preset: none-such", ["preset", "'none-such'", "gemma-3-270m"]),

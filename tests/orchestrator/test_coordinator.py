@@ -48,7 +48,7 @@ class ScriptedWorker:
             "parameters": 1,
             "modules": ["m"],
             "learning_rate": 1.0,
-            "method": {},
+            "method": {"subject_modules": []},
             "preserve_text_sha256": "none",
             "float32_masters": False,
         }

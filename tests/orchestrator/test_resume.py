@@ -20,7 +20,7 @@ from tests.conftest import PARITY, Outcome
 
 METHODS = [
     ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--preserve-text", "everyday", "--whiten", "--warm-up", "9"],
-    ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2"],
+    ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2", "--subject-modules", "model.layers.0.mlp.down_proj"],
 ]
 MODEL = PARITY / "llama-tiny" / "model"
 TURNS, PER_TURN = 10, 6

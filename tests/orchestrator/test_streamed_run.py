@@ -1,6 +1,7 @@
 """A whole run whose layers are read from disk gives what a run in memory gives: weights, metrics, text, resumed or not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,12 +16,20 @@ FLAGS += ["--tracking-uri", "none", "--watch-every", "2", "--generate", "8", "--
 
 
 @pytest.fixture
-def budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """The smallest budget for the tiny model, with the process itself left out: it is larger by far."""
-    monkeypatch.setattr("workers.budgeted.process_bytes", lambda _: 0)
-    assert main(["edit", "--model", str(MODEL), "--edits", str(EDITS), "--output", "nowhere", *FLAGS, "--device-memory", "1KB"]) == 1
-    smallest = capsys.readouterr().err.partition("the smallest that works is ")[2].partition("MiB")[0]
-    return f"{smallest}MiB"
+def smallest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The smallest budget for the tiny model and a run's flags, with the process itself left out: it is larger by far."""
+
+    def find(*flags: str) -> str:
+        monkeypatch.setattr("workers.budgeted.process_bytes", lambda _: 0)
+        assert main(["edit", "--model", str(MODEL), "--edits", str(EDITS), "--output", "nowhere", *FLAGS, *flags, "--device-memory", "1KB"]) == 1
+        return capsys.readouterr().err.partition("the smallest that works is ")[2].partition("MiB")[0] + "MiB"
+
+    return find
+
+
+@pytest.fixture
+def budget(smallest: Callable[..., str]) -> str:
+    return smallest()
 
 
 def run(output: Path, *flags: str) -> Path:
@@ -37,9 +46,12 @@ def outcome(path: Path) -> tuple[object, ...]:
     return json.loads((path / "run.json").read_text())["digests_after"], metrics, texts
 
 
-def test_a_streamed_run_gives_what_a_run_in_memory_gives(tmp_path: Path, budget: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = outcome(run(tmp_path / "whole"))
-    found = run(tmp_path / "streamed", "--device-memory", budget)
+@pytest.mark.parametrize("flags", [[], ["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"]], ids=["published", "at-subjects"])
+def test_a_streamed_run_gives_what_a_run_in_memory_gives(
+    flags: list[str], tmp_path: Path, smallest: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = outcome(run(tmp_path / "whole", *flags))
+    found = run(tmp_path / "streamed", "--device-memory", smallest(*flags), *flags)
     assert "are read from" in capsys.readouterr().err
     assert outcome(found) == expected
 

@@ -6,14 +6,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from editing import EditRequest, TurnRefused, UltraEditError
+from editing.rows import TurnRows
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns, tokenize
-from tests.editing.test_editor import FACTS
+from tests.editing.test_editor import FACTS, SUBJECTS
 from workers.worker import Placement, Worker, WorkerSpec
 
 PROMPTS = ["The capital of Kiribati is", "Perl", "The moon Triton orbits the planet that is called"]
@@ -148,7 +150,10 @@ def _edits(worker: Worker, job: Job) -> list[TokenizedEdit]:
     if job.edits:
         requests = [EditRequest(e["prompt"], e["ans"]) for e in json.loads(Path(job.edits).read_text())]
     else:
-        requests = [EditRequest(p, t, rephrase="Say: " + p, locality_prompt=FACTS[i - 1][0]) for i, (p, t) in enumerate(FACTS)]
+        requests = [
+            EditRequest(p, t, subject=subject, rephrase="Say: " + p, locality_prompt=FACTS[i - 1][0])
+            for i, ((p, t), subject) in enumerate(zip(FACTS, SUBJECTS, strict=True))
+        ]
     return [tokenize(worker.tokenizer, request, max_tokens=worker.max_tokens) for request in requests]
 
 
@@ -174,20 +179,19 @@ def _outcome(worker: Worker, prepared: PreparedTurn, edits: tuple[TokenizedEdit,
 def _refusals(worker: Worker, prepared: PreparedTurn, placement: Placement) -> list[str]:
     """What a worker says when a number of the last shard alone is broken, and when the first one cannot write."""
     said = []
-    editor, reductions = worker.editor, worker.editor.reductions
+    editor = worker.editor
     name = next(iter(editor.modules))
 
-    def broken(rows: Any, _shares: Any) -> Any:
+    def broken(rows: TurnRows, _reductions: Any, _shares: Any) -> TurnRows:
         if placement.rank == placement.num_shards - 1:
             rows.value_gradients[name][3, 0] = float("nan")
         return rows
 
-    reductions.gather_rows = broken  # type: ignore[method-assign]
-    try:
-        worker.apply(prepared)
-    except TurnRefused as refused:
-        said.append(f"{refused} {refused.culprits} {editor.turns}")
-    del reductions.gather_rows  # the class's own shows again
+    with patch.object(TurnRows, "gathered", broken):
+        try:
+            worker.apply(prepared)
+        except TurnRefused as refused:
+            said.append(f"{refused} {refused.culprits} {editor.turns}")
     try:
         worker.save_state(Path("/nowhere/state"))
     except UltraEditError:

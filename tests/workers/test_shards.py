@@ -22,8 +22,9 @@ pytestmark = pytest.mark.distributed
 
 FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
-REFINED = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
+REFINED: dict[str, Any] = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
 EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday", "whiten": True}
+SUBJECTS = {**REFINED, "passes": 2, "subject_modules": ["model.layers.0.mlp.{up,down}_proj", "model.layers.1.mlp.up_proj"], "subject_scale": 0.5}
 SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8, "preserve_text": "everyday"}
 
 
@@ -69,6 +70,7 @@ def variants(job_of: Callable[..., Job], folder: Path) -> list[Job]:
         job_of(llama, "refined", options=REFINED, last_turn=2),
         job_of(llama, "preserving", options=EXACT, last_turn=2),
         job_of(BY_NAME["llama-uneven"], "sketching", options=SKETCH, state_after=str(folder / "sketching")),
+        job_of(llama, "subjects", options=SUBJECTS, last_turn=2, state_after=str(folder / "subjects")),
         job_of(llama, "refusals", extra="refusals"),
     ]
 
@@ -116,7 +118,9 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     wide = TinyModel("wide", "llama", ("model.layers.{1,2}.mlp.{gate,down}_proj",), {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
     thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, extra="sent")
     one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1) for job in jobs]
-    methods = [job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH))]
+    methods = [
+        job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS))
+    ]
     return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
 
 
@@ -130,7 +134,7 @@ def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(12))
 def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job]) -> None:
     job = replica_jobs[index]
     whole, records = run(job, Placement()), replicas[num_shards][job.name]
@@ -167,7 +171,7 @@ def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], 
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching"])
+@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects"])
 def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
