@@ -60,14 +60,14 @@ class Plan:
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """Settings of a YAML file; lists of values stand for all their combinations."""
+    """Settings of a YAML file; lists of values stand for all their combinations, lists of lists for values that are lists."""
     described = yaml.safe_load(path.read_text())
     found = []
     for entry in described["settings"]:
         family, method = entry.pop("family"), entry.pop("method")
         for values in itertools.product(*(value if isinstance(value, list) else [value] for value in entry.values())):
             options = dict(zip(entry, values, strict=True))
-            name = " ".join(f"{key}={value}" for key, value in options.items())
+            name = " ".join(f"{key}={'+'.join(value) if isinstance(value, list) else value}" for key, value in options.items())
             found.append(Setting(name, family, method, {**described["families"][family], **options}))
     return found
 
