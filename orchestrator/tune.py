@@ -19,7 +19,19 @@ from orchestrator.measurements import Measurements
 from orchestrator.progress import Progress
 from orchestrator.tracking import Tracker
 from orchestrator.trials import Trials, draw
-from orchestrator.tuning import STRENGTHS, Candidate, Measured, Objective, candidates, entrants_of_rungs, families, reason, rung_sizes, search
+from orchestrator.tuning import (
+    STRENGTHS,
+    Candidate,
+    Measured,
+    Objective,
+    candidates,
+    entrants_of_rungs,
+    families,
+    mlp_outputs,
+    reason,
+    rung_sizes,
+    search,
+)
 
 logger = logging.getLogger("ultraedit")
 
@@ -40,7 +52,7 @@ class TuneConfig:
         rungs: Rounds of the search; each one before the last has half as many edits as the next.
         families: Families of modules, or modules as ``q_proj+v_proj``; by default those that the model has.
         strengths: Relative shifts of one turn that are tried.
-        refine: Try further passes and a preserving ridge in the last rung too.
+        refine: Try further passes and a preserving ridge in the last rung too, and edits at the subjects where edits have some.
         objective: What counts.
         edits_per_turn: Edits that share one shift per module.
         seed: Of the sample.
@@ -110,8 +122,9 @@ def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> Tuned:
         decoder = Decoder(model)
         decoder.verify()
         found = families(editable(decoder), decoder.layers_path, config.families)
-        entrants = candidates(found, decoder.num_layers, config.strengths)
         edits = draw(source, tokenizer, config.sample, seed=config.seed, max_tokens=decoder.max_tokens)
+        written = mlp_outputs(editable(decoder), decoder.layers_path) if any(edit.sequence.rows("subject") for edit in edits) else {}
+        entrants = candidates(found, decoder.num_layers, config.strengths, written)
         settings = {
             "model": pretrained.fingerprint(model.named_parameters()),
             "input": digest.result(),
@@ -158,7 +171,7 @@ class _Searching:
     def run(self, entrants: list[Candidate], sizes: Sequence[int], progress: Progress) -> list[list[Measured]]:
         """All rungs."""
         config = self._config
-        counts = entrants_of_rungs(len(entrants), len(sizes), refine=config.refine)
+        counts = entrants_of_rungs(entrants, len(sizes), refine=config.refine)
         rungs = ", ".join(f"{count} with {size} edits" for count, size in zip(counts, sizes, strict=True))
         logger.info("search    %d candidates; rungs: %s", len(entrants), rungs)
         with progress.bar("tuning", sum(count * size for count, size in zip(counts, sizes, strict=True))) as advance:
@@ -192,7 +205,7 @@ class _Searching:
         known = self._kept.get("rate", candidate.window)
         if known is None:
             try:
-                rate = self._trials.rate(replace(candidate, strength=1.0, refined=False))
+                rate = self._trials.rate(replace(candidate, strength=1.0, variant="published"))
             except TurnRefused as error:
                 logger.warning("%s: %s", candidate.window, error)
                 rate = 0.0

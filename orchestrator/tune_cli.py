@@ -25,7 +25,7 @@ _SHOWN = 8
 @click.option("--rungs", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds; the best third goes on, to twice the edits.")
 @click.option("--families", help="Module families, comma separated: mlp-out, mlp-in, attention-out, or as q_proj+v_proj.  [default: all there are]")
 @click.option("--strengths", help=f"Relative shifts of one turn to try.  [default: {','.join(f'{s:g}' for s in STRENGTHS)}]")
-@click.option("--refine", is_flag=True, help="In the last rung also try further passes with a preserving ridge.")
+@click.option("--refine", is_flag=True, help="In the last rung also try further passes, a preserving ridge and edits at the subjects.")
 @click.option("--objective", help="Weights of the harmonic mean.  [default: efficacy=1,generalization=1,retention=1]")
 @click.option("--edits-per-turn", type=click.IntRange(min=1), default=100, show_default=True, help="As it will be for edit.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sample.")

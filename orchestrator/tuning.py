@@ -13,7 +13,7 @@ This is successive halving (Jamieson and Talwalkar, 2016), with thirds. Everythi
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from editing.errors import InputError
 
@@ -29,6 +29,11 @@ STRENGTHS = (0.03, 0.06, 0.12, 0.24)
 
 REFINED: dict[str, Any] = {"passes": 2, "preserve": "auto", "preserve_weight": 300.0, "preserve_text": "everyday"}
 """Options of the method that ``--refine`` tries on the candidates of the last rung."""
+
+AT_SUBJECTS: dict[str, Any] = {"subject_scale": 0.08}
+"""Beside those, options of the candidates that ``--refine`` also lets edit what the MLPs around their lowest layer write, at the subjects."""
+
+Variant = Literal["published", "refined", "refined at subjects"]
 
 _SIZES = (4, 2, 1)
 _DEPTHS = (5 / 8, 3 / 4, 7 / 8, 1.0)
@@ -47,19 +52,23 @@ class Candidate:
         layers: First and last layer.
         modules: Names of the modules.
         strength: Norm of a full turn's shift at this candidate's rate, as a share of the weights' norm.
-        refined: With the options :data:`REFINED`.
+        variant: With the published method's options, with :data:`REFINED`, or with :data:`AT_SUBJECTS` too.
+        subjects: Names of the modules that it edits at the subjects then.
     """
 
     family: str
     layers: tuple[int, int]
     modules: tuple[str, ...]
     strength: float
-    refined: bool = False
+    variant: Variant = "published"
+    subjects: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
         """Options of the method that differ from the published ones."""
-        return dict(REFINED) if self.refined else {}
+        if self.variant == "published":
+            return {}
+        return REFINED | (AT_SUBJECTS | {"subject_modules": list(self.subjects)} if self.variant == "refined at subjects" else {})
 
     @property
     def window(self) -> str:
@@ -70,7 +79,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """Tells it from all others."""
-        return f"{self.window} @{self.strength:g}{' refined' if self.refined else ''}"
+        return f"{self.window} @{self.strength:g}{'' if self.variant == 'published' else f' {self.variant}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +183,39 @@ def families(names: Iterable[str], layers_path: str, wanted: Sequence[str] = ())
     return found
 
 
-def candidates(found: Mapping[str, Mapping[int, Sequence[str]]], num_layers: int, strengths: Sequence[float] = STRENGTHS) -> list[Candidate]:
+def mlp_outputs(names: Sequence[str], layers_path: str) -> Mapping[int, Sequence[str]]:
+    """By layer, the modules through which its MLP writes; none if they have no name that is known."""
+    return families(names, layers_path, ["mlp-out"])["mlp-out"] if any({name.rpartition(".")[2]} in FAMILIES["mlp-out"] for name in names) else {}
+
+
+def candidates(
+    found: Mapping[str, Mapping[int, Sequence[str]]],
+    num_layers: int,
+    strengths: Sequence[float] = STRENGTHS,
+    written: Mapping[int, Sequence[str]] | None = None,
+) -> list[Candidate]:
     """Every family in every window at every strength, those of one first layer together.
 
     Args:
         found: As :func:`families` gives them.
         num_layers: Layers of the model.
         strengths: Relative shifts.
+        written: By layer, the modules through which its MLP writes, if they may be edited at the subjects.
     """
     made = []
     for first, last in _windows(num_layers):
+        around = [name for layer in (first - 1, first) for name in (written or {}).get(layer, ())]
         for family, layers in found.items():
             if modules := tuple(name for layer in range(first, last + 1) for name in layers.get(layer, ())):
-                made += [Candidate(family, (first, last), modules, strength) for strength in strengths]
+                subjects = tuple(name for name in around if name not in modules)
+                made += [Candidate(family, (first, last), modules, strength, subjects=subjects) for strength in strengths]
     return made
+
+
+def variants(candidate: Candidate) -> list[Candidate]:
+    """A candidate and what ``--refine`` makes of it."""
+    tried: tuple[Variant, ...] = ("published", "refined", "refined at subjects") if candidate.subjects else ("published", "refined")
+    return [replace(candidate, variant=variant) for variant in tried]
 
 
 def _windows(num_layers: int) -> list[tuple[int, int]]:
@@ -214,7 +242,7 @@ def search(
         entrants: The candidates.
         sizes: Edits of each rung.
         measure: Measures a candidate with so many edits.
-        refine: Let each candidate of the last rung also try :data:`REFINED`.
+        refine: Let each candidate of the last rung also try its :func:`variants`.
 
     Returns:
         The measurements of every rung, best first; the winner is the first of the last.
@@ -222,19 +250,19 @@ def search(
     table: list[list[Measured]] = []
     for rung, size in enumerate(sizes):
         if refine and rung == len(sizes) - 1:
-            entrants = [variant for c in entrants for variant in (c, replace(c, refined=True))]
+            entrants = [variant for c in entrants for variant in variants(c)]
         table.append(sorted((measure(c, size) for c in entrants), key=lambda m: m.rank, reverse=True))
         kept = {m.candidate.name for m in table[-1][: _survivors(len(entrants))]}
         entrants = [c for c in entrants if c.name in kept]
     return table
 
 
-def entrants_of_rungs(num_entrants: int, num_rungs: int, *, refine: bool = False) -> list[int]:
-    """How many candidates :func:`search` will measure in each rung."""
-    counts = [num_entrants]
+def entrants_of_rungs(entrants: Sequence[Candidate], num_rungs: int, *, refine: bool = False) -> list[int]:
+    """How many candidates :func:`search` will measure in each rung, at the most."""
+    counts = [len(entrants)]
     while len(counts) < num_rungs:
         counts.append(min(counts[-1], _survivors(counts[-1])))
-    return [*counts[:-1], counts[-1] * (2 if refine else 1)]
+    return [*counts[:-1], counts[-1] * (max(len(variants(c)) for c in entrants) if refine else 1)]
 
 
 def _survivors(num_entrants: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from editing.evaluation import evaluate, summarize
 from editing.turn import in_turns
 from orchestrator.measurements import Measurements
 from orchestrator.trials import Trials, draw
-from orchestrator.tuning import Candidate, Measured, Objective, candidates, entrants_of_rungs, families, rung_sizes, search
+from orchestrator.tuning import Candidate, Measured, Objective, candidates, entrants_of_rungs, families, mlp_outputs, rung_sizes, search, variants
 from tests.conftest import Outcome
 
 Ultraedit = Callable[..., Outcome]
@@ -57,6 +58,22 @@ def test_candidates_are_different_lie_in_the_model_and_share_prefixes(num_layers
     assert starts == sorted(starts)
 
 
+def test_refined_candidates_may_write_where_the_mlps_around_their_lowest_layer_do() -> None:
+    names = linears(8, "mlp.down_proj", "mlp.up_proj")
+    found = families(names, "model.layers")
+    made = candidates(found, 8, (0.1,), mlp_outputs(names, "model.layers"))
+    for candidate in made:
+        first = candidate.layers[0]
+        own = [first - 1] if candidate.family == "mlp-out" else [first - 1, first]  # no module is edited twice
+        assert candidate.subjects == tuple(f"model.layers.{layer}.mlp.down_proj" for layer in own)
+        published, refined, at_subjects = variants(candidate)
+        assert published == candidate
+        assert at_subjects.options == {**refined.options, "subject_modules": list(candidate.subjects), "subject_scale": 0.08}
+        assert len({c.name for c in (published, refined, at_subjects)}) == 3
+    assert mlp_outputs(linears(2, "mlp.weird"), "model.layers") == {}
+    assert [c.variant for c in variants(candidates(found, 8, (0.1,))[0])] == ["published", "refined"]
+
+
 def test_the_objective_wants_all_of_its_parts() -> None:
     balanced = {"efficacy": 0.5, "generalization": 0.5, "locality_retention": 0.5}
     broken = {"efficacy": 1.0, "generalization": 1.0, "locality_retention": 0.0}
@@ -89,15 +106,19 @@ def test_halving_keeps_the_best_third_and_doubles_the_edits() -> None:
         asked.append((layer, edits))
         # with few edits layer 7 looks best, with more layer 9, and without a measurement nothing could be known of either
         value = 0.9 if layer == (7 if edits == 10 else 9) else layer / 100
-        return Measured(candidate, edits, 1.0, {"efficacy": value}, value + 0.5 * candidate.refined)
+        return Measured(candidate, edits, 1.0, {"efficacy": value}, value + (0.5 if candidate.variant == "refined" else 0))
 
     table = search(made, rung_sizes(40, 3), measure)
-    assert [len(rung) for rung in table] == entrants_of_rungs(12, 3) == [12, 4, 2]
+    assert [len(rung) for rung in table] == entrants_of_rungs(made, 3) == [12, 4, 2]
     assert [(rung[0].candidate.layers[0], rung[0].edits) for rung in table] == [(7, 10), (9, 20), (9, 40)]
     assert sorted(layer for layer, edits in asked if edits == 20) == [7, 9, 10, 11]
     refined = search(made, [10, 20], measure, refine=True)
-    assert [len(rung) for rung in refined] == entrants_of_rungs(12, 2, refine=True) == [12, 8]
-    assert refined[-1][0].candidate.refined
+    assert [len(rung) for rung in refined] == entrants_of_rungs(made, 2, refine=True) == [12, 8]
+    assert refined[-1][0].candidate.variant == "refined"
+    with_subjects = [replace(candidate, subjects=("m",)) for candidate in made]
+    assert (
+        [len(rung) for rung in search(with_subjects, [10, 20], measure, refine=True)] == entrants_of_rungs(with_subjects, 2, refine=True) == [12, 12]
+    )
     assert rung_sizes(3, 5) == [1, 3]
 
 
@@ -123,6 +144,21 @@ def test_a_trial_is_what_an_editor_does_and_leaves_no_trace(llama_tiny: Path, ed
     assert float(shift) == pytest.approx(0.3, rel=1e-3)
     assert summarize(evaluate(editor, edits[:20])) == found[0]
     assert found[0] != found[1]
+
+
+def test_a_trial_has_its_candidates_variant(llama_tiny: Path, edits_file: Path) -> None:
+    model, tokenizer = pretrained.load(llama_tiny / "model", device=CPU)
+    edits = draw(EditFile(edits_file), tokenizer, 20, seed=1, max_tokens=None)
+    trials = Trials(model, tokenizer, edits, edits_per_turn=10)
+    subjects = ("model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj")
+    for candidate in variants(Candidate("up", (2, 2), ("model.layers.2.mlp.up_proj",), 0.3, subjects=subjects)):
+        editor = Editor(model, tokenizer, EditorConfig(modules=candidate.modules, learning_rate=0.01, edits_per_turn=10, **candidate.options))
+        for turn in editor.prepare(list(in_turns(edits, 10))):
+            editor.apply_turn(turn, measure=False)
+        expected = summarize(evaluate(editor, edits))
+        assert ("model.layers.1.mlp.down_proj" in editor.modules) == (candidate.variant == "refined at subjects")
+        editor.restore()
+        assert trials.measure(candidate, 0.01, 20) == expected
 
 
 def test_a_draw_is_a_sample_of_the_whole_file_decided_by_the_seed(tmp_path: Path, llama_tiny: Path, write_jsonl: Callable[..., Path]) -> None:
