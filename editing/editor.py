@@ -473,6 +473,7 @@ class Editor:
             conditions=dict(zip(names, each, strict=False)),
             seconds=dict(zip(seconds, each[len(names) :], strict=True)),
             unsettled=unsettled,
+            subjects=sum(s.subject is not None for s in prepared.turn.sequences) if self.config.subject_modules else None,
         )
 
     def _exact(self, name: str) -> Tensor:

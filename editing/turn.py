@@ -134,6 +134,7 @@ class TurnReport:
         seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``, and ``refine``, all passes
             after the first, where there may be some.
         unsettled: Rows that were not settled before each pass; 0 at the end where all became so before the passes ran out.
+        subjects: Edits with a subject in their prompt; ``None`` where no module is edited there.
     """
 
     turn: int
@@ -147,6 +148,7 @@ class TurnReport:
     conditions: dict[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
     unsettled: list[int] = field(default_factory=list)
+    subjects: int | None = None
 
 
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:

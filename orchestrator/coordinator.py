@@ -259,6 +259,8 @@ class Coordinator:
     def _count(self, state: RunState, report: TurnReport) -> None:
         state.edits += report.edits
         state.turns += 1
+        if report.subjects is not None:
+            state.without_subject += report.edits - report.subjects
         for phase, seconds in report.seconds.items():
             if phase != "measure":
                 state.seconds["capture" if phase == "prefix" else phase] += seconds
@@ -369,10 +371,13 @@ class Coordinator:
     def _finish(self, out: RunDirectory, journal: Journal, run: dict[str, Any]) -> None:
         """Measure, and write what is known of the run."""
         state, memory = journal.state, _peak_memory()
+        if state.without_subject:
+            missing = "no subject that stands in their prompt, and are written at the answer alone"
+            logger.warning("subjects: %d of %d edits have %s; data inspect counts the field", state.without_subject, state.edits, missing)
         with self._timed(state, "evaluation"):
             metrics = assess_all(self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress)
         state.seconds["total"] += time.perf_counter() - self._began
-        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused", "conflicts", "milestones")}
+        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused", "conflicts", "without_subject", "milestones")}
         if self._stopped:
             counts["collapse"] = self._stopped
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
