@@ -1,4 +1,16 @@
-"""What the rows of a turn leave behind, at each site (:data:`editing.tokenization.Site`)."""
+"""What the rows of a turn leave behind, at each site (:data:`editing.tokenization.Site`).
+
+The published method takes keys and value gradients where the answer begins and no place else. What a model knows of a subject
+is written into the hidden states at the subject's last token by the MLPs of the layers below, and read from there by attention
+further up (Meng et al. 2022, ROME and MEMIT). So a module may be edited there instead:
+
+    The river Struma flows into the Aegean
+                   s            a   a         s: row of the modules at the subject, one an edit; a: rows of those at the answer
+
+The same one pass forward and back gives both, and the same solve: a row at the subject has the key that the module sees there and
+the gradient of the same loss, with moments of its own, since these gradients are of another size. A rephrased prompt ends
+otherwise, but names the same subject: that is what generalizes, and what another subject's prompt does not see.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
