@@ -30,7 +30,7 @@ STRENGTHS = (0.03, 0.06, 0.12, 0.24)
 REFINED: dict[str, Any] = {"passes": 2, "preserve": "auto", "preserve_weight": 300.0, "preserve_text": "everyday"}
 """Options of the method that ``--refine`` tries on the candidates of the last rung."""
 
-AT_SUBJECTS: dict[str, Any] = {"subject_scale": 0.08}
+AT_SUBJECTS: dict[str, Any] = {"subject_scale": 0.05}
 """Beside those, options of the candidates that ``--refine`` also lets edit what the MLPs around their lowest layer write, at the subjects."""
 
 Variant = Literal["published", "refined", "refined at subjects"]

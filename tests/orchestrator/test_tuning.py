@@ -68,7 +68,7 @@ def test_refined_candidates_may_write_where_the_mlps_around_their_lowest_layer_d
         assert candidate.subjects == tuple(f"model.layers.{layer}.mlp.down_proj" for layer in own)
         published, refined, at_subjects = variants(candidate)
         assert published == candidate
-        assert at_subjects.options == {**refined.options, "subject_modules": list(candidate.subjects), "subject_scale": 0.08}
+        assert at_subjects.options == {**refined.options, "subject_modules": list(candidate.subjects), "subject_scale": 0.05}
         assert len({c.name for c in (published, refined, at_subjects)}) == 3
     assert mlp_outputs(linears(2, "mlp.weird"), "model.layers") == {}
     assert [c.variant for c in variants(candidates(found, 8, (0.1,))[0])] == ["published", "refined"]
