@@ -17,7 +17,7 @@ FIGURES = ("efficacy", "generalization", "locality_retention", "exact", "exact_r
 COUNTED = ("efficacy", "generalization", "locality_retention", "exact")
 """Figures in which a refined setting is to be better at once."""
 
-_COLOURS = {"published": "tab:gray", "refined": "tab:blue"}
+_COLOURS = {"published": "tab:gray", "refined": "tab:blue", "refined, at the subject too": "tab:orange"}
 
 
 def merit(row: Row) -> float:
@@ -103,10 +103,10 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
             axis = axes[line][column]
             top = 1 if name == "efficacy" else 1.1 * max(row[name] for row in shown)
             for family, marker in zip(families, "osD^vPX", strict=False):
-                for method, colour in _COLOURS.items():
-                    chosen = [r for r in shown if (r["family"], r["method"]) == (family, method)]
+                for kind, colour in _COLOURS.items():
+                    chosen = [r for r in shown if (r["family"], _kind(r)) == (family, kind)]
                     axis.scatter(
-                        [r["locality_retention"] for r in chosen], [r[name] for r in chosen], c=colour, marker=marker, label=f"{method}, {family}"
+                        [r["locality_retention"] for r in chosen], [r[name] for r in chosen], c=colour, marker=marker, label=f"{kind}, {family}"
                     )
             axis.set(title=f"{data}, {size} edits", xlabel="retention", ylabel=name, xlim=(0, 1), ylim=(0, top))
             axis.grid(alpha=0.3)
@@ -115,3 +115,7 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _kind(row: Row) -> str:
+    return f"{row['method']}{', at the subject too' if 'subject_modules' in row['setting'] else ''}"
