@@ -27,7 +27,7 @@ from editing import pretrained
 from editing.atomic import restored_unless, uninterrupted
 from editing.capture import capture, group_weights
 from editing.decoder import Decoder
-from editing.errors import ModelError, TurnRefused
+from editing.errors import InputError, ModelError, TurnRefused
 from editing.everyday import observe_text, passages, read_text, text_digest
 from editing.lifelong import Lifelong
 from editing.modules import resolve
@@ -84,8 +84,13 @@ class Editor:
         self.tokenizer = tokenizer
         self.config = config
         self.decoder = decoder or Decoder(model)
-        self.modules = resolve(self.decoder, (*config.modules, *config.subject_modules))
-        at_subjects = resolve(self.decoder, config.subject_modules) if config.subject_modules else ()
+        at_answers = resolve(self.decoder, config.modules)
+        at_subjects = resolve(self.decoder, config.subject_modules) if config.subject_modules else {}
+        for name in at_answers.keys() & at_subjects.keys():
+            raise InputError(
+                f"subject_modules: {name} is among modules too; a module is edited at the answer or at the subject; give others, or none"
+            )
+        self.modules = at_answers | at_subjects
         self.sites: dict[str, Site] = {name: "subject" if name in at_subjects else "answer" for name in self.modules}
         self.parts = {name: part_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0

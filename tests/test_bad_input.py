@@ -146,7 +146,7 @@ def test_a_pipe_as_file_of_edits_is_refused_because_it_cannot_be_read_twice(refu
         (["--preserve-text", os.devnull], ["preserve_text", os.devnull, "is empty"]),
         (["--preserve-text", os.path.realpath(sys.executable)], ["preserve_text", os.path.realpath(sys.executable), "no UTF-8 text"]),
         (["--subject-modules", "layers.1.mlp.upproj"], ["modules", "'layers.1.mlp.upproj'", "did you mean"]),
-        (["--subject-modules", "model.layers.1.mlp.gate_proj"], ["model.layers.1.mlp.gate_proj", "twice"]),
+        (["--subject-modules", "model.layers.1.mlp.gate_proj"], ["subject_modules", "model.layers.1.mlp.gate_proj", "among modules too"]),
         (["--subject-scale", "0"], ["subject_scale", "above 0", "0"]),
         (["--colour", "red"], ["--colour", "--help"]),
         (["--edits"], ["--edits", "requires an argument"]),

@@ -144,7 +144,7 @@ def test_what_is_not_finite_at_a_subject_refuses_the_turn_and_names_the_edit(mon
 
 
 def test_a_module_cannot_be_edited_at_both() -> None:
-    with pytest.raises(InputError, match=r"model\.layers\.2\.mlp\.up_proj is named twice"):
+    with pytest.raises(InputError, match=r"subject_modules: model\.layers\.2\.mlp\.up_proj is among modules too"):
         with_subjects(subject_modules=[ANSWERED])
 
 

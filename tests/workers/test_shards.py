@@ -121,6 +121,7 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     methods = [
         job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS))
     ]
+    methods.append(job_of(llama, "subject-by-subject", options={**SUBJECTS, "edits_per_turn": 1, "group_size": 1}))  # the last two have none
     return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
 
 
@@ -134,7 +135,7 @@ def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("index", range(13))
 def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job]) -> None:
     job = replica_jobs[index]
     whole, records = run(job, Placement()), replicas[num_shards][job.name]
