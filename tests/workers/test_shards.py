@@ -121,7 +121,7 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     methods = [
         job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS))
     ]
-    methods.append(job_of(llama, "subject-by-subject", options={**SUBJECTS, "edits_per_turn": 1, "group_size": 1}))  # the last two have none
+    methods.append(job_of(llama, "subject-by-subject", options={**SUBJECTS, "group_size": 1}))  # the last turn is one edit, and has none
     return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
 
 
