@@ -23,27 +23,27 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
-from editing import pretrained
 from editing.atomic import restored_unless, uninterrupted
-from editing.capture import capture, group_weights
-from editing.decoder import Decoder
 from editing.errors import InputError, ModelError, TurnRefused
-from editing.everyday import observe_text, passages, read_text, text_digest
-from editing.lifelong import Lifelong
-from editing.modules import resolve
-from editing.normalizer import Moments
-from editing.parts import Part, Shape, part_of
-from editing.prefix import Prefixed, predict, run_prefix
-from editing.preserve import PreservingRidge, System
-from editing.reductions import NoReductions, Reductions
+from editing.files import pretrained
+from editing.method.lifelong import Lifelong
+from editing.method.moments import Moments
+from editing.method.preserve import PreservingRidge, System
+from editing.method.reference_text import observe_text, passages, read_text, text_digest
+from editing.method.second_moments import Features
+from editing.method.shift import Shift, SolveForm, solve_features, solve_rows, targets
+from editing.method.whitening import check_width, whiten
+from editing.model.capture import capture, group_weights
+from editing.model.decoder import Decoder
+from editing.model.modules import resolve
+from editing.model.prefix import Prefixed, predict, run_prefix
+from editing.model.rows import TurnRows, lines_of, owners, rows_of
+from editing.model.tokenization import SITES, AnswerSequence, Site, row_offsets, token_offsets
 from editing.requests import EditRequest
-from editing.rows import TurnRows, lines_of, owners, rows_of
-from editing.second_moments import Features
 from editing.settings import EditorConfig, settings
-from editing.shift import Shift, SolveForm, solve_features, solve_rows, targets
-from editing.tokenization import SITES, AnswerSequence, Site, row_offsets, token_offsets
+from editing.sharding.collectives import NoReductions, Reductions
+from editing.sharding.shards import Part, Shape, part_of
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
-from editing.whitening import check_width, whiten
 
 
 class Editor:
@@ -208,7 +208,7 @@ class Editor:
         return prepared
 
     def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None) -> Prefixed:
-        """Run the layers below the lowest edited one; ``apart`` as for :func:`editing.tokenization.batches`."""
+        """Run the layers below the lowest edited one; ``apart`` as for :func:`editing.model.tokenization.batches`."""
         return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart)
 
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
@@ -301,7 +301,7 @@ class Editor:
         """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them.
 
         Only for a model that lies here whole: of a sharded one, the base checkpoint is copied with the edited weights replaced
-        (:func:`editing.weights.save_edited`).
+        (:func:`editing.files.weights.save_edited`).
 
         Raises:
             ModelError: The model is a shard.

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 from editing.errors import InputError
-from editing.normalizer import MomentRule
-from editing.preserve import PreserveForm
+from editing.method.moments import MomentRule
+from editing.method.preserve import PreserveForm
 
 NONE, EVERYDAY = "none", "everyday"
 """Values of ``preserve_text`` that name no file: no text, and the one that ships with the project."""
@@ -22,12 +22,12 @@ class MethodOptions:
             not settled, and costs a run of the suffix. More than one keeps a copy of the edited weights during a turn.
         margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
         preserve: Whether the ridge holds back change on the keys of all tokens seen, and the form in which it knows them;
-            ``auto`` takes the exact one for modules of few inputs. See :mod:`editing.preserve`.
+            ``auto`` takes the exact one for modules of few inputs. See :mod:`editing.method.preserve`.
         preserve_weight: Weight of the mean change on those tokens, beside the ridge.
         preserve_rank: Directions of the sketch.
         preserve_text: Text that no edit is about, and that the ridge preserves too: ``none``, ``everyday``
-            for what ships with the project, or a file of passages with empty lines between them. See :mod:`editing.everyday`.
-        whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.whitening`.
+            for what ships with the project, or a file of passages with empty lines between them. See :mod:`editing.method.reference_text`.
+        whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.method.whitening`.
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, instead of where
             its answer begins. The published method has none; an edit without a subject in its prompt leaves them as they are.
         subject_scale: Their targets' scale, as a multiple of the learning rate.

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from editing.decoder import Decoder
 from editing.errors import InputError
-from editing.modules import describe_editable
+from editing.method.shift import SolveForm
+from editing.model.decoder import Decoder
+from editing.model.modules import describe_editable
+from editing.model.tokenization import DEFAULT_BATCH_TOKENS
 from editing.options import MethodOptions, check_choice, check_number, check_whole
 from editing.presets import find_preset
-from editing.shift import SolveForm
-from editing.tokenization import DEFAULT_BATCH_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

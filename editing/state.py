@@ -16,11 +16,11 @@ from torch import Tensor
 
 from editing.editor import Editor
 from editing.errors import InputError
-from editing.lifelong import Lifelong
-from editing.normalizer import Moments
-from editing.parts import Shape
-from editing.preserve import ExactRidge, SketchRidge
-from editing.second_moments import Features, SecondMoment
+from editing.method.lifelong import Lifelong
+from editing.method.moments import Moments
+from editing.method.preserve import ExactRidge, SketchRidge
+from editing.method.second_moments import Features, SecondMoment
+from editing.sharding.shards import Shape
 
 _AT_SUBJECTS = "subject."
 """Before the shape, of moments of modules that are edited at the subjects."""

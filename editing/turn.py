@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from editing.prefix import Prefixed
+from editing.model.prefix import Prefixed
+from editing.model.tokenization import AnswerSequence, Site, encode
 from editing.requests import EditRequest
-from editing.tokenization import AnswerSequence, Site, encode
 
 
 @dataclass(frozen=True, slots=True)

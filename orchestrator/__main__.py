@@ -9,7 +9,7 @@ def main() -> NoReturn:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        from orchestrator import cli
+        from orchestrator.cli import main as cli
 
         sys.exit(cli.main())
     except KeyboardInterrupt:

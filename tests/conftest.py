@@ -46,7 +46,7 @@ class FinishedRun:
 
 
 def run_command_line(*arguments: object) -> Outcome:
-    from orchestrator import cli
+    from orchestrator.cli import main as cli
 
     logger = logging.getLogger("ultraedit")
     before = logger.handlers, logger.propagate

@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from editing import editor, pretrained
-from editing.shift import Shift
-from orchestrator import coordinator
-from orchestrator.rundir import JOURNAL, RunDirectory
+from editing import editor
+from editing.files import pretrained
+from editing.method.shift import Shift
+from orchestrator.run import coordinator
+from orchestrator.run.directory import JOURNAL, RunDirectory
 from tests.conftest import MODULES, FinishedRun, Outcome
 from workers.worker import Worker
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from editing import Editor, EditorConfig
 from editing.datasets import EditFile, NumberedRequest
 from editing.turn import in_turns, tokenize
-from orchestrator.cli import _run
+from orchestrator.cli.main import _run
 from orchestrator.demo import FACTS, gemma_folder
 from orchestrator.progress import Progress
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from editing.errors import ModelError
-from editing.parts import Part, consecutive
+from editing.sharding.shards import Part, consecutive
 
 
 def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -30,7 +30,7 @@ def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: t
         device: Where this shard goes.
 
     Returns:
-        The model with shards in the places of its linears, each with its :class:`~editing.parts.Part` as attribute ``part``, and
+        The model with shards in the places of its linears, each with its :class:`~editing.sharding.shards.Part` as attribute ``part``, and
         memory for its weights, which are not filled in.
 
     Raises:

@@ -18,17 +18,17 @@ import ray
 import torch
 
 from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerLost
-from editing.calibration import USUAL_LOOKAHEAD
 from editing.errors import ran_out_of_memory
-from editing.evaluation import EditResult
-from editing.health import Vitals
-from editing.prefix import Prefixed
+from editing.memory.calibration import USUAL_LOOKAHEAD
+from editing.model.prefix import Prefixed
+from editing.monitoring.evaluation import EditResult
+from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
+from workers.actor import RemoteWorker
 from workers.cluster import Cluster, ClusterSpec
-from workers.collectives import FirstFailed, Placement
-from workers.engine import WorkerSpec
-from workers.remote import RemoteWorker
-from workers.sharding import check_num_shards
+from workers.engines.sharded import check_num_shards
+from workers.engines.whole import WorkerSpec
+from workers.process_groups import FirstFailed, Placement
 from workers.worker import USUAL_EVALUATION
 
 _NO_ROWS = Prefixed((), None)

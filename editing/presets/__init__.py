@@ -9,7 +9,7 @@ A file's own settings are the published method's. Beside them it may have varian
     default: refined
 
 A variant named as an edit file's format is for that data set, and is taken for such a file by itself. Modules are named from
-the list of decoder layers on, ``layers.3.mlp.up_proj``, whatever that list is called in the model (:mod:`editing.modules`).
+the list of decoder layers on, ``layers.3.mlp.up_proj``, whatever that list is called in the model (:mod:`editing.model.modules`).
 """
 
 from collections.abc import Iterator

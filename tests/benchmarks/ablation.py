@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import editing.capture
-from editing import Editor, matmul, tokenization
-from editing.decoder import Decoder
-from editing.rows import TurnRows
-from editing.tokenization import Batch
+import editing.model.capture
+from editing import Editor
+from editing.model import matmul, tokenization
+from editing.model.decoder import Decoder
+from editing.model.rows import TurnRows
+from editing.model.tokenization import Batch
 from editing.turn import Turn
 from tests.benchmarks.workload import relative_difference, seconds
 
@@ -102,7 +103,7 @@ def weight_gradients(editor: Editor) -> Iterator[None]:
 
 def head_on_all_positions(_: Editor) -> AbstractContextManager[Any]:
     """The head runs on every position; the loss still counts answer rows only."""
-    return mock.patch.object(editing.capture, "_head_gradients", _full_head_gradients)
+    return mock.patch.object(editing.model.capture, "_head_gradients", _full_head_gradients)
 
 
 def one_padded_batch(_: Editor) -> AbstractContextManager[Any]:
@@ -112,7 +113,7 @@ def one_padded_batch(_: Editor) -> AbstractContextManager[Any]:
 
 def a_head_pass_a_batch(_: Editor) -> AbstractContextManager[Any]:
     """Batches go through the head and back one by one."""
-    return mock.patch.object(editing.capture, "_within", lambda _limit, inputs: ([one] for one in inputs))
+    return mock.patch.object(editing.model.capture, "_within", lambda _limit, inputs: ([one] for one in inputs))
 
 
 def products_by_torchs_choice(_: Editor) -> AbstractContextManager[Any]:
@@ -135,7 +136,7 @@ VARIANTS = (
 def _full_head_gradients(
     decoder: Decoder, finals: list[Tensor], batches: list[Batch], weights: Tensor, rows: TurnRows, _margin: float
 ) -> list[Tensor]:
-    """Stands in for ``editing.capture._head_gradients``: all positions, in the same chunks."""
+    """Stands in for ``editing.model.capture._head_gradients``: all positions, in the same chunks."""
     return [_full_head_gradient(decoder, final, batch, weights, rows) for final, batch in zip(finals, batches, strict=True)]
 
 

@@ -5,7 +5,7 @@
     per group, per module   float32 normalizer updated, one per shape (d_in, d_out)
     per turn, per module    rows read back, normalized, (K'K + I) S = K'T solved in float32, dense S added
 
-Written from the formulas (see editing/shift.py and editing/normalizer.py), apart from ``editing`` in all but the
+Written from the formulas (see editing/method/shift.py and editing/method/moments.py), apart from ``editing`` in all but the
 tokenized input, so that agreement of the two means something.
 """
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from editing.tokenization import AnswerSequence
+from editing.model.tokenization import AnswerSequence
 
 _IGNORED = -100
 """Label of a position that predicts no answer token."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from editing import pretrained
-from editing.weights import HEADER_NAMES, header_of
+from editing.files import pretrained
+from editing.files.weights import HEADER_NAMES, header_of
 
 _TOKENIZER = Path(__file__).parents[1] / "data" / "parity" / "llama-tiny" / "model"
 _FILE_BYTES = 4_000_000_000

@@ -24,8 +24,8 @@ import click
 import torch
 import yaml
 
-from editing import pretrained
 from editing.datasets import EditFile, NumberedRequest
+from editing.files import pretrained
 from editing.turn import TokenizedEdit, tokenize
 from tests.benchmarks.quality_cell import Setting, Sizes, UneditedTexts, measure
 from tests.benchmarks.quality_report import Row, choose, merit, plot_frontier, samples, table

@@ -1,6 +1,6 @@
 """One measurement of edit quality: a setting, a number of edits in one order, and what became of the model.
 
-Teacher-forced figures are the project's own (:mod:`editing.evaluation`). Beside them what a person would see:
+Teacher-forced figures are the project's own (:mod:`editing.monitoring.evaluation`). Beside them what a person would see:
 
     exact, exact_rephrase   share of prompts after which the greedy text begins with the target, as whole words
     fluency                 entropy of 2- and 3-grams of words of the greedy text, (2/3 H_2 + 4/3 H_3) / 2 in bits, averaged over
@@ -20,11 +20,11 @@ from itertools import islice
 from typing import Any
 
 from editing import Editor, EditorConfig, TurnRefused
-from editing.evaluation import begins_with, evaluate, summarize
-from editing.generation import generate
-from editing.health import Health
+from editing.model.generation import generate
+from editing.monitoring.evaluation import begins_with, evaluate, summarize
+from editing.monitoring.health import Health
+from editing.monitoring.watch import Watch
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns
-from editing.watch import Watch
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from editing.datasets import EditFile, NumberedRequest
 from editing.turn import Turn, in_turns, tokenize
-from orchestrator.config import RunConfig
-from orchestrator.workforce import lock_local_cluster
+from orchestrator.run.run_config import RunConfig
+from orchestrator.run.topology import lock_local_cluster
 from tests.benchmarks.workload import FALLBACK_EDITS
 
 if TYPE_CHECKING:

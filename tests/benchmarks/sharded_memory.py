@@ -15,10 +15,10 @@ import torch
 import torch.multiprocessing as mp
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from editing import pretrained
+from editing.files import pretrained
 from tests.workers.gang import _free_port
-from workers.collectives import Placement, join_groups
-from workers.sharding import load_sharded
+from workers.engines.sharded import load_sharded
+from workers.process_groups import Placement, join_groups
 
 MIB = 2**20
 

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from editing.shift import Shift, gram_matrix, solve_rows
+from editing.method.shift import Shift, gram_matrix, solve_rows
 from tests.benchmarks.baseline import solve_dense
 from tests.benchmarks.workload import relative_difference, seconds
 

@@ -22,9 +22,10 @@ import torch
 from torch.nn import functional as F
 from transformers import MistralConfig
 
-from editing import EditRequest, pretrained
-from editing.budget import free_memory, parse_size, peak_bytes, show_size
-from editing.modules import expand
+from editing import EditRequest
+from editing.files import pretrained
+from editing.memory.budget import free_memory, parse_size, peak_bytes, show_size
+from editing.model.modules import expand
 from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
 from tests.benchmarks.checkpoint import write_random

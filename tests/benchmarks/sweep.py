@@ -9,11 +9,12 @@ import time
 import click
 import torch
 
-from editing import Editor, EditorConfig, pretrained
+from editing import Editor, EditorConfig
 from editing.datasets import EditFile, NumberedRequest
-from editing.decoder import Decoder
-from editing.evaluation import predict_probes, score, summarize
-from editing.modules import split_patterns
+from editing.files import pretrained
+from editing.model.decoder import Decoder
+from editing.model.modules import split_patterns
+from editing.monitoring.evaluation import predict_probes, score, summarize
 from editing.turn import in_turns, tokenize
 
 

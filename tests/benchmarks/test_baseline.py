@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing import Editor, EditorConfig, pretrained
+from editing import Editor, EditorConfig
 from editing.datasets import EditFile, NumberedRequest
+from editing.files import pretrained
 from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
 

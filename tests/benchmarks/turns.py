@@ -15,7 +15,7 @@ import psutil
 from torch import nn
 
 from editing import Editor
-from editing.budget import peak_bytes
+from editing.memory.budget import peak_bytes
 from editing.turn import Turn
 from tests.benchmarks.ablation import total_shifts
 from tests.benchmarks.workload import Workload, make_baseline, relative_difference, seconds

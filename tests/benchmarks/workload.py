@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing import Editor, InputError, pretrained
+from editing import Editor, InputError
 from editing.datasets import EditFile, NumberedRequest
+from editing.files import pretrained
 from editing.turn import TokenizedEdit, Turn, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
 

@@ -12,8 +12,8 @@ import click
 import pytest
 import yaml
 
-from orchestrator.cli import edit
-from orchestrator.config import RunConfig
+from orchestrator.cli.main import edit
+from orchestrator.run.run_config import RunConfig
 from tests.deploy.loopback import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from editing.budget import Footprint, MemoryPlan, Work, make_plan
-from editing.calibration import Forecast, Rates, outlook
-from editing.decoder import Decoder
-from editing.modules import resolve
+from editing.memory.budget import Footprint, MemoryPlan, Work, make_plan
+from editing.memory.calibration import Forecast, Rates, outlook
+from editing.model.decoder import Decoder
+from editing.model.modules import resolve
 
 GIB = 2**30
 SLOW_DISK = Rates(flops=1e12, read=1e9 / 8)

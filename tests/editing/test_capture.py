@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from editing.capture import capture, group_weights
-from editing.decoder import Decoder
-from editing.modules import resolve
-from editing.prefix import run_prefix
-from editing.rows import TurnRows
-from editing.tokenization import SITES, AnswerSequence, Site
+from editing.model.capture import capture, group_weights
+from editing.model.decoder import Decoder
+from editing.model.modules import resolve
+from editing.model.prefix import run_prefix
+from editing.model.rows import TurnRows
+from editing.model.tokenization import SITES, AnswerSequence, Site
 from tests.editing.families import FAMILIES, tiny_model
 
 GROUP = 3
@@ -103,7 +103,7 @@ def test_a_chunked_head_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     model, names = tiny_model("llama")
     decoder = Decoder(model.requires_grad_(False))
     expected = captured(decoder, names, start=1, batch_tokens=2048)
-    monkeypatch.setattr("editing.decoder.HEAD_CHUNK_ELEMENTS", 97 * 3)
+    monkeypatch.setattr("editing.model.decoder.HEAD_CHUNK_ELEMENTS", 97 * 3)
     found = captured(decoder, names, start=1, batch_tokens=2048)
     for name in names:
         torch.testing.assert_close(found.value_gradients[name], expected.value_gradients[name], rtol=1e-4, atol=1e-6)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from editing.decoder import Decoder
 from editing.errors import ModelError
+from editing.model.decoder import Decoder
 from tests.editing.families import FAMILIES, tiny_model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from editing import Editor, EditRequest, InvalidRequest
-from editing.evaluation import evaluate, predict_probes, score, summarize
+from editing.monitoring.evaluation import evaluate, predict_probes, score, summarize
 from editing.turn import TokenizedEdit, tokenize
 
 PERSONAS = ("Arr, who was Diego de Landa?", "Tell me, mate, the position of Diego de Landa is")

@@ -17,7 +17,7 @@ from editing.datasets import FORMATS, BadRecord, EditFile, NumberedRequest
 from editing.datasets import writing as writing_module
 from editing.datasets.writing import SCHEMA, RequestWriter
 from editing.requests import TEXT_LISTS
-from orchestrator.config import FormatName
+from orchestrator.run.run_config import FormatName
 from tests.editing.test_datasets import BENCH, CASES, DATA, FEVER, FLAT, JSONL, JUNK, KNOWEDIT, MQUAKE, QAEDIT, WIKIBIGEDIT, lines, write
 
 REWRITES = [{**MQUAKE["requested_rewrite"][0], "target_new": {"str": name}} for name in ("Rome", "Milan", "Turin")]

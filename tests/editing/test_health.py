@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from editing.health import Health
+from editing.monitoring.health import Health
+from editing.monitoring.watch import Watch
 from editing.turn import in_turns
-from editing.watch import Watch
 from tests.editing.test_editor import editor
 from tests.editing.test_watch import edits
 
@@ -27,7 +27,7 @@ def test_an_unedited_model_has_all_it_began_with() -> None:
 
 
 def test_perplexity_is_that_of_the_plain_model() -> None:
-    from editing import health as module
+    from editing.monitoring import health as module
 
     one = editor()
     health, prepared = measured(one)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from editing import matmul
-from editing.matmul import full_speed
+from editing.model import matmul
+from editing.model.matmul import full_speed
 
 
 @pytest.fixture

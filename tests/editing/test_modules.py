@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from editing import InputError
-from editing.decoder import Decoder
-from editing.modules import resolve
+from editing.model.decoder import Decoder
+from editing.model.modules import resolve
 from tests.editing.families import FAMILIES, tiny_model
 from tests.workers.models import TINY
 

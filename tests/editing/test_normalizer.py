@@ -2,7 +2,7 @@
 
 import torch
 
-from editing.normalizer import EPSILON, Moments
+from editing.method.moments import EPSILON, Moments
 
 
 def rows(n: int, features: int = 6, seed: int = 0) -> torch.Tensor:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from editing import Editor, EditRequest
 from editing.settings import EditorConfig
-from orchestrator.cli import _run
+from orchestrator.cli.main import _run
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 FIXTURES = ("llama-tiny", "gptj-tiny")

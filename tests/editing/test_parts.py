@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from editing.parts import Part, consecutive, part_of
+from editing.sharding.shards import Part, consecutive, part_of
 
 KEYS = tuple((r,) for r in consecutive([3, 0, 4]))
 VALUES = tuple((r,) for r in consecutive([1, 3, 2]))

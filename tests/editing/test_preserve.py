@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from editing import Editor
-from editing.budget import Footprint, Work, memory_parts
-from editing.decoder import Decoder
-from editing.everyday import read_text
-from editing.lifelong import second_moments_bytes
-from editing.modules import resolve
+from editing.memory.budget import Footprint, Work, memory_parts
+from editing.method.lifelong import second_moments_bytes
+from editing.method.preserve import TEXT_WEIGHT, ExactRidge, PreservingRidge, SketchRidge, begin
+from editing.method.reference_text import read_text
+from editing.method.second_moments import Features
+from editing.method.shift import solve_rows
+from editing.model.decoder import Decoder
+from editing.model.modules import resolve
 from editing.options import MethodOptions
-from editing.parts import Part
-from editing.preserve import TEXT_WEIGHT, ExactRidge, PreservingRidge, SketchRidge, begin
-from editing.reductions import NoReductions
-from editing.second_moments import Features
-from editing.shift import solve_rows
+from editing.sharding.collectives import NoReductions
+from editing.sharding.shards import Part
 from editing.turn import Turn, tokenize
 from tests.editing.test_editor import MODULES, editor, requests
 

@@ -10,14 +10,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from editing import Editor, EditRequest, InputError
 from editing.datasets import FORMATS
-from editing.decoder import Decoder
-from editing.modules import resolve
-from editing.parts import part_of
+from editing.model.decoder import Decoder
+from editing.model.modules import resolve
 from editing.presets import all_presets, find_preset
 from editing.settings import EditorConfig, settings
+from editing.sharding.shards import part_of
 from tests.workers.models import TINY, TinyModel
-from workers.budgeted import BudgetedEngine
-from workers.engine import WorkerSpec
+from workers.engines.streamed import BudgetedEngine
+from workers.engines.whole import WorkerSpec
 
 _LLAMA_SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
 _GEMMA = {"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32, "num_key_value_heads": 16}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from editing import Editor, TurnRefused
-from editing.rows import TurnRows
+from editing.model.rows import TurnRows
 from editing.turn import PreparedTurn, Turn, tokenize
 from tests.editing.test_editor import FACTS, editor, requests
 from tests.editing.test_shift import ridge_in_float64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editing.shift import Shift, gram_matrix, solve_features, solve_rows, targets
+from editing.method.shift import Shift, gram_matrix, solve_features, solve_rows, targets
 
 
 def ridge_in_float64(keys: torch.Tensor, goal: torch.Tensor, ridge: float) -> torch.Tensor:

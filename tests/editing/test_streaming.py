@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from editing import Editor, EditRequest, InputError, ModelError, budgeted, pretrained
-from editing.budget import MemoryPlan, Work, parse_size
-from editing.budgeted import Budgeted
-from editing.decoder import Decoder
-from editing.evaluation import evaluate
-from editing.generation import generate
-from editing.prefix import Prefixed, run_prefix
-from editing.reading import WeightReader
-from editing.tokenization import encode
+from editing import Editor, EditRequest, InputError, ModelError
+from editing.files import pretrained
+from editing.files.reader import WeightReader
+from editing.memory import loading as budgeted
+from editing.memory.budget import MemoryPlan, Work, parse_size
+from editing.memory.loading import Budgeted
+from editing.model.decoder import Decoder
+from editing.model.generation import generate
+from editing.model.prefix import Prefixed, run_prefix
+from editing.model.tokenization import encode
+from editing.monitoring.evaluation import evaluate
 from editing.turn import tokenize
 from tests.workers.models import TINY, TinyModel
 

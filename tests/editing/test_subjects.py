@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from editing import Editor, EditRequest, InputError
-from editing.rows import TurnRows, owners
+from editing.model.rows import TurnRows, owners
+from editing.model.tokenization import encode
 from editing.state import load_state, save_state
-from editing.tokenization import encode
 from editing.turn import Turn, tokenize
 from tests.editing.test_editor import SUBJECTS, editor, requests
 from tests.editing.test_shift import ridge_in_float64

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from editing.evaluation import evaluate
+from editing.monitoring.evaluation import evaluate
+from editing.monitoring.watch import Watch
 from editing.requests import EditRequest
 from editing.turn import TokenizedEdit, tokenize
-from editing.watch import Watch
 from tests.editing.test_editor import FACTS, editor
 
 

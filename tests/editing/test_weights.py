@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from editing import ModelError, pretrained
-from editing.weights import WeightFiles, save_edited
+from editing import ModelError
+from editing.files import pretrained
+from editing.files.weights import WeightFiles, save_edited
 from tests.editing.families import FAMILIES, tiny_model
 from tests.workers.models import TINY
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from editing import EditorConfig, InputError
-from editing.parts import Part
-from editing.reductions import NoReductions
-from editing.second_moments import Features, SecondMoment
+from editing.method.second_moments import Features, SecondMoment
+from editing.method.whitening import MAX_FEATURES, check_width, whiten
+from editing.sharding.collectives import NoReductions
+from editing.sharding.shards import Part
 from editing.turn import Turn, tokenize
-from editing.whitening import MAX_FEATURES, check_width, whiten
 from tests.editing.test_editor import editor, requests
 
 FEATURES = Features(Part((3, 12)), "values", NoReductions())

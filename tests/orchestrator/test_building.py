@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 
 from editing.datasets import EditFile, NumberedRequest
 from editing.errors import InputError
-from orchestrator import building
-from orchestrator.building import BuildConfig, build, edits, pools, sources
-from orchestrator.building.card import Counts
-from orchestrator.building.templates import PLACE, SHIPPED, load_templates
+from orchestrator.data import building
+from orchestrator.data.building import BuildConfig, build, edits, pools, sources
+from orchestrator.data.building.card import Counts
+from orchestrator.data.building.templates import PLACE, SHIPPED, load_templates
 from tests.conftest import Outcome
 
 Triple = tuple[str, ...]
@@ -463,7 +463,7 @@ def test_the_templates_of_the_project() -> None:
 
 def test_the_templates_are_part_of_the_package() -> None:
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert any(fnmatch(SHIPPED.name, pattern) for pattern in packaged["orchestrator.building"])
+    assert any(fnmatch(SHIPPED.name, pattern) for pattern in packaged["orchestrator.data.building"])
 
 
 def test_pararels_patterns_are_templates(tmp_path: Path) -> None:
@@ -500,8 +500,8 @@ def test_counts_of_two_parts_add_up() -> None:
 def test_memory_does_not_grow_with_the_triples(tmp_path: Path) -> None:
     """Peak resident memory of 200,000 and of 2,000,000 triples with their alias files, in one process."""
     code = (
-        "import sys; from pathlib import Path; from orchestrator.building import BuildConfig, build; "
-        "from editing.budget import peak_bytes; "
+        "import sys; from pathlib import Path; from orchestrator.data.building import BuildConfig, build; "
+        "from editing.memory.budget import peak_bytes; "
         "triples, aliases, output = map(Path, sys.argv[1:]); "
         "before = peak_bytes(); "
         "build(BuildConfig(triples=(triples,), aliases=(aliases,), output=output, workers=1)); "

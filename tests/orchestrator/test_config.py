@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from editing import InputError
-from orchestrator.config import RunConfig
+from orchestrator.run.run_config import RunConfig
 
 NEEDED = {"model": "m", "edits": "e", "output": "o"}
 
@@ -105,7 +105,7 @@ def test_a_missing_file_or_option_is_named(tmp_path: Path) -> None:
 
 
 def test_every_flag_of_the_command_line_is_a_key_of_the_file() -> None:
-    from orchestrator.cli import edit
+    from orchestrator.cli.main import edit
 
     flags = {parameter.name for parameter in edit.params} - {"config_file", "resume"}
     assert flags == {field.name for field in fields(RunConfig)}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editing.requests import EditRequest
-from orchestrator.assessment import _overruled
-from orchestrator.conflicts import PromptIndex
+from orchestrator.run.conflicts import PromptIndex
+from orchestrator.run.ledger_evaluation import _overruled
 from tests.conftest import Outcome
 from tests.orchestrator.test_replay import RECORDS, named, run, write  # noqa: F401  # run is a fixture
 from tests.orchestrator.test_resume import PER_TURN, digests, ledger
@@ -104,7 +104,7 @@ def test_diff_after_a_first_turn_that_was_refused(tmp_path: Path) -> None:
 
     from rich.console import Console
 
-    from orchestrator.report import show_diff
+    from orchestrator.cli.run_tables import show_diff
     from tests.orchestrator.test_coordinator import ScriptedWorker
     from tests.orchestrator.test_coordinator import run as run_scripted
 

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from editing import TurnRefused, UltraEditError
-from editing.evaluation import EditResult
-from editing.health import Vitals
+from editing.monitoring.evaluation import EditResult
+from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport
-from orchestrator.config import RunConfig
-from orchestrator.coordinator import Coordinator
 from orchestrator.progress import Progress
+from orchestrator.run.coordinator import Coordinator
+from orchestrator.run.run_config import RunConfig
 from orchestrator.tracking import NoTracker
 
 

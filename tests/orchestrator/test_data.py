@@ -16,10 +16,10 @@ import pytest
 
 from editing import EditRequest
 from editing.datasets import EditFile, NumberedRequest
-from orchestrator import inspection
-from orchestrator.conflicts import PromptIndex
-from orchestrator.inspection import Lengths
-from orchestrator.ledger import Ledger
+from orchestrator.data import inspection
+from orchestrator.data.inspection import Lengths
+from orchestrator.run.conflicts import PromptIndex
+from orchestrator.run.ledger import Ledger
 from tests.conftest import FinishedRun, Outcome
 from tests.editing.test_datasets import KNOWEDIT, MEND, MQUAKE, WIKIBIGEDIT
 
@@ -125,8 +125,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 from editing.datasets import EditFile
-from orchestrator.inspection import inspect
-from orchestrator.selection import dealt, sampled, write
+from orchestrator.data.inspection import inspect
+from orchestrator.data.selection import dealt, sampled, write
 def kilobytes(name):
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 source, out = EditFile(sys.argv[1]), Path(sys.argv[2])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from tests.conftest import PARITY
 
 MODEL = PARITY / "llama-tiny" / "model"

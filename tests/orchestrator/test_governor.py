@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.coordinator import Collapsed
+from orchestrator.run.coordinator import Collapsed
 from tests.conftest import PARITY, Outcome
 from tests.orchestrator.test_coordinator import ScriptedWorker, read, run
 from tests.orchestrator.test_resume import PER_TURN, arguments, digests, ledger

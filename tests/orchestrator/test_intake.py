@@ -18,8 +18,8 @@ from editing.datasets import EditFile
 from editing.datasets import records as records_module
 from orchestrator import digest as digest_module
 from orchestrator.digest import InputDigest
-from orchestrator.intake import look_ahead
 from orchestrator.progress import Progress
+from orchestrator.run.intake import look_ahead
 
 RECORD = json.dumps({"prompt": "p" * 1000, "target": "t"}).encode()
 BROKEN = b"[" + b",".join([RECORD] * 17_000) + b', {"prompt": '

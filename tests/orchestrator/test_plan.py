@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from tests.conftest import PARITY
 
 LLAMA_70B, GEMMA_27B = PARITY.parent / "configs" / "llama-3-70b", PARITY.parent / "configs" / "gemma-3-27b"

@@ -25,7 +25,7 @@ METHODS = [
 MODEL = PARITY / "llama-tiny" / "model"
 TURNS, PER_TURN = 10, 6
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["orchestrator.cli", "orchestrator.coordinator", "transformers.models.llama.modeling_llama"])
+CONTEXT.set_forkserver_preload(["orchestrator.cli.main", "orchestrator.run.coordinator", "transformers.models.llama.modeling_llama"])
 
 
 def arguments(edits: Path, out: Path, *more: object) -> list[str]:
@@ -37,7 +37,7 @@ def arguments(edits: Path, out: Path, *more: object) -> list[str]:
 def _child(args: list[str], fault: Callable[[], None] | None) -> None:
     import torch
 
-    from orchestrator import cli
+    from orchestrator.cli import main as cli
 
     torch.set_num_threads(1)
     os.setpgrp()

@@ -12,7 +12,7 @@ import pytest
 from editing import InputError
 from orchestrator import heartbeat
 from orchestrator.heartbeat import Owner
-from orchestrator.rundir import CONTENT, RunDirectory
+from orchestrator.run.directory import CONTENT, RunDirectory
 
 DEAD = 2**22 + 1
 """Above the largest process id of Linux."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from tests.conftest import PARITY
 
 MODEL, EDITS = PARITY / "llama-tiny" / "model", PARITY / "llama-tiny" / "edits.json"
@@ -20,7 +20,7 @@ def smallest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """The smallest budget for the tiny model and a run's flags, with the process itself left out: it is larger by far."""
 
     def find(*flags: str) -> str:
-        monkeypatch.setattr("workers.budgeted.process_bytes", lambda _: 0)
+        monkeypatch.setattr("workers.engines.streamed.process_bytes", lambda _: 0)
         assert main(["edit", "--model", str(MODEL), "--edits", str(EDITS), "--output", "nowhere", *FLAGS, *flags, "--device-memory", "1KB"]) == 1
         return capsys.readouterr().err.partition("the smallest that works is ")[2].partition("MiB")[0] + "MiB"
 

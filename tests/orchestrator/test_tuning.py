@@ -11,13 +11,25 @@ import pytest
 import torch
 import yaml
 
-from editing import Editor, EditorConfig, InputError, pretrained
+from editing import Editor, EditorConfig, InputError
 from editing.datasets import EditFile
-from editing.evaluation import evaluate, summarize
+from editing.files import pretrained
+from editing.monitoring.evaluation import evaluate, summarize
 from editing.turn import in_turns
-from orchestrator.measurements import Measurements
-from orchestrator.trials import Trials, draw
-from orchestrator.tuning import Candidate, Measured, Objective, candidates, entrants_of_rungs, families, mlp_outputs, rung_sizes, search, variants
+from orchestrator.tune.search import (
+    Candidate,
+    Measured,
+    Objective,
+    candidates,
+    entrants_of_rungs,
+    families,
+    mlp_outputs,
+    rung_sizes,
+    search,
+    variants,
+)
+from orchestrator.tune.trial_log import Measurements
+from orchestrator.tune.trials import Trials, draw
 from tests.conftest import Outcome
 
 Ultraedit = Callable[..., Outcome]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from editing import InputError
-from orchestrator.config import RunConfig
-from orchestrator.workforce import make_worker, warn_of_what_a_job_loses
+from orchestrator.run.run_config import RunConfig
+from orchestrator.run.topology import make_worker, warn_of_what_a_job_loses
 
 
 def config(output: str = "/shared/out", tracking_uri: str = "none", **more: int) -> RunConfig:

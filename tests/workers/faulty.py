@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from workers.collectives import Placement
-from workers.remote import RemoteWorker
+from workers.actor import RemoteWorker
+from workers.process_groups import Placement
 
 PHASES = ("prefix", "capture", "solve", "apply", "measure", "checkpoint")
 _VARIABLE = "ULTRAEDIT_FAULTS"

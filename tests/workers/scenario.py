@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from editing import EditRequest, TurnRefused, UltraEditError
-from editing.rows import TurnRows
+from editing.model.rows import TurnRows
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns, tokenize
 from tests.editing.test_editor import FACTS, SUBJECTS
 from workers.worker import Placement, Worker, WorkerSpec

@@ -1,0 +1,1 @@
+"""Models on disk: find, read, save, and write the edited weights alone."""

@@ -1,0 +1,267 @@
+"""What of a model fits into a memory budget: which layers stay, which are streamed, and how much is left for hidden states.
+
+    process | head, norms | table, if tied | layers m .. L-1 | edited weights below | masters | two slots | work | hidden states
+              `---------------- stay: m is the smallest number of streamed layers that fits --------'
+
+Weights are counted exactly, from the model's parameters without memory. ``work`` is what a pass needs beside them: it is
+estimated from the largest batch, generously, since nothing can be taken back once a pass runs.
+"""
+
+import os
+import re
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from editing.errors import InputError
+from editing.method.lifelong import second_moments_bytes
+from editing.method.reference_text import PORTION
+from editing.model.decoder import HEAD_CHUNK_ELEMENTS, Decoder
+from editing.options import MethodOptions
+from editing.sharding.shards import Shape
+
+MIB = 2**20
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_MARGIN = 0.1
+"""Share of the free memory that ``auto`` leaves alone."""
+_TOKENS_AN_EDIT = 32
+_ROWS_AN_EDIT = 5
+"""Guesses of an edit's length; longer ones are read past the estimate, shorter ones are the rule."""
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of ``6GiB``, ``800MB`` or ``5e9``; ``None`` for ``auto``.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if text.strip().lower() == "auto":
+        return None
+    found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    try:
+        size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    except (ValueError, KeyError):
+        size = 0
+    if size <= 0:
+        raise InputError(f"device_memory: expected a size like 6GiB or 800MB, or auto; found {text!r}")
+    return size
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may take on a device, less a margin: of a GPU what is free, else what the machine and its control groups leave."""
+    if device.type == "cuda":
+        return int((1 - _MARGIN) * torch.cuda.mem_get_info(device)[0])
+    return int((1 - _MARGIN) * min([_available(), *_group_limits()])) + resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))  # ru_maxrss begins with the parent's
+
+
+def show_size(size: float) -> str:
+    """``1.2 GiB`` or ``340 MiB``."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / MIB:.0f} MiB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes of a model's parts in the precision in which it is held.
+
+    Attributes:
+        layers: Of each layer's weights.
+        edited: Of each layer's edited weights.
+        rest: Of the head, the norms and a table that is also the head; a table of its own stays on disk.
+        masters: Of the edited weights' float32 copies.
+        widest: Of the largest single weight of a layer.
+        start: Lowest edited layer.
+        itemsize: Of one weight.
+        hidden: Width of the hidden states.
+        inner: Largest input or output of a layer's linears.
+        vocabulary: Entries of the head.
+        modules: Number of edited modules.
+        shapes: ``(d_in, d_out)`` of each of them.
+    """
+
+    layers: tuple[int, ...]
+    edited: tuple[int, ...]
+    rest: int
+    masters: int
+    widest: int
+    start: int
+    itemsize: int
+    hidden: int
+    inner: int
+    vocabulary: int
+    modules: int
+    shapes: tuple[Shape, ...] = ()
+
+    @classmethod
+    def of(cls, decoder: Decoder, modules: Mapping[str, nn.Linear], dtype: torch.dtype) -> "Footprint":
+        """Of a model whose parameters may lie on the meta device."""
+        item = dtype.itemsize
+        layers = [[p.numel() * item for p in layer.parameters()] for layer in decoder.layers]
+        edited = [0] * decoder.num_layers
+        for name, module in modules.items():
+            edited[decoder.layer_of(name)] += module.weight.numel() * item
+        inside = {id(p) for p in decoder.layers.parameters()}
+        outside = {id(p): p.numel() * item for p in decoder.model.parameters() if id(p) not in inside}
+        if not decoder.is_tied:
+            outside.pop(id(decoder.table.weight), None)
+        shapes = [tuple(p.shape) for p in decoder.layers.parameters() if p.dim() == 2]
+        return cls(
+            layers=tuple(map(sum, layers)),
+            edited=tuple(edited),
+            rest=sum(outside.values()),
+            masters=0 if dtype == torch.float32 else sum(edited) // item * 4,
+            widest=max(size for layer in layers for size in layer),
+            start=min((decoder.layer_of(name) for name in modules), default=decoder.num_layers),
+            itemsize=item,
+            hidden=decoder.config.hidden_size,
+            inner=max(max(shape) for shape in shapes),
+            vocabulary=decoder.config.vocab_size,
+            modules=len(modules),
+            shapes=tuple((m.weight.shape[1], m.weight.shape[0]) for m in modules.values()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What decides the memory beside the weights.
+
+    Attributes:
+        batch_tokens: Padded tokens in one physical batch.
+        edits_per_turn: Edits that share one shift per module.
+        process: Bytes that the process has before anything is loaded.
+        masters: Whether float32 copies of the edited weights are kept.
+        method: The method's options.
+    """
+
+    batch_tokens: int
+    edits_per_turn: int
+    process: int
+    masters: bool = True
+    method: MethodOptions = field(default_factory=MethodOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where a model's layers are during a run.
+
+    Attributes:
+        budget: Bytes that may be used.
+        parts: Bytes by what they are for; together the expected peak.
+        streamed: Layers, from the lowest, that are read when a pass comes to them.
+        start: Lowest edited layer.
+        num_layers: All layers.
+        masters: Whether float32 copies of the edited weights are kept.
+        hidden_limit: Bytes of hidden states that may wait in memory at a time.
+        read_bytes: Bytes that one pass over the streamed layers reads.
+    """
+
+    budget: int
+    parts: dict[str, int]
+    streamed: int
+    start: int
+    num_layers: int
+    masters: bool
+    hidden_limit: int
+    read_bytes: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+def make_plan(footprint: Footprint, work: Work, budget: int) -> MemoryPlan:
+    """The plan that streams the fewest layers; float32 masters are given up only if nothing else would do.
+
+    Raises:
+        InputError: The budget is too small for any. The message names the smallest that works.
+    """
+    choices = [(m, masters) for masters in dict.fromkeys((work.masters, False)) for m in range(len(footprint.layers) + 1)]
+    needs = {choice: memory_parts(footprint, work, *choice) for choice in choices}
+    for (streamed, masters), parts in needs.items():
+        spare = budget - sum(parts.values())
+        if spare >= 0:
+            limit = parts["hidden states"] // 3 + spare // 4
+            read = sum(footprint.layers[:streamed]) - sum(footprint.edited[:streamed])
+            return MemoryPlan(budget, parts, streamed, footprint.start, len(footprint.layers), masters, limit, read)
+    least = min(needs.values(), key=lambda parts: sum(parts.values()))
+    smallest = -(-sum(least.values()) // MIB)
+    spent = ", ".join(f"{name} {show_size(size)}" for name, size in least.items() if size)
+    raise InputError(f"device_memory: {show_size(budget)} is too little for this model; the smallest that works is {smallest}MiB: {spent}")
+
+
+def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool) -> dict[str, int]:
+    """Bytes by what they are for, if so many layers are streamed."""
+    slots = sorted(a - b for a, b in zip(footprint.layers[:streamed], footprint.edited[:streamed], strict=True))[-1:] * min(2, streamed)
+    of_turn = work.edits_per_turn * _TOKENS_AN_EDIT
+    at_once = max(of_turn, PORTION if work.method.preserves_text else 0)
+    tokens = min(work.batch_tokens, at_once)
+    return {
+        "process": work.process,
+        "head and norms": footprint.rest,
+        f"{len(footprint.layers) - streamed} layers that stay": sum(footprint.layers[streamed:]),
+        "edited weights of other layers": sum(footprint.edited[:streamed]),
+        "edited weights as they were": sum(footprint.edited),
+        "float32 masters": footprint.masters if masters else 0,
+        "edited weights as before a turn": (sum(footprint.edited) + (footprint.masters if masters else 0)) * (work.method.passes > 1),
+        "second moments": sum(second_moments_bytes(shape, work.method, at_once) for shape in footprint.shapes),
+        "slots for streamed layers": sum(slots),
+        "work": _work_bytes(footprint, tokens, work.edits_per_turn * _ROWS_AN_EDIT, streamed, masters),
+        "hidden states": 3 * min(of_turn * footprint.hidden * footprint.itemsize, 64 * MIB),
+    }
+
+
+def _work_bytes(footprint: Footprint, tokens: int, rows: int, streamed: int, masters: bool) -> int:
+    """The largest of what a pass forward, a pass back, the head, a solve and a checkpoint take; they never run at once."""
+    item, d, inner = footprint.itemsize, footprint.hidden, footprint.inner
+    forward = tokens * (6 * d + 3 * inner) * item + footprint.widest
+    kept_layers = len(footprint.layers) - footprint.start if streamed <= footprint.start else 1
+    back = kept_layers * tokens * (12 * d + 5 * inner) * item + 2 * tokens * (d + inner) * item
+    chunk = min(rows, tokens, max(1, HEAD_CHUNK_ELEMENTS // footprint.vocabulary))
+    head = chunk * footprint.vocabulary * (item + 12)
+    captured = rows * footprint.modules * (d + inner) * 4
+    solve = rows * (d + inner) * 40 + (0 if masters or item == 4 else 2 * footprint.widest)
+    checkpoint = sum(footprint.edited) + (footprint.masters if masters else 0)
+    return max(captured + max(forward, back, head, solve), checkpoint)
+
+
+def _available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _group_limits() -> list[int]:
+    """What the control groups of this process, of either version, still allow."""
+    found = []
+    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            most, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (limit, usage))
+        except OSError:
+            continue
+        if most.isdigit():
+            found.append(int(most) - int(used))
+    return found

@@ -1,0 +1,185 @@
+"""Keys and value gradients of a turn's rows: one forward and one backward pass through the suffix.
+
+No parameter requires a gradient. The graph starts at the output of the lowest edited module, and the head sees rows
+only, a chunk at a time: its logits are gone before the backward pass through the layers begins. Sequences do not
+interact, so the mean over a group's rows becomes a weight on each row and any physical batching gives the same rows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from editing.model.decoder import Decoder
+from editing.model.matmul import full_speed
+from editing.model.prefix import Carried, PutAside, run_segment
+from editing.model.rows import TurnRows
+from editing.model.tokenization import DEFAULT_BATCH_TOKENS, Batch, Site
+
+HeadGradients = Callable[[list[Tensor], list[Batch]], list[Tensor]]
+"""Gradients at the final hidden states of batches that go through the head together."""
+
+
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """Float32 copy ``(n, f)`` of the values ``(B, T, f)`` at flat positions ``b * T + t``."""
+    return values.detach().flatten(0, -2)[positions].float()
+
+
+def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
+    """Weight of each row in its group's mean, ``(n,)`` float32: one over the group's number of rows."""
+    lengths = list(answer_lengths)
+    weights: list[float] = []
+    for a in range(0, len(lengths), group_size):
+        rows = sum(lengths[a : a + group_size])
+        weights += [1.0 / rows] * rows
+    return torch.tensor(weights)
+
+
+def capture(
+    decoder: Decoder,
+    modules: Mapping[str, nn.Linear],
+    inputs: Carried,
+    weights: Tensor,
+    *,
+    start: int,
+    sites: Mapping[str, Site] | None = None,
+    num_subjects: int = 0,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    margin: float = 0.0,
+    num_tokens: int | None = None,
+) -> TurnRows:
+    """Run the suffix forward and back, and keep each module's rows.
+
+    Args:
+        decoder: The model.
+        modules: The edited modules by name.
+        inputs: Batches with the hidden states that layer ``start`` receives.
+        weights: ``(n,)`` from :func:`group_weights`.
+        start: First layer of the suffix.
+        sites: Where modules are edited, by name; by default at the answers.
+        num_subjects: Rows at the subjects in all batches together.
+        batch_tokens: Padded tokens whose graphs may be kept at once.
+        margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
+        num_tokens: Tokens in all batches together, where the keys of all of them are wanted; else ``None``.
+    """
+    device = decoder.device
+    weights = weights.to(device)
+    num_rows: dict[Site, int] = {"answer": len(weights), "subject": num_subjects}
+    rows = TurnRows.empty(modules, sites or {}, num_rows, num_tokens=num_tokens, device=device)
+    with full_speed(device):
+        at_once = decoder.residency.holds(start, decoder.num_layers)
+        head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
+        (_capture_at_once if at_once else _capture_by_segments)(decoder, modules, inputs, rows, start, batch_tokens, head_gradients)
+    return rows
+
+
+def _capture_at_once(
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, rows: TurnRows, start: int, batch_tokens: int, head_gradients: HeadGradients
+) -> None:
+    """Keep the graph of the whole suffix for as many batches as go through the head together."""
+    for together in _within(batch_tokens, inputs):
+        finals = []
+        for batch, hidden in together:
+            with _Recorder(modules, batch, rows):
+                finals.append(decoder.suffix(batch.input_ids, hidden, start))
+        gradients = head_gradients(finals, [batch for batch, _ in together])
+        torch.autograd.backward(finals, gradients)
+
+
+def _capture_by_segments(
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, rows: TurnRows, start: int, batch_tokens: int, head_gradients: HeadGradients
+) -> None:
+    """Where the suffix is not in memory at once: up without a graph, then down segment by segment, each run again with one."""
+    received: dict[int, Carried] = {}
+    inputs = list(inputs)
+    with closing(decoder.residency.segments(start, decoder.num_layers)) as segments:
+        for segment in segments:
+            received[segment.start] = inputs
+            inputs = PutAside(decoder, run_segment(decoder, inputs, segment))
+    gradients: list[Tensor] = []
+    for together in _within(batch_tokens, inputs):
+        gradients += head_gradients([final for _, final in together], [batch for batch, _ in together])
+    with closing(decoder.residency.segments(start, decoder.num_layers, down=True)) as segments:
+        for segment in segments:
+            own = {name: m for name, m in modules.items() if decoder.layer_of(name) in segment}
+            for k, (batch, hidden) in enumerate(received.pop(segment.start)):
+                with _Recorder(own, batch, rows):
+                    leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start)
+                    output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop)
+                torch.autograd.backward(output, gradients[k])
+                gradients[k] = leaf.grad if leaf is not None and leaf.grad is not None else gradients[k]
+
+
+def _within(limit: int, inputs: Carried) -> Iterator[list[tuple[Batch, Any]]]:
+    """Batches that go through the head together: it reads its whole table once for all their rows."""
+    together: list[tuple[Batch, Tensor | None]] = []
+    used = 0
+    for batch, hidden in inputs:
+        if together and used + batch.input_ids.numel() > limit:
+            yield together
+            together, used = [], 0
+        together.append((batch, hidden))
+        used += batch.input_ids.numel()
+    if together:
+        yield together
+
+
+def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], *, weights: Tensor, rows: TurnRows, margin: float) -> list[Tensor]:
+    """Gradients of the loss at the final hidden states, ``(B, T, d)`` each; fills in losses, correctness and what is settled."""
+    chosen = torch.cat([final.detach().flatten(0, 1)[batch.rows] for final, batch in zip(finals, batches, strict=True)])
+    labels, ids = torch.cat([batch.labels for batch in batches]), torch.cat([batch.row_ids for batch in batches])
+    at_rows = torch.empty_like(chosen)
+    for part in decoder.head_chunks(len(chosen)):
+        leaf = chosen[part].requires_grad_()
+        logits = decoder.logits(leaf).float()
+        losses = F.cross_entropy(logits, labels[part], reduction="none")
+        rows.losses[ids[part]] = losses.detach()
+        rows.correct[ids[part]] = correct = logits.detach().argmax(-1) == labels[part]
+        (at_rows[part],) = torch.autograd.grad(losses, leaf, weights[ids[part]])
+        rows.settled[ids[part]] = correct & (_lead(logits.detach(), labels[part]) >= margin) if margin else correct
+    gradients = [torch.zeros_like(final) for final in finals]
+    for gradient, batch, part in zip(gradients, batches, at_rows.split([len(batch.rows) for batch in batches]), strict=True):
+        gradient.flatten(0, 1)[batch.rows] = part
+    return gradients
+
+
+def _lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """``(n,)`` nats from the best other token's log-probability to the label's. Overwrites the labels' logits."""
+    own = logits.gather(1, labels.unsqueeze(1))
+    return own.squeeze(1) - logits.scatter_(1, labels.unsqueeze(1), -torch.inf).amax(1)
+
+
+class _Recorder:
+    """Forward hooks on the edited modules that copy the batch's rows of inputs and output gradients."""
+
+    def __init__(self, modules: Mapping[str, nn.Linear], batch: Batch, rows: TurnRows) -> None:
+        self._modules, self._batch, self._rows = modules, batch, rows
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handles = [m.register_forward_hook(self._hook(name)) for name, m in self._modules.items()]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        positions, numbers = self._batch.at(self._rows.site(name))
+
+        def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            self._rows.keys[name][numbers] = at_positions(inputs[0], positions)
+            if self._rows.tokens:
+                self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
+            if not output.requires_grad:  # nothing edited lies below: the graph starts here
+                output.requires_grad_()
+            output.register_hook(store_gradient)
+            return output
+
+        def store_gradient(gradient: Tensor) -> None:
+            self._rows.value_gradients[name][numbers] = at_positions(gradient, positions)
+
+        return record

@@ -1,0 +1,199 @@
+"""Two halves of any Hugging Face decoder, and its head on chosen rows.
+
+    input_ids -> embeddings -> layers 0 .. s-1 | layers s .. L-1 -> final norm -> (chosen rows) -> head -> logits
+                 `------- prefix, frozen ------'  `-- suffix: holds every edited module --'
+
+The halves are run through the model's own forward, so that masks, positions and everything else a family does between
+its layers stay the model's business. A layer that shall not run keeps its place (families pick masks by index) and
+passes its input on; the last one below the suffix returns the cached hidden states instead.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing.errors import ModelError
+from editing.files.pretrained import context_length
+from editing.model.residency import Residency, Resident
+
+HEAD_CHUNK_ELEMENTS = 2**25
+"""Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
+
+
+class Decoder:
+    """A view of a causal language model as prefix, suffix and head. Holds no weights of its own.
+
+    Args:
+        model: A Hugging Face causal language model.
+        residency: When which layers have their weights in memory; by default all of them, always.
+
+    Raises:
+        ModelError: The model has no decoder layers or no head that could be found.
+    """
+
+    def __init__(self, model: Any, residency: Residency | None = None) -> None:
+        self.model = model
+        self.residency = residency or Resident()
+        self.config = model.config.get_text_config(decoder=True)
+        self.body = _find_body(model)
+        self.head = _find_head(model)
+        self.table: Any = model.get_input_embeddings()
+        self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
+        self._returns_tuple = False
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head's weight is the embedding table's."""
+        return self.head.weight is self.table.weight
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.residency.device or next(self.layers[-1].parameters()).device
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Context length, or ``None`` where the model states none."""
+        return context_length(self.config)
+
+    def layer_of(self, module_name: str) -> int:
+        """Index of the decoder layer that holds a module.
+
+        Raises:
+            ModelError: The module lies outside the decoder layers.
+        """
+        head, _, rest = module_name.partition(self.layers_path + ".")
+        if head or not rest:
+            raise ModelError(f"module {module_name}: lies outside the decoder layers ({self.layers_path}.0 to .{self.num_layers - 1})")
+        return int(rest.split(".")[0])
+
+    def row_cost(self, start: int) -> float:
+        """What a row costs in the head, forward and back, in tokens that go through all layers and back through the suffix.
+
+        A layer counts as 12 d^2 parameters. Depends on nothing but the configuration, so that all shards agree.
+        """
+        layers = 2 * self.num_layers - start
+        return float(2 * self.config.vocab_size / (12 * self.config.hidden_size * layers))
+
+    def prefix(self, input_ids: Tensor, stop: int) -> Tensor:
+        """Hidden states ``(B, T, d)`` that layer ``stop`` receives. Layers from ``stop`` on do not run."""
+        with torch.no_grad():
+            return self.span(input_ids, None, 0, stop)
+
+    def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int) -> Tensor:
+        """Final, normalized hidden states ``(B, T, d)``, given what layer ``start`` receives."""
+        return self.span(input_ids, hidden, start, self.num_layers)
+
+    def span(self, input_ids: Tensor, hidden: Tensor | None, first: int, stop: int) -> Tensor:
+        """Run layers ``first .. stop - 1`` alone.
+
+        Args:
+            input_ids: ``(B, T)``.
+            hidden: ``(B, T, d)``, what layer ``first`` receives; ``None`` only with ``first == 0``.
+            first: First layer that runs.
+            stop: Layer after the last one that runs.
+
+        Returns:
+            ``(B, T, d)``: what layer ``stop`` receives; after the last layer the final, normalized hidden states.
+        """
+        received: list[Tensor] = []
+
+        def record(hidden: Tensor) -> Tensor:
+            received.append(hidden)
+            return hidden
+
+        with ExitStack() as stack:
+            if first == 0:
+                stack.callback(self.layers[0].register_forward_hook(self._note_return_type).remove)
+            for i in (*range(first), *range(stop, self.num_layers)):
+                stack.enter_context(self._replaced(i, (lambda _: hidden) if i == first - 1 else record if i == stop else _pass_on))
+            # hidden states in place of the ids save the table's rows; they give masks and positions their shape
+            given = {"input_ids": input_ids} if hidden is None else {"inputs_embeds": hidden}
+            final: Tensor = self.body(**given, use_cache=False).last_hidden_state
+        return received[0] if received else final
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
+        logits: Tensor = self.head(hidden)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def head_chunks(self, num_rows: int) -> Iterator[slice]:
+        """Slices of rows whose logits fit into a bounded memory."""
+        size = max(1, HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
+        return (slice(a, min(a + size, num_rows)) for a in range(0, num_rows, size))
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Check on a short input that prefix, suffix and head together are the model.
+
+        Where not all layers are in memory at once, the model is taken to end after the first ones that are.
+
+        Raises:
+            ModelError: They are not, so the family does something between its parts that this class does not know.
+        """
+        input_ids = torch.arange(1, 6, device=self.device).remainder(self.config.vocab_size).unsqueeze(0)
+        with closing(self.residency.segments(0, self.num_layers)) as segments, ExitStack() as stack:
+            present = next(segments)
+            for i in range(present.stop, self.num_layers):
+                stack.enter_context(self._replaced(i, _pass_on))
+            expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
+            hidden = self.prefix(input_ids, middle := max(1, present.stop // 2))
+            found = self.logits(self.suffix(input_ids, hidden, middle)[0]).float()
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()), equal_nan=True):
+            raise ModelError(
+                f"{type(self.model).__name__}: running its halves one by one does not give the model's logits; this family is not supported"
+            )
+
+    @contextmanager
+    def _replaced(self, index: int, output: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Let layer ``index`` return ``output(its input)`` without running."""
+        layer = self.layers[index]
+
+        def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+            result = output(hidden_states)
+            return (result, None) if self._returns_tuple else result
+
+        before = layer.__dict__.get("forward")
+        layer.forward = forward
+        try:
+            yield
+        finally:
+            del layer.forward  # the class's own forward shows again
+            if before is not None:
+                layer.forward = before
+
+    def _note_return_type(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._returns_tuple = isinstance(output, tuple)  # GPT-J's blocks return (hidden, attention weights)
+
+
+def _pass_on(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _find_body(model: Any) -> nn.Module:
+    body: nn.Module | None = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if body is None or body is model:
+        raise ModelError(f"{type(model).__name__}: not a decoder-only causal language model that can be edited")
+    return body
+
+
+def _find_head(model: Any) -> nn.Module:
+    head: nn.Module | None = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__}: has no language-model head")
+    return head
+
+
+def _find_layers(model: Any, body: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    inside = {id(m) for m in body.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and id(module) in inside:
+            return name, module
+    raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found")

@@ -1,0 +1,92 @@
+"""Greedy text after prompts.
+
+Where the whole model is in memory, its own ``generate`` with its cache of keys and values is used. Else a token at a time
+would read the model from disk for every token, so all prompts go through the layers together, each with a guess of all its
+coming tokens: what the model says after a right guess is right too, so a pass settles at least one token of each prompt and
+often several (Jacobi decoding, Santilli et al. 2023). The text is the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from editing.model.decoder import Decoder
+from editing.model.matmul import full_speed
+from editing.model.prefix import Prefixed, predict
+from editing.model.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
+
+
+@torch.no_grad()
+def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
+    """What the model writes after each prompt. Of a prompt that fills the context, the end is kept."""
+    room = slice(None) if decoder.max_tokens is None else slice(-max(1, decoder.max_tokens - max_new_tokens), None)
+    encoded = [tokenizer(prompt)["input_ids"][room] for prompt in prompts]
+    if decoder.residency.holds(0, decoder.num_layers):
+        written = _cached(decoder, tokenizer, encoded, max_new_tokens, batch_size)
+    else:
+        written = _guessed(decoder, encoded, max_new_tokens)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+
+
+def _cached(decoder: Decoder, tokenizer: Any, encoded: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+    device = decoder.device
+    written: list[list[int]] = [[]] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    for a in range(0, len(order), batch_size):
+        chosen = order[a : a + batch_size]
+        width = max(len(encoded[i]) for i in chosen)
+        pads = torch.tensor([width - len(encoded[i]) for i in chosen], device=device)
+        input_ids = torch.tensor([[0] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=device)
+        mask = (torch.arange(width, device=device) >= pads.unsqueeze(1)).long()  # generation needs pads at the left
+        with full_speed(device):
+            output = decoder.model.generate(
+                input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad_token(tokenizer)
+            )
+        for i, ids in zip(chosen, output[:, width:].tolist(), strict=True):
+            written[i] = ids
+    return written
+
+
+@dataclass
+class _Writing:
+    """A prompt, a guess of the tokens after it, and how many of these are settled."""
+
+    prompt: list[int]
+    guess: list[int] = field(default_factory=list)
+    settled: int = 0
+
+    def sequence(self) -> AnswerSequence:
+        return AnswerSequence(tuple(self.prompt + self.guess[:-1]), tuple(self.guess))
+
+    def take(self, said: Sequence[int]) -> None:
+        """Take what the model says at each place: it is right up to the first place where the guess was not."""
+        wrong = next((j for j, (a, b) in enumerate(zip(self.guess, said, strict=True)) if a != b), len(said))
+        self.guess, self.settled = list(said), min(wrong + 1, len(said))
+
+
+def _guessed(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    ends = set(_end_tokens(decoder.model))
+    writings = [_Writing(ids, [ids[-1]] * max_new_tokens) for ids in encoded]
+    while open_ones := [w for w in writings if w.settled < max_new_tokens and not ends & set(w.guess[: w.settled])]:
+        prefixed = Prefixed([w.sequence() for w in open_ones], None)
+        for writing, said in zip(open_ones, predict(decoder, prefixed, start=0, batch_tokens=DEFAULT_BATCH_TOKENS), strict=True):
+            writing.take(said)
+    return [_until_end(w.guess, ends) for w in writings]
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    return ids[: next((j for j, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def _end_tokens(model: Any) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _pad_token(tokenizer: Any) -> int:
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0

@@ -1,0 +1,98 @@
+"""Names of modules: patterns to names, names to linears, and what a model offers to edit."""
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from typing import cast
+
+from torch import nn
+
+from editing.errors import InputError, ModelError
+from editing.model.decoder import Decoder
+from editing.sharding.shards import is_linear, part_of
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_WRAPPERS = {"model", "base_model", "transformer", "language_model", "text_model", "decoder"}
+"""Names of what may stand around a language model's layers; a vision tower's are not among them."""
+
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def expand(pattern: str) -> list[str]:
+    """Names that a pattern stands for: ``a.{2..3}.{x,y}`` gives ``a.2.x``, ``a.2.y``, ``a.3.x``, ``a.3.y``."""
+    found = _BRACES.search(pattern)
+    if not found:
+        return [pattern]
+    choices: list[str] = []
+    for part in found[1].split(","):
+        span = _RANGE.fullmatch(part.strip())
+        if span and int(span[1]) > int(span[2]):
+            raise InputError(f"modules: the range {part.strip()} in {pattern} is empty; expected the smaller number first")
+        choices += [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else [part.strip()]
+    return [name for choice in choices for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+
+
+def split_patterns(text: str) -> list[str]:
+    """Cut a comma-separated list of patterns, leaving commas inside braces alone."""
+    return [part.strip() for part in re.split(r",(?![^{}]*\})", text) if part.strip()]
+
+
+def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
+    """The linears that patterns name, in the patterns' order; of a sharded model, the parts that this shard holds.
+
+    What stands before the list of layers may be left out, or be as in another version of the model's class: ``layers.3.mlp.up_proj`` and
+    ``language_model.model.layers.3.mlp.up_proj`` both name ``model.language_model.layers.3.mlp.up_proj``.
+
+    Raises:
+        InputError: A name is unknown, is no linear, stands twice, or lies outside the decoder layers.
+    """
+    known = dict(decoder.model.named_modules())
+    resolved: dict[str, nn.Linear] = {}
+    for name in (_as_in_model(name, decoder, known) for pattern in patterns for name in expand(pattern)):
+        if name in resolved:
+            raise InputError(f"modules: {name} is named twice")
+        if name not in known:
+            raise InputError(f"modules: the model has no module {name!r}; {_suggest(name, decoder)}")
+        module = known[name]
+        if not is_linear(module):
+            raise InputError(f"modules: {name} is a {type(module).__name__}, expected a Linear; {_suggest(name, decoder)}")
+        try:
+            decoder.layer_of(name)
+        except ModelError as error:
+            raise InputError(f"modules: {error}") from None
+        resolved[name] = cast(nn.Linear, module)
+    if not resolved:
+        raise InputError("modules: expected at least one module name")
+    return resolved
+
+
+def _as_in_model(name: str, decoder: Decoder, known: Collection[str]) -> str:
+    """A module's name in this model; a name that means none of its decoder layers' modules stays what it is."""
+    own = decoder.layers_path.rpartition(".")[2]
+    parts = re.fullmatch(rf"((?:\w+\.)*)(?:layers|{own})\.(\d+\..+)", name)
+    if name in known or not parts or not set(parts[1].split(".")) <= {*_WRAPPERS, ""}:
+        return name
+    meant = f"{decoder.layers_path}.{parts[2]}"
+    return meant if meant in known else name
+
+
+def editable(decoder: Decoder) -> list[str]:
+    """Names of all linears inside the decoder layers."""
+    return [f"{decoder.layers_path}.{name}" for name, module in decoder.layers.named_modules() if is_linear(module)]
+
+
+def describe_editable(decoder: Decoder) -> str:
+    """One line with every linear of the decoder layers, layers folded: ``layers.{0..17}.mlp.up_proj (640 -> 2048)``."""
+    layers: dict[str, list[int]] = defaultdict(list)
+    modules = dict(decoder.model.named_modules())
+    for name in editable(decoder):
+        index, _, rest = name.removeprefix(decoder.layers_path + ".").partition(".")
+        d_in, d_out = part_of(cast(nn.Linear, modules[name])).shape
+        layers[f"{rest} ({d_in} -> {d_out})"].append(int(index))
+    return "; ".join(f"{decoder.layers_path}.{{{min(i)}..{max(i)}}}.{rest}" for rest, i in layers.items())
+
+
+def _suggest(name: str, decoder: Decoder) -> str:
+    close = difflib.get_close_matches(name, editable(decoder), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"it could edit {describe_editable(decoder)}"

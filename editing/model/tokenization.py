@@ -1,0 +1,205 @@
+"""Requests to token ids, and token ids to padded batches.
+
+An answer is ``" " + text``, tokenized without special tokens and appended to the prompt's ids; its last token is not
+fed. The position that *predicts* an answer token is a row: a sequence with ``A`` answer tokens has ``A`` rows, its last
+``A`` positions. Where the subject of an edit stands in its prompt, the subject's last token is a row of another kind
+(:data:`Site`).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from editing.errors import InvalidRequest
+from editing.sharding.shards import consecutive
+
+Site = Literal["answer", "subject"]
+"""Where in a sequence a module is edited: at the positions that predict the answer, or at the last token of the subject."""
+
+SITES: tuple[Site, ...] = ("answer", "subject")
+
+DEFAULT_BATCH_TOKENS = 2048
+"""Padded tokens in one physical batch: large enough for full matrix-multiply speed on a CPU, small in memory."""
+
+_MAX_PADDING = 0.08
+"""Largest share of a batch that may be padding before a new batch is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSequence:
+    """A prompt with its answer, ready to be fed.
+
+    Attributes:
+        input_ids: Prompt ids, then the answer's ids but the last.
+        answer_ids: The token that each row shall predict.
+        subject: Position of the subject's last token in ``input_ids``; ``None`` if there is no subject, or not in the prompt.
+    """
+
+    input_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    subject: int | None = None
+
+    @property
+    def first_row(self) -> int:
+        """Position of the first row in ``input_ids``."""
+        return len(self.input_ids) - len(self.answer_ids)
+
+    def rows(self, site: Site) -> range:
+        """Positions of the rows at a site in ``input_ids``."""
+        if site == "answer":
+            return range(self.first_row, len(self.input_ids))
+        return range(0) if self.subject is None else range(self.subject, self.subject + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded sequences of similar length.
+
+    Attributes:
+        indices: Which sequences of the caller's list these are.
+        input_ids: ``(B, T)`` int64.
+        rows: ``(n,)`` int64, flat positions ``b * T + t`` of the rows, sequence by sequence.
+        row_ids: ``(n,)`` int64, the same rows' numbers in the caller's list of sequences laid end to end.
+        labels: ``(n,)`` int64, the token that each row shall predict.
+        subjects: ``(s,)`` int64, flat positions of the subjects' last tokens, sequence by sequence.
+        subject_ids: ``(s,)`` int64, the same rows' numbers in the caller's list of sequences laid end to end.
+        tokens: ``(t,)`` int64, flat positions of all tokens that are no pads, sequence by sequence.
+        token_ids: ``(t,)`` int64, the same tokens' numbers in the caller's list of sequences laid end to end.
+    """
+
+    indices: tuple[int, ...]
+    input_ids: Tensor
+    rows: Tensor
+    row_ids: Tensor
+    labels: Tensor
+    subjects: Tensor
+    subject_ids: Tensor
+    tokens: Tensor
+    token_ids: Tensor
+
+    def at(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Flat positions of the rows at a site, and their numbers."""
+        return (self.rows, self.row_ids) if site == "answer" else (self.subjects, self.subject_ids)
+
+
+def encode(
+    tokenizer: Any,
+    prompt: str,
+    answer: str | None,
+    *,
+    subject: str | None = None,
+    max_tokens: int | None = None,
+    prompt_field: str = "prompt",
+    answer_field: str = "target",
+) -> AnswerSequence:
+    """Tokenize one prompt and its answer.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        prompt: Text before the answer; special tokens are added as the tokenizer does.
+        answer: Answer text without its leading space; ``None`` gives one row, the first token after the prompt.
+        subject: What the prompt is about, if its place is wanted.
+        max_tokens: The model's context length, or ``None`` for no limit.
+        prompt_field: Name of the prompt's field, for errors.
+        answer_field: Name of the answer's field, for errors.
+
+    Raises:
+        InvalidRequest: The answer or the prompt gives no token, or both together exceed ``max_tokens``.
+    """
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    answer_ids = [0] if answer is None else tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+    if not answer_ids:
+        raise InvalidRequest(answer_field, f"{answer!r} gives no token with this model's tokenizer")
+    if not prompt_ids:
+        raise InvalidRequest(prompt_field, f"{prompt!r} gives no token with this model's tokenizer")
+    place = _last_token(tokenizer, prompt, subject, len(prompt_ids)) if subject else None
+    sequence = AnswerSequence(tuple(prompt_ids) + tuple(answer_ids[:-1]), tuple(answer_ids), place)
+    if max_tokens is not None and len(sequence.input_ids) > max_tokens:
+        raise InvalidRequest(prompt_field, f"is {len(sequence.input_ids)} tokens long with its answer; the model's context holds {max_tokens}")
+    return sequence
+
+
+def _last_token(tokenizer: Any, prompt: str, subject: str, num_tokens: int) -> int | None:
+    """Position of a subject's last token in its prompt, the last time that it stands there, in whatever case."""
+    at = prompt.rfind(subject)
+    if at < 0:
+        at = prompt.lower().rfind(subject.lower())
+    return None if at < 0 else min(len(tokenizer(prompt[: at + len(subject)])["input_ids"]), num_tokens) - 1
+
+
+def row_offsets(sequences: Iterable[AnswerSequence], site: Site = "answer") -> list[int]:
+    """Number of the first row of each sequence when all rows at a site are laid end to end, and the total at the end."""
+    return [0, *accumulate(len(sequence.rows(site)) for sequence in sequences)]
+
+
+def token_offsets(sequences: Sequence[AnswerSequence]) -> list[int]:
+    """As :func:`row_offsets`, for all tokens."""
+    return [0, *accumulate(len(sequence.input_ids) for sequence in sequences)]
+
+
+def batches(
+    sequences: Sequence[AnswerSequence],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    device: torch.device | str = "cpu",
+    apart: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Cut sequences into right-padded batches of similar length.
+
+    Decoders are causal, so a pad at the right is never seen by a real token and no attention mask is needed.
+
+    Args:
+        sequences: The sequences.
+        batch_tokens: Padded tokens in one batch.
+        device: Where the batches go.
+        apart: Lengths of consecutive parts of the sequences that share no batch. The last bits of a matrix product's row depend
+            on how many rows there are, so what a part gives does not depend on the others.
+    """
+    offsets = tuple(row_offsets(sequences, site) for site in SITES)
+    starts, lengths = token_offsets(sequences), [len(s.input_ids) for s in sequences]
+    for part in consecutive(apart or [len(sequences)]):
+        for indices in _plan(part, lengths, batch_tokens):
+            yield _collate(sequences, indices, offsets, starts, device)
+
+
+def _plan(part: range, lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
+    order = sorted(part, key=lambda i: -lengths[i])
+    bucket: list[int] = []
+    used = 0
+    for i in order:
+        width = lengths[bucket[0]] if bucket else lengths[i]
+        padded = width * (len(bucket) + 1)
+        if bucket and (padded > batch_tokens or (padded - used - lengths[i]) > _MAX_PADDING * padded):
+            yield tuple(bucket)
+            bucket, used = [], 0
+        bucket.append(i)
+        used += lengths[i]
+    if bucket:
+        yield tuple(bucket)
+
+
+def _collate(
+    sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: Sequence[list[int]], starts: list[int], device: torch.device | str
+) -> Batch:
+    width = max(len(sequences[i].input_ids) for i in indices)
+    input_ids = torch.zeros(len(indices), width, dtype=torch.long)
+    labels: list[int] = []
+    rows: dict[Site, list[int]] = {site: [] for site in SITES}
+    row_ids: dict[Site, list[int]] = {site: [] for site in SITES}
+    tokens: list[int] = []
+    token_ids: list[int] = []
+    for b, i in enumerate(indices):
+        sequence = sequences[i]
+        input_ids[b, : len(sequence.input_ids)] = torch.tensor(sequence.input_ids)
+        for site, lines in zip(SITES, offsets, strict=True):
+            rows[site] += (b * width + position for position in sequence.rows(site))
+            row_ids[site] += range(lines[i], lines[i + 1])
+        labels += sequence.answer_ids
+        tokens += range(b * width, b * width + len(sequence.input_ids))
+        token_ids += range(starts[i], starts[i + 1])
+    numbers = (rows["answer"], row_ids["answer"], labels, rows["subject"], row_ids["subject"], tokens, token_ids)
+    return Batch(indices, input_ids.to(device), *(torch.tensor(values, dtype=torch.int64, device=device) for values in numbers))

@@ -1,0 +1,1 @@
+"""Whether edits worked, and whether the model is still itself."""

@@ -1,0 +1,171 @@
+"""Whether edits worked, and what else they changed.
+
+Teacher-forced metrics compare the model's likeliest token at every row with the expected one, and average the share of
+right tokens over edits, as the published evaluation does:
+
+    efficacy                prompt            against the target
+    generalization          rephrased prompt  against the target
+    generalization_persona  persona prompts   against the target; the mean over an edit's prompts
+    multi_hop               multi-hop prompts against their answers, which follow from the edit; the mean over an edit's prompts
+    specificity             locality prompt   against the locality answer, which the unedited model may not know either
+    locality_retention      locality prompt   share of probes where every token is still the unedited model's own choice
+
+Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_generated`` and
+``generalization_generated`` are the shares of prompts whose text begins with the target.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from editing.editor import Editor
+from editing.model.decoder import Decoder
+from editing.model.prefix import Prefixed, predict, run_prefix
+from editing.model.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
+from editing.turn import TokenizedEdit
+
+METRIC_OF = {
+    "sequence": "efficacy",
+    "rephrase": "generalization",
+    "persona": "generalization_persona",
+    "multi_hop": "multi_hop",
+    "locality": "specificity",
+}
+"""The metric that a kind of probes gives."""
+
+Predictions = list[dict[str, tuple[int, ...]]]
+"""Per edit, by probe name, the likeliest token at each row."""
+
+Owners = list[tuple[int, str]]
+"""Whose probe a sequence is: the edit's position and the probe's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditResult:
+    """Metrics of one edit; ``None`` where the request has no such probe or there is no unedited model to compare with."""
+
+    efficacy: float
+    generalization: float | None
+    specificity: float | None
+    locality_retained: bool | None
+    efficacy_before: float | None
+    generalization_before: float | None
+    specificity_before: float | None
+    generalization_persona: float | None = None
+    multi_hop: float | None = None
+    generalization_persona_before: float | None = None
+    multi_hop_before: float | None = None
+
+
+def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+    """Metrics of edits with the editor's model, before its first edit and now. The prefix runs once for both."""
+    owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
+    after = predict_prefixed(editor, owners, prefixed, len(edits))
+    with editor.unedited():
+        before = predict_prefixed(editor, owners, prefixed, len(edits))
+    return score(edits, after, before)
+
+
+def predict_probes(decoder: Decoder, edits: Sequence[TokenizedEdit], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Predictions:
+    """Predictions of any model on all probes of edits."""
+    owners, prefixed = run_probe_prefix(decoder, edits, 0, batch_tokens)
+    return _by_edit(owners, predict(decoder, prefixed, start=0, batch_tokens=batch_tokens), len(edits))
+
+
+def predict_prefixed(editor: Editor, owners: Owners, prefixed: Prefixed, count: int) -> Predictions:
+    """Predictions of the editor's model as it is now on probes whose prefix has been run."""
+    tokens = predict(editor.decoder, prefixed, start=editor.start, batch_tokens=editor.config.batch_tokens)
+    return _by_edit(owners, tokens, count)
+
+
+def probe_sequences(edits: Sequence[TokenizedEdit]) -> tuple[Owners, list[AnswerSequence]]:
+    """All probes of edits, with the edit's position and the probe's name for each."""
+    asked = [((i, name), sequence) for i, edit in enumerate(edits) for name, sequence in edit.probes.items()]
+    return [owner for owner, _ in asked], [sequence for _, sequence in asked]
+
+
+def run_probe_prefix(decoder: Decoder, edits: Sequence[TokenizedEdit], stop: int, batch_tokens: int) -> tuple[Owners, Prefixed]:
+    """Run the prefix over all probes of edits."""
+    owners, sequences = probe_sequences(edits)
+    return owners, run_prefix(decoder, sequences, stop=stop, batch_tokens=batch_tokens)
+
+
+def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Predictions | None) -> list[EditResult]:
+    """Compare predictions with the expected answers and with each other."""
+    results = []
+    for i, edit in enumerate(edits):
+        kept = None if before is None or edit.locality is None else after[i]["locality"] == before[i]["locality"]
+        now, then = _shares(edit, after[i]), _shares(edit, before[i]) if before is not None else {}
+        shares = {metric: now.get(kind) for kind, metric in METRIC_OF.items()}
+        shares |= {f"{metric}_before": then.get(kind) for kind, metric in METRIC_OF.items()}
+        results.append(EditResult(locality_retained=kept, **shares))  # type: ignore[arg-type]
+    return results
+
+
+class Means:
+    """Running means of fields over the rows that have them.
+
+    Args:
+        names: The fields.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.count = 0
+        self._sums = {name: [0.0, 0] for name in names}
+
+    def add(self, row: object) -> None:
+        """Take a row's fields into account; ``None`` is no value."""
+        self.count += 1
+        for name, sums in self._sums.items():
+            if (value := getattr(row, name)) is not None:
+                sums[0] += value
+                sums[1] += 1
+
+    def means(self) -> dict[str, float | None]:
+        """By name; ``None`` where no row has the field."""
+        return {name: total / count if count else None for name, (total, count) in self._sums.items()}
+
+
+class Summary(Means):
+    """Means of each metric over the edits that have it, of any number of results."""
+
+    def __init__(self) -> None:
+        super().__init__(EditResult.__slots__)
+
+    def means(self) -> dict[str, float | None]:
+        means = super().means()
+        means["locality_retention"] = means.pop("locality_retained")
+        return means
+
+
+def summarize(results: Iterable[EditResult]) -> dict[str, float | None]:
+    """Means of results that are all there."""
+    summary = Summary()
+    for result in results:
+        summary.add(result)
+    return summary.means()
+
+
+def begins_with(text: str, target: str) -> bool:
+    """Whether generated text begins with the target, as whole words."""
+    text = text.lstrip()
+    return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
+
+
+def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int) -> Predictions:
+    result: Predictions = [{} for _ in range(count)]
+    for (i, probe), tokens in zip(owners, predictions, strict=True):
+        result[i][probe] = tokens
+    return result
+
+
+def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Share of right tokens by kind of probe, the mean over the edit's probes of the kind."""
+    probes = edit.probes
+    shares: dict[str, list[float]] = {}
+    for name, tokens in predictions.items():
+        if name == "locality" and edit.request.locality_answer is None:
+            continue
+        expected = probes[name].answer_ids
+        right = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
+        shares.setdefault(name.partition(".")[0], []).append(right)
+    return {kind: sum(values) / len(values) for kind, values in shares.items()}

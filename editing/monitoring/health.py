@@ -1,0 +1,96 @@
+"""Whether the model is still itself: fixed questions and a fixed text that no edit is about.
+
+Both go through the frozen prefix once, when the model is loaded; a measurement costs one pass of them through the suffix.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+
+from editing.editor import Editor
+from editing.model.prefix import perplexity, predict
+from editing.model.tokenization import AnswerSequence, encode
+from editing.monitoring.watch import Watch
+from editing.turn import PreparedTurn
+
+_PROBES = resources.files("editing.probes")
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How the model does after a turn. Shares are from 0 to 1.
+
+    Attributes:
+        efficacy_after: Right answer tokens on a sample of the turn's own edits.
+        perplexity: Perplexity on the fixed text.
+        perplexity_growth: The same as a multiple of the unedited model's.
+        probe_retention: Fixed probes whose answer is still the unedited model's own.
+        watch_efficacy: Right answer tokens on the watched sample of all edits applied so far.
+        watch_generalization: The same on their rephrased prompts.
+        watch_specificity: The same on their locality probes.
+        watch_locality_retention: Their locality probes whose answer is still the unedited model's own.
+    """
+
+    efficacy_after: float
+    perplexity: float
+    perplexity_growth: float
+    probe_retention: float
+    watch_efficacy: float | None
+    watch_generalization: float | None
+    watch_specificity: float | None
+    watch_locality_retention: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+class Health:
+    """Takes a model's vitals.
+
+    Args:
+        editor: The editor whose model is measured. It may have been edited already.
+        watch: The sample of applied edits.
+        turn_sample: Edits of a turn whose efficacy is measured after it.
+    """
+
+    def __init__(self, editor: Editor, watch: Watch, *, turn_sample: int = 20) -> None:
+        self._editor, self._watch, self._turn_sample = editor, watch, turn_sample
+        fixed = editor.run_prefix([*_read_probes(editor), _read_text(editor)])
+        last = len(fixed.sequences) - 1
+        self._probes, self._text = fixed.part(range(last)), fixed.part([last])
+        with editor.unedited():
+            self._answers = self._predict()
+            self._perplexity = self._measure_text()
+
+    def measure(self, prepared: PreparedTurn) -> Vitals:
+        """Vitals after a turn was applied."""
+        kept = [now == before for now, before in zip(self._predict(), self._answers, strict=True)]
+        found = self._measure_text()
+        watched = self._watch.measure()
+        return Vitals(
+            efficacy_after=self._editor.efficacy(prepared, self._turn_sample),
+            perplexity=found,
+            perplexity_growth=found / self._perplexity,
+            probe_retention=sum(kept) / len(kept),
+            **{f"watch_{name}": watched.get(name) for name in ("efficacy", "generalization", "specificity", "locality_retention")},
+        )
+
+    def _predict(self) -> list[tuple[int, ...]]:
+        editor = self._editor
+        return predict(editor.decoder, self._probes, start=editor.start, batch_tokens=editor.config.batch_tokens)
+
+    def _measure_text(self) -> float:
+        editor = self._editor
+        return perplexity(editor.decoder, self._text, start=editor.start, batch_tokens=editor.config.batch_tokens)
+
+
+def _read_probes(editor: Editor) -> list[AnswerSequence]:
+    lines = (_PROBES / "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [encode(editor.tokenizer, probe["prompt"], probe["answer"]) for probe in map(json.loads, lines)]
+
+
+def _read_text(editor: Editor) -> AnswerSequence:
+    """Every token but the first is a row."""
+    ids = tuple(editor.tokenizer((_PROBES / "text.txt").read_text(encoding="utf-8").strip())["input_ids"])
+    ids = ids[: editor.decoder.max_tokens]
+    return AnswerSequence(ids[:-1], ids[1:])

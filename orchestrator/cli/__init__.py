@@ -1,0 +1,1 @@
+"""The command line, one file a command group; ``main`` wires them and turns every expected failure into one line."""

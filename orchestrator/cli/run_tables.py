@@ -1,0 +1,274 @@
+"""What a person sees of a finished run: a picture, tables, and where everything is."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from editing import InputError
+from orchestrator.run.ledger import Entry, Ledger
+
+_TEXT_WIDTH = 48
+"""Characters of a generated text that the table shows; ``edits.parquet`` has it whole."""
+
+_METRICS = (
+    ("efficacy", "right answer tokens on the edits"),
+    ("generalization", "the same on the rephrased prompts"),
+    ("generalization_persona", "the same on the prompts of other people"),
+    ("multi_hop", "right answer tokens on questions that need the edit and more"),
+    ("specificity", "right answer tokens on the locality probes"),
+    ("locality_retention", "locality probes whose answer is still the unedited model's own"),
+    ("efficacy_generated", "edits whose generated text begins with the target"),
+    ("generalization_generated", "rephrased prompts whose generated text does"),
+)
+_MILESTONE_METRICS = ("efficacy", "generalization", "generalization_persona", "multi_hop", "specificity", "locality_retention")
+
+_VITALS = (
+    ("watch_efficacy", "efficacy"),
+    ("watch_generalization", "generalization"),
+    ("watch_locality_retention", "locality retention"),
+    ("efficacy_after", "efficacy of the turn's own edits"),
+    ("probe_retention", "fixed probes retained"),
+)
+"""What the run's plot shows of :class:`editing.monitoring.health.Vitals`, and how it is called there."""
+
+
+def plot_run(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the model's health and the size of its changes over applied edits."""
+    if not history:
+        return
+    edits = [row["total_edits"] for row in history]
+    measured = [row for row in history if row["vitals"]]
+    with _figure(path, 3) as (shares, perplexity, weights):
+        for name, label in _VITALS:
+            _curve(shares, [row["total_edits"] for row in measured], [row["vitals"][name] for row in measured], label)
+        shares.set(ylabel="share", ylim=(-0.03, 1.03), title="A sample of the edits applied so far, and fixed probes that no edit is about")
+        shares.legend(loc="best", fontsize="small")
+        _curve(perplexity, [row["total_edits"] for row in measured], [row["vitals"]["perplexity"] for row in measured], None)
+        perplexity.set(ylabel="perplexity", title="Fixed text", ylim=(0, None))
+        total = [sum(n * n for n in row["shift_norms"].values()) ** 0.5 for row in history]
+        weights.plot(edits, total, color="black", label="norm of the turn's shift, all modules")
+        weights.set(xlabel="edits applied", ylabel="Frobenius norm", title="Edited weights", ylim=(0, None))
+        growth = weights.twinx()
+        growth.plot(edits, [100 * max(row["weight_growth"].values()) for row in history], color="tab:red")
+        growth.set_ylabel("largest growth of a weight's norm, %", color="tab:red")
+        weights.legend(loc="best", fontsize="small")
+
+
+def plot_milestones(milestones: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the metrics at the numbers of edits that were asked for."""
+    if not milestones:
+        return
+    edits = [row["edits"] for row in milestones]
+    with _figure(path, 1) as (axes,):
+        for name in _MILESTONE_METRICS:
+            _curve(axes, edits, [row.get(name) for row in milestones], name.replace("_", " "))
+        for name in ("efficacy", "specificity"):
+            _curve(axes, edits, [row[f"{name}_before"] for row in milestones], f"{name}, unedited model", linestyle=":", alpha=0.6)
+        axes.set(xscale="log", xlabel="edits applied", ylabel="share", ylim=(-0.03, 1.03), title="Metrics over a lifelong run")
+        axes.set_xticks(edits, [f"{n:,}" for n in edits])
+        axes.minorticks_off()
+        axes.legend(loc="best", fontsize="small")
+
+
+@contextmanager
+def _figure(path: Path, rows: int) -> Iterator[Any]:
+    """A column of axes, saved to a file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(rows, 1, figsize=(8, 1.5 + 2.8 * rows), sharex=True, layout="constrained", squeeze=False)
+    for each in axes[:, 0]:
+        each.grid(alpha=0.3)
+    yield axes[:, 0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _curve(axes: Any, edits: Sequence[int], values: Sequence[float | None], label: str | None, **style: Any) -> None:
+    """A line through the values that are there; nothing if there is none."""
+    if any(value is not None for value in values):
+        points = [float("nan") if value is None else value for value in values]
+        axes.plot(edits, points, marker="o", markersize=3, label=label, **style)
+
+
+def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
+    """Print a finished run: text before and after, metrics, places.
+
+    Raises:
+        InputError: ``path`` holds no finished run.
+    """
+    run, metrics = _read(path, "run.json"), _read(path, "metrics.json")
+    try:
+        tables = [metrics_table(metrics), *_milestones(metrics)]
+        parts = [*_texts(path / "edits.parquet", samples), *(part for t in tables if t.row_count for part in (t, "")), *_places(path, run, metrics)]
+    except (KeyError, OSError, ArrowException) as error:
+        raise InputError(f"{path}: its run.json, metrics.json or edits.parquet is damaged ({type(error).__name__}: {error})") from None
+    console.print(Group(*parts))
+
+
+def show_history(path: Path, console: Console, *, edits: bool = False) -> None:
+    """Print the ledger of a run: a line a turn, or a line an edit.
+
+    Raises:
+        InputError: ``path`` holds no ledger.
+    """
+    if not (path / "ledger").is_dir():
+        raise InputError(f"{path}: holds no ledger, so it is no finished run")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("turn", "id", "prompt", "target", "outcome") if edits else ("turn", "edits", "when", "outcome"):
+        table.add_column(name, overflow="fold" if edits else "ellipsis")
+    for (turn, outcome), entries in groupby(Ledger(path / "ledger"), key=lambda e: (e.turn, e.outcome)):
+        rows = list(entries)
+        if edits:
+            for entry in rows:
+                table.add_row(str(turn), entry.id, entry.request.prompt, entry.request.target, outcome)
+        else:
+            table.add_row(str(turn), str(len(rows)), f"{rows[0].when:%Y-%m-%d %H:%M:%S} UTC", outcome)
+    console.print(table)
+
+
+def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples: int = 20) -> None:
+    """Print what changed between two turns: the edits, the health, the weights.
+
+    Raises:
+        InputError: ``path`` holds no finished run, or it has no such turns.
+    """
+    turns = {row["turn"]: row for row in _turns(path)}
+    last = max(turns, default=0)
+    if not turn_a < turn_b <= last:
+        raise InputError(f"turns: expected two turns from 0 to {last}, the earlier one first, found {turn_a} and {turn_b}")
+    between = [row for number, row in turns.items() if turn_a < number <= turn_b and "refused" not in row]
+    entries = [e for e in Ledger(path / "ledger") if turn_a < e.turn <= turn_b and not e.rolled_back]
+    conflicts = sum(len(row["conflicts"]) for row in between)
+    overruled = f", {conflicts} of them overruled an earlier one" if conflicts else ""
+    console.print(f"turns {turn_a + 1} to {turn_b}: {sum(e.applied for e in entries)} edits applied{overruled}")
+    console.print(_edits_table(entries, samples))
+    health = Table(title="Health", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("", f"turn {turn_a}", f"turn {turn_b}"):
+        health.add_column(column, justify="left" if not column else "right")
+    then, now = (_last(turns, turn, "vitals") for turn in (turn_a, turn_b))
+    for name in sorted(then.keys() | now.keys()):
+        health.add_row(name.replace("_", " "), _share(then.get(name)), _share(now.get(name)))
+    console.print(health)
+    weights = Table(title="Weights", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("module", f"growth, turn {turn_a}", f"growth, turn {turn_b}", "shifts between, sum of norms"):
+        weights.add_column(column, justify="left" if column == "module" else "right")
+    before, after = (_last(turns, turn, "weight_growth") for turn in (turn_a, turn_b))
+    for name, growth in after.items():
+        shifts = sum(row["shift_norms"][name] for row in between)
+        weights.add_row(name, f"{before.get(name, 0.0):.2%}", f"{growth:.2%}", f"{shifts:.4g}")
+    console.print(weights)
+
+
+def _last(turns: Mapping[int, dict[str, Any]], turn: int, field: str) -> dict[str, Any]:
+    """What was measured last, at a turn or before; nothing if nothing was, or all turns until then were refused."""
+    measured = [n for n, row in turns.items() if n <= turn and row.get(field)]
+    return dict(turns[max(measured)][field]) if measured else {}
+
+
+def _turns(path: Path) -> list[dict[str, Any]]:
+    try:
+        with (path / "turns.jsonl").open(encoding="utf-8") as lines:
+            return [dict(json.loads(line)) for line in lines]
+    except FileNotFoundError:
+        raise InputError(f"{path}: holds no turns.jsonl, so it is no finished run") from None
+
+
+def _edits_table(entries: Sequence[Entry], samples: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("turn", "id", "prompt", "target", "outcome"):
+        table.add_column(name, overflow="fold")
+    for entry in entries[: max(0, samples)]:
+        table.add_row(str(entry.turn), entry.id, entry.request.prompt, entry.request.target, entry.outcome)
+    if len(entries) > samples:
+        table.add_row("", "", f"and {len(entries) - samples} more", "", "")
+    return table
+
+
+def metrics_table(metrics: dict[str, Any]) -> Table:
+    """Metrics, each with what it says; the unedited model's beside it where it was measured."""
+    evaluated = f" of {metrics['evaluated']} edits" if metrics.get("evaluated") else ""
+    table = Table(title=f"Metrics{evaluated}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column, justify in (("metric", "left"), ("before", "right"), ("now", "right"), ("what it is", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for name, meaning in _METRICS:
+        if metrics.get(name) is not None:
+            sample = f" ({metrics['generated']} edits)" if name.endswith("_generated") else ""
+            table.add_row(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
+    return table
+
+
+def _milestones(metrics: dict[str, Any]) -> list[Table]:
+    """Metrics on the way, one line a milestone; as a list of one table, or of none."""
+    names = [name for name in _MILESTONE_METRICS if any(row.get(name) is not None for row in metrics["milestones"])]
+    table = Table(title="On the way", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("edits", "evaluated", *names):
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in metrics["milestones"]:
+        table.add_row(str(row["edits"]), str(row["evaluated"]), *(_share(row.get(name)) for name in names))
+    return [table]
+
+
+def _texts(path: Path, samples: int) -> list[Any]:
+    columns = ["prompt", "target", "text_before", "text_after", "efficacy_generated", "efficacy_before"]
+    rows = [row for row in pq.read_table(path, columns=columns).to_pylist() if row["text_after"] is not None]
+    rows.sort(key=lambda row: row["efficacy_before"] or 0)  # what the model did not know yet comes first; ties keep their order
+    step = max(1, len(rows) // max(1, samples))
+    chosen = rows[::step][:samples]
+    if not chosen:
+        return []
+    table = Table(title="What the model writes", title_justify="left", box=None, padding=(0, 2, 0, 0), expand=True)
+    for name in ("prompt", "target", "before", "now", ""):
+        table.add_column(name, no_wrap=name in ("target", ""), overflow="ellipsis", ratio=None if name in ("target", "") else 1)
+    for row in chosen:
+        mark = Text("ok", "green") if row["efficacy_generated"] else Text("no", "red")
+        table.add_row(row["prompt"], row["target"], _one_line(row["text_before"]), _one_line(row["text_after"]), mark)
+    return [table, ""]
+
+
+def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
+    seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
+    editing = sum(seconds[phase] for phase in ("capture", "solve", "refine", "apply"))
+    overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
+    plots = ", ".join(sorted(f"plots/{plot.name}" for plot in (path / "plots").glob("*.png")))
+    lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []
+    lines += [
+        f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
+        f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"model     {path / 'model'}" if (path / "model").is_dir() else f"delta     {path / 'delta'}  (ultraedit apply {path} --output FOLDER)",
+        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}, run.json",
+    ]
+    if run.get("mlflow_run_id"):
+        how = f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1" if "://" in uri and not uri.startswith("http") else uri
+        lines.append(f"tracking  {how}  (run {run['mlflow_run_id'][:8]})")
+    return lines
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: holds no {name}, so it is no finished run") from None
+    except (NotADirectoryError, ValueError):
+        raise InputError(f"{path / name}: is not a run's {name}") from None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1].rstrip() + "…"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

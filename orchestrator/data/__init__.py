@@ -1,0 +1,1 @@
+"""Edit sets: inspect, convert, sample, split, and build from triples."""

@@ -1,0 +1,97 @@
+"""Measure any model, edited here or not, on a file of edits."""
+
+import logging
+import random
+from itertools import islice
+from typing import Any
+
+from editing import InputError
+from editing.datasets import BadRecord, EditFile
+from editing.files import pretrained
+from editing.model.decoder import Decoder
+from editing.model.generation import generate
+from editing.monitoring.evaluation import begins_with, predict_probes, score, summarize
+from editing.turn import TokenizedEdit
+from orchestrator.progress import Progress
+from orchestrator.run.intake import Intake, look_ahead
+from workers.engines.streamed import load_to_measure
+from workers.worker import USUAL_EVALUATION
+
+logger = logging.getLogger("ultraedit")
+
+
+def measure_model(
+    *,
+    model: str,
+    edits: str,
+    base: str | None = None,
+    format: str = "auto",
+    limit: int | None = None,
+    device: str = "auto",
+    dtype: pretrained.DTypeName = "auto",
+    device_memory: str | None = None,
+    generate: int = 50,
+    seed: int = 0,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Metrics of a model, and against ``base`` if it is given. One model is in memory at a time, or what a budget has room for.
+
+    Raises:
+        UltraEditError: A model or the file cannot be used.
+    """
+    source = EditFile(edits, format, seed=seed)
+    look_ahead(source, limit)
+    tokenizer, decoder = _load(model, device, dtype, device_memory)
+    intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
+    dropped: list[BadRecord] = []
+    tokenized = list(intake.edits(dropped.append))
+    for bad in dropped:
+        logger.warning("record %d left out: %s", bad.number, bad.reason)
+    if not tokenized:
+        raise InputError(f"{edits}: holds no edit that this model can be measured on; record {dropped[-1].number}: {dropped[-1].reason}")
+    after = _predict(decoder, tokenized, "evaluating", progress)
+    generated = _generated(decoder, tokenizer, tokenized, generate, seed)
+    del decoder
+    before = None
+    if base is not None:
+        _, base_decoder = _load(base, device, dtype, device_memory)
+        before = _predict(base_decoder, tokenized, "base model", progress)
+    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(dropped)}
+
+
+def _load(name: str, device: str, dtype: pretrained.DTypeName, device_memory: str | None) -> tuple[Any, Decoder]:
+    chosen = pretrained.choose_device(device)
+    if device_memory is not None:
+        tokenizer, decoder = load_to_measure(name, device_memory, chosen, dtype)
+    else:
+        model, tokenizer = pretrained.load(name, device=chosen, dtype=dtype)
+        decoder = Decoder(model)
+    decoder.verify()
+    return tokenizer, decoder
+
+
+def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress: Progress) -> list[dict[str, tuple[int, ...]]]:
+    predictions = []
+    iterator = iter(edits)
+    with progress.bar(title, len(edits)) as advance:
+        # with layers on disk all at once, for each time reads them
+        size = USUAL_EVALUATION if decoder.residency.holds(0, decoder.num_layers) else len(edits)
+        while chunk := list(islice(iterator, size)):
+            predictions += predict_probes(decoder, chunk)
+            advance(len(chunk))
+    return predictions
+
+
+def _generated(decoder: Decoder, tokenizer: Any, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
+    chosen = random.Random(seed).sample(edits, min(count, len(edits)))
+    rephrased = [edit for edit in chosen if edit.request.rephrase]
+    return {
+        "efficacy_generated": _hits(chosen, generate(decoder, tokenizer, [e.request.prompt for e in chosen])),
+        "generalization_generated": _hits(rephrased, generate(decoder, tokenizer, [e.request.rephrase or "" for e in rephrased])),
+        "generated": len(chosen),
+    }
+
+
+def _hits(edits: list[TokenizedEdit], texts: list[str]) -> float | None:
+    hits = [begins_with(text, edit.request.target) for edit, text in zip(edits, texts, strict=True)]
+    return sum(hits) / len(hits) if hits else None

@@ -1,0 +1,57 @@
+"""Who does the work of a run: one worker in this process, or a group of them on Ray."""
+
+import logging
+import os
+import secrets
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+from editing import InputError
+from orchestrator.run.run_config import RunConfig
+from workers.worker import Worker
+
+logger = logging.getLogger("ultraedit")
+
+
+def make_worker(config: RunConfig) -> Worker:
+    """The worker of a configuration, not loaded yet. A group of workers has the verbs of one.
+
+    Raises:
+        InputError: Several workers are wanted and what they need is not installed.
+    """
+    spec = config.worker_spec()
+    if not config.is_distributed:
+        return Worker(spec)
+    for package in ("ray", *(["deepspeed"] if config.shards > 1 else [])):
+        if find_spec(package) is None:
+            raise InputError(f"shards: {package} is not installed; install the extra [distributed], or give --shards 1 --replicas 1")
+    address = config.ray_address or ("auto" if os.environ.get("RAY_ADDRESS") else "local")
+    if address == "local":
+        lock_local_cluster()
+    from workers.cluster import ClusterSpec
+    from workers.group import WorkerGroup
+
+    cluster = ClusterSpec(
+        shards=config.shards, replicas=config.replicas, address=address, resources=config.resources(), placement_timeout=config.placement_timeout
+    )
+    return cast(Worker, WorkerGroup(spec, cluster, timeout=config.worker_timeout))
+
+
+def warn_of_what_a_job_loses(config: RunConfig) -> None:
+    """Say what of a Ray job's results would lie in the job's own folder, which Ray deletes when the job has ended."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # which Ray sets for a job's own process
+        return
+    lost = []
+    if not Path(config.output).is_absolute():
+        lost.append(f"--output {config.output}: give an absolute path, on storage that all nodes share")
+    if config.tracking_uri.startswith("sqlite:///") and not config.tracking_uri.startswith("sqlite:////"):
+        lost.append(f"--tracking-uri {config.tracking_uri}: give a server, sqlite:////FOLDER/mlflow.db on storage that stays, or none")
+    if lost:
+        logger.warning("job       its own folder is deleted at its end, and with it %s", "; ".join(lost))
+
+
+def lock_local_cluster() -> None:
+    """A cluster of this run's own lets nobody else in. Ray reads this once, when it is imported."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,0 +1,1 @@
+"""Find modules and a learning rate for a model that nobody has measured."""

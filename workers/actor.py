@@ -1,0 +1,104 @@
+"""What an actor holds: a worker, and the turns that it has prepared. Its methods are those of :class:`workers.worker.Worker`."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from editing import InputError, TurnReport, UltraEditError
+from editing.monitoring.evaluation import EditResult
+from editing.monitoring.health import Vitals
+from editing.turn import PreparedTurn, TokenizedEdit, Turn
+from workers.engines.whole import WorkerSpec
+from workers.process_groups import Placement
+from workers.worker import Worker
+
+
+class RemoteWorker:
+    """A worker in a process of its own, on any node. Hidden states of the prepared turns stay here."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._window: list[PreparedTurn | None] = []
+
+    def meeting_point(self) -> tuple[str, int, bool]:
+        """This actor's address, a port that is free there, and whether a folder with the model is seen from there."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as listener:
+            listener.bind((address, 0))
+            return address, int(listener.getsockname()[1]), Path(self._spec.model).is_dir()
+
+    def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
+        """Load this shard; what the group needs to know of it."""
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.worker = Worker(self._spec, placement)
+        self.worker.load()
+        if placement.world_rank:
+            return {}
+        model = {"tokenizer": self.worker.tokenizer, "max_tokens": self.worker.max_tokens}
+        return {"described": self.worker.describe(), "saved_size": self.worker.saved_size(), **model}
+
+    def prepare(self, turns: Sequence[Turn]) -> list[float]:
+        self._window = list(self.worker.prepare(turns))
+        return [prepared.prefix_seconds for prepared in self._window if prepared]
+
+    def apply(self, index: int) -> TurnReport:
+        """Apply a prepared turn; the one before it is done with, and let go of."""
+        if index:
+            self._window[index - 1] = None
+        return self.worker.apply(self._prepared(index))
+
+    def observe(self, index: int) -> None:
+        self.worker.observe(self._prepared(index))
+
+    def measure_health(self, index: int) -> Vitals:
+        return self.worker.measure_health(self._prepared(index))
+
+    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+        return self.worker.evaluate(edits)
+
+    def generate(self, prompts: Sequence[str], unedited: bool, max_new_tokens: int) -> list[str]:
+        return self.worker.generate(prompts, unedited=unedited, max_new_tokens=max_new_tokens)
+
+    def digest(self) -> dict[str, str]:
+        return self.worker.digest()
+
+    def fingerprint(self) -> str:
+        return self.worker.fingerprint()
+
+    def save_state(self, path: Path) -> None:
+        _check_seen(path.parent)
+        self.worker.save_state(path)
+
+    def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
+        _check_seen(path.parent)
+        self.worker.load_state(path, watch)
+
+    def watch_state(self) -> dict[str, Any]:
+        return self.worker.watch_state()
+
+    def save(self, folder: Path) -> None:
+        _check_seen(folder.parent)
+        self.worker.save(folder)
+
+    def _prepared(self, index: int) -> PreparedTurn:
+        prepared = self._window[index]
+        if prepared is None:
+            raise UltraEditError(f"turn {index + 1} of the window was applied before; a turn is applied once")
+        return prepared
+
+
+def _check_seen(folder: Path) -> None:
+    """Whatever the run's folder is on another node, it must be here too.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not folder.is_dir():
+        node = ray.util.get_node_ip_address()
+        raise InputError(f"{folder}: is not seen from node {node}; give an --output on storage that all nodes share, under the same path on each")

@@ -1,0 +1,129 @@
+"""One shard of a model: built without weights, cut by DeepSpeed, then filled from the files slice by slice.
+
+No process ever holds the whole model: its peak is its shard and one more layer's slice.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from editing import Editor
+from editing.errors import ModelError
+from editing.files import pretrained
+from editing.files.weights import WeightFiles, save_edited
+from editing.sharding.shards import Part
+from workers.engines.whole import WorkerSpec
+from workers.process_groups import GroupReductions, Groups, Placement
+
+
+class ShardedEngine:
+    """This process's shard of a model. Every method is called on all shards, in the same order."""
+
+    def __init__(self, spec: WorkerSpec, placement: Placement, groups: Groups, device: torch.device) -> None:
+        self._spec, self._placement, self._groups, self._device = spec, placement, groups, device
+
+    def load(self) -> Editor:
+        spec, placement = self._spec, self._placement
+        folder = pretrained.local_folder(spec.model)
+        model, tokenizer, self._files, self._dtype = load_sharded(folder, self._groups.shards, device=self._device, dtype=spec.dtype)
+        self._reductions = GroupReductions(placement, self._groups, self._device)
+        self._editor = Editor.of_loaded(model, tokenizer, spec.model, reductions=self._reductions, **spec.editing)
+        return self._editor
+
+    def num_parameters(self) -> int:
+        return self._files.num_parameters
+
+    def fingerprint(self) -> str:
+        return pretrained.fingerprint(self._files.whole(), self._dtype)
+
+    def saved_size(self) -> int:
+        return self.num_parameters() * self._dtype.itemsize
+
+    def save(self, folder: Path) -> None:
+        editor = self._editor
+        edited = {self._files.key(f"{name}.weight"): weight.cpu() for name, weight in editor.whole(editor.weights())}
+
+        def write() -> None:
+            save_edited(self._files.folder, edited, folder, dtype=self._dtype)
+            editor.tokenizer.save_pretrained(folder)
+
+        self._reductions.by_first(write)
+
+    def close(self) -> None:
+        self._files.close()
+        del self._editor
+
+
+def load_sharded(
+    folder: Path, group: dist.ProcessGroup, *, device: torch.device, dtype: pretrained.DTypeName = "auto"
+) -> tuple[PreTrainedModel, Any, WeightFiles, torch.dtype]:
+    """Load this process's shard of a causal language model, frozen and in evaluation mode. Collective.
+
+    Args:
+        folder: Folder of the model.
+        group: The shards' processes; this one's rank in it is its shard.
+        device: Where the shard goes.
+        dtype: As for :func:`editing.files.pretrained.load`.
+
+    Returns:
+        The model, whose linears carry their :class:`~editing.sharding.shards.Part`; its tokenizer; its files; its precision.
+
+    Raises:
+        ModelError: One line saying what is missing or unsupported.
+    """
+    from workers import autotp
+
+    config = pretrained.load_config(folder)
+    precision = pretrained.resolve_dtype(config, dtype)
+    skeleton = pretrained.make_skeleton(folder, config, precision)
+    files = WeightFiles(folder, skeleton)
+    model = pretrained.attempt(folder, "shard", lambda: autotp.shard(skeleton, group, dtype=precision, device=device))
+    fill(model, files)
+    model.generation_config = pretrained.load_generation_config(folder, model)
+    pretrained.check_causal(folder, model)
+    return model, pretrained.load_tokenizer(folder), files, precision
+
+
+@torch.no_grad()
+def fill(model: nn.Module, files: WeightFiles) -> None:
+    """Read the weights of a shard."""
+    for prefix, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{prefix}.{leaf}"
+            values = _cut(files.slice(name), getattr(module, "part", None), leaf)
+            if values.shape == parameter.shape:
+                parameter.copy_(values)
+            elif hasattr(module, "part"):  # a head that shares a whole embedding's memory
+                module._parameters[leaf] = nn.Parameter(values.to(parameter), requires_grad=False)
+            else:
+                raise ModelError(f"{name}: DeepSpeed has cut it to {tuple(parameter.shape)}, which is not supported; run this model on one shard")
+
+
+def _cut(source: Any, part: Part | None, leaf: str) -> Tensor:
+    if part is None or (leaf == "bias" and part.axis == "keys"):  # a bias is added after the sum over shards, by each of them
+        whole: Tensor = source[:]
+        return whole
+    return part.cut(source)
+
+
+def check_num_shards(model: str, num_shards: int) -> None:
+    """Refuse a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
+
+    Raises:
+        ModelError: One line that names numbers that would work.
+    """
+    folder = pretrained.local_folder(model)
+    check_heads(folder, pretrained.load_config(folder).get_text_config(decoder=True), num_shards)
+
+
+def check_heads(name: object, config: Any, num_shards: int) -> None:
+    """The same of a text configuration; ``name`` is what to call its model."""
+    heads = config.num_attention_heads
+    if num_shards > heads:
+        raise ModelError(f"{name}: has {heads} attention heads, too few for {num_shards} shards; give 1 to {heads}")
