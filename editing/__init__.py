@@ -6,10 +6,10 @@
 >>> editor.save("path/to/edited")
 """
 
+from editing.config import EditorConfig
 from editing.editor import Editor
 from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
 from editing.requests import EditRequest
-from editing.settings import EditorConfig
 from editing.turn import TurnReport
 
 __all__ = [

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 from editing.atomic import restored_unless, uninterrupted
+from editing.config import EditorConfig
 from editing.errors import InputError, ModelError, TurnRefused
 from editing.files import pretrained
 from editing.method.lifelong import Lifelong
@@ -39,10 +40,10 @@ from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
 from editing.model.rows import TurnRows, lines_of, owners, rows_of
 from editing.model.tokenization import SITES, AnswerSequence, Site, row_offsets, token_offsets
+from editing.presets.resolve import resolve_settings
 from editing.requests import EditRequest
-from editing.settings import EditorConfig, settings
-from editing.sharding.collectives import NoReductions, Reductions
-from editing.sharding.shards import Part, Shape, part_of
+from editing.sharding.collectives import Collectives, SingleWorker
+from editing.sharding.shards import LinearShard, Shape, shard_of
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 
 
@@ -53,7 +54,7 @@ class Editor:
         model: A Hugging Face causal language model, or one shard of it. It is frozen, and edited in place.
         tokenizer: Its tokenizer.
         config: How edits are made.
-        reductions: How partial results of fellow workers become whole; one worker needs none. With several shards every
+        collectives: How partial results of fellow workers become whole; one worker needs none. With several shards every
             method is called on all of them, with the same arguments and in the same order.
         decoder: Runs the model, where not all of it is in memory.
         originals: Its modules' weights from before the first edit by name; by default copies are taken now.
@@ -64,8 +65,8 @@ class Editor:
         turns: Turns applied so far.
         modules: The edited modules by name.
         sites: At which rows each of them is edited.
-        parts: What this worker holds of each of them.
-        reductions: As given.
+        shards: What this worker holds of each of them.
+        collectives: As given.
         text_sha256: Digest of the text that the ridge preserves, as it was read; ``none`` if there is none.
         masters: Float32 copies of edited modules whose weights are of lower precision, by name.
     """
@@ -75,7 +76,7 @@ class Editor:
         model: Any,
         tokenizer: Any,
         config: EditorConfig,
-        reductions: Reductions | None = None,
+        collectives: Collectives | None = None,
         *,
         decoder: Decoder | None = None,
         originals: Mapping[str, Tensor] | None = None,
@@ -92,15 +93,15 @@ class Editor:
             )
         self.modules = at_answers | at_subjects
         self.sites: dict[str, Site] = {name: "subject" if name in at_subjects else "answer" for name in self.modules}
-        self.parts = {name: part_of(m) for name, m in self.modules.items()}
+        self.shards = {name: shard_of(m) for name, m in self.modules.items()}
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
         self.lifelong = Lifelong()
         self.turns = 0
-        self.reductions = reductions or NoReductions()
+        self.collectives = collectives or SingleWorker()
         self._originals = originals or {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
         self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
         if config.whiten:
-            check_width(self.parts)
+            check_width(self.shards)
         text = read_text(config.preserve_text) if config.preserves_text else ""
         self._passages, self.text_sha256 = passages(tokenizer, text, self.decoder.max_tokens), text_digest(text)
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
@@ -148,7 +149,7 @@ class Editor:
         learning_rate: float | None = None,
         preset: str | None = None,
         dataset: str | None = None,
-        reductions: Reductions | None = None,
+        collectives: Collectives | None = None,
         decoder: Decoder | None = None,
         originals: Mapping[str, Tensor] | None = None,
         **options: Any,
@@ -156,9 +157,9 @@ class Editor:
         """As :meth:`from_pretrained`, with a model that has been loaded: whole, one shard of it, or what a memory budget has room for."""
         decoder = decoder or Decoder(model)
         decoder.verify()
-        modules, learning_rate, found = settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
+        modules, learning_rate, found = resolve_settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
         config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
-        return cls(model, tokenizer, config, reductions, decoder=decoder, originals=originals)
+        return cls(model, tokenizer, config, collectives, decoder=decoder, originals=originals)
 
     @property
     def moments(self) -> dict[Shape, Moments]:
@@ -196,14 +197,14 @@ class Editor:
         """Run the prefix for several coming turns at once. Applying turns does not make the result stale, and what a turn gets does
         not depend on the others, to the last bit."""
         began = time.perf_counter()
-        count, row_cost = self.reductions.num_replicas, self.decoder.row_cost(self.start)
+        count, row_cost = self.collectives.num_replicas, self.decoder.row_cost(self.start)
         shares = [turn.shares(self.config.group_size, count, row_cost=row_cost) for turn in turns]
-        own = [[turn.sequences[i] for i in dealt[self.reductions.replica]] for turn, dealt in zip(turns, shares, strict=True)]
+        own = [[turn.sequences[i] for i in dealt[self.collectives.replica]] for turn, dealt in zip(turns, shares, strict=True)]
         prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences], apart=[len(sequences) for sequences in own])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
         prepared, offset = [], 0
         for turn, dealt, sequences in zip(turns, shares, own, strict=True):
-            prepared.append(PreparedTurn(turn, prefixed.part(range(offset, offset + len(sequences))), seconds, dealt))
+            prepared.append(PreparedTurn(turn, prefixed.select(range(offset, offset + len(sequences))), seconds, dealt))
             offset += len(sequences)
         return prepared
 
@@ -225,19 +226,19 @@ class Editor:
         systems: dict[str, System] = {}
         passes = [self._solve_all(rows, lifelong, systems)]
         self._check_change(passes[0], rows)
-        unsettled = [int(rows.settled.logical_not().sum())]
+        num_pending_rows = [int(rows.settled.logical_not().sum())]
         clock.lap("solve")
         turn = self.turns
         with restored_unless(lambda: self.turns > turn, self._held() if self.config.passes > 1 else ()):
             if self.config.passes > 1:
-                self._refine(prepared, rows, lifelong, systems, passes, unsettled)
+                self._refine(prepared, rows, lifelong, systems, passes, num_pending_rows)
                 clock.lap("refine")
             with uninterrupted():
                 self._commit(passes[-1].shifts, lifelong)
         clock.lap("apply")
         after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
-        return self._report(prepared, rows, after, passes, unsettled, clock.laps)
+        return self._report(prepared, rows, after, passes, num_pending_rows, clock.laps)
 
     def observe(self, prepared: PreparedTurn) -> None:
         """Feed the lifelong statistics with a turn's rows, and change no weight.
@@ -256,8 +257,8 @@ class Editor:
         """
         count = len(prepared.turn.edits)
         chosen = range(0, count, max(1, count // sample)) if sample else range(count)
-        if self.reductions.num_replicas == 1:
-            prefixed = prepared.prefixed.part(chosen)
+        if self.collectives.num_replicas == 1:
+            prefixed = prepared.prefixed.select(chosen)
         else:  # this replica has run the prefix of its own share only
             prefixed = self.run_prefix([prepared.turn.sequences[i] for i in chosen])
         predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
@@ -295,7 +296,7 @@ class Editor:
     def whole(self, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Tensors of the edited modules, one by one, put together from all shards; ``held`` are this worker's parts by name."""
         for name, tensor in held.items():
-            yield name, self.reductions.join(tensor, self.parts[name])
+            yield name, self.collectives.all_gather_weight(tensor, self.shards[name])
 
     def save(self, folder: str | Path) -> None:
         """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them.
@@ -306,19 +307,19 @@ class Editor:
         Raises:
             ModelError: The model is a shard.
         """
-        if any(part.axis for part in self.parts.values()):
+        if any(shard.axis for shard in self.shards.values()):
             raise ModelError(f"{folder}: a shard of a model cannot be saved by itself")
         pretrained.save(self.model, self.tokenizer, Path(folder))
 
     def _capture(self, prepared: PreparedTurn, chosen: Sequence[int] | None = None, *, tokens: bool = False) -> TurnRows:
         """All rows of a turn, or of chosen edits of it; with ``tokens``, the keys of its other tokens too."""
-        config, turn, replica = self.config, prepared.turn, self.reductions.replica
+        config, turn, replica = self.config, prepared.turn, self.collectives.replica
         weights = group_weights([len(s.answer_ids) for s in turn.sequences], config.group_size)
         own = prepared.prefixed
         sequences, dealt = turn.sequences, prepared.shares
         if chosen is not None:
             wanted = {position: number for number, position in enumerate(chosen)}
-            own = own.part([place for place, position in enumerate(dealt[replica]) if position in wanted])
+            own = own.select([place for place, position in enumerate(dealt[replica]) if position in wanted])
             weights = weights[lines_of(chosen, row_offsets(sequences))]
             sequences, dealt = [sequences[i] for i in chosen], [[wanted[i] for i in share if i in wanted] for share in dealt]
         shares = {site: [lines_of(share, row_offsets(sequences, site)) for share in dealt] for site in SITES}
@@ -335,13 +336,13 @@ class Editor:
             margin=config.margin,
             num_tokens=len(of_tokens[replica]) if tokens else None,
         )
-        rows = captured.gathered(self.reductions, shares)
+        rows = captured.gathered(self.collectives, shares)
         if tokens:
-            rows = replace(rows, tokens={name: self.reductions.gather(keys, of_tokens) for name, keys in captured.tokens.items()})
+            rows = replace(rows, tokens={name: self.collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})
         broken = rows.broken(sequences)
         for keys in rows.tokens.values():
             broken += (~keys.isfinite().all()).float()  # no edit can be told from another then
-        finite = self.reductions.total(broken) == 0
+        finite = self.collectives.all_reduce_sum(broken) == 0
         _check_finite(finite, turn, range(len(sequences)) if chosen is None else chosen)
         return rows
 
@@ -353,12 +354,12 @@ class Editor:
         with self.unedited():
             prefixed, batch_tokens = self.run_prefix(self._passages), self.config.batch_tokens
             return observe_text(
-                self.decoder, self.modules, self.parts, prefixed, self.config, self.reductions, start=self.start, batch_tokens=batch_tokens
+                self.decoder, self.modules, self.shards, prefixed, self.config, self.collectives, start=self.start, batch_tokens=batch_tokens
             )
 
     def _with_turn(self, rows: TurnRows, turn: Turn) -> Lifelong:
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
-        return self.lifelong.with_turn(rows, sizes, self.parts, self.config, self.reductions)
+        return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives)
 
     def _refine(
         self,
@@ -367,7 +368,7 @@ class Editor:
         lifelong: Lifelong,
         systems: dict[str, System],
         passes: list["_Pass"],
-        unsettled: list[int],
+        num_pending_rows: list[int],
     ) -> None:
         """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added.
 
@@ -380,8 +381,8 @@ class Editor:
         while len(passes) < self.config.passes:
             self._add(passes[-1].shifts)
             rows = rows.updated(rows_of(chosen, sequences), self._capture(prepared, chosen))
-            pending = self.reductions.common(rows.settled.logical_not().float())
-            unsettled.append(int(pending.sum()))
+            pending = self.collectives.broadcast(rows.settled.logical_not().float())
+            num_pending_rows.append(int(pending.sum()))
             edits = torch.zeros(len(sequences)).index_add_(0, of_answers, pending.cpu()).sign()
             chosen = [i for i in chosen if edits[i]]
             at_sites: dict[Site, Tensor] = {"answer": pending, "subject": edits[of_subjects].to(pending.device)}
@@ -398,7 +399,7 @@ class Editor:
         Raises:
             TurnRefused: A shift is not finite.
         """
-        shifts = {name: self._solve(name, rows, lifelong, systems, pending) for name in self.parts}
+        shifts = {name: self._solve(name, rows, lifelong, systems, pending) for name in self.shards}
         norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
         for name, norm in norms.items():
             if not norm < float("inf"):
@@ -406,10 +407,10 @@ class Editor:
         return _Pass(shifts, norms)
 
     def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, systems: dict[str, System], pending: Mapping[Site, Tensor] | None) -> Shift:
-        config, keys, part = self.config, rows.keys[name], self.parts[name]
+        config, keys, shard = self.config, rows.keys[name], self.shards[name]
         if not len(keys):
             return Shift.nothing(keys, rows.value_gradients[name])
-        features = Features(part, "keys", self.reductions)
+        features = Features(shard, "keys", self.collectives)
         try:
             goal = self._targets(name, rows, lifelong)
             if pending is not None:
@@ -419,35 +420,35 @@ class Editor:
                     systems[name] = preserved.system(ridge=config.ridge, weight=config.preserve_weight, text=self._text.get(name))
                 keys, gram = systems[name].through(keys, features)
                 return solve_rows(keys.to(goal.dtype), gram, goal, ridge=1.0)
-            if self._form(len(keys), part) == "d_in":
+            if self._form(len(keys), shard) == "d_in":
                 return solve_features(keys, goal, config.ridge)
             return solve_rows(keys, features.gram(keys), goal, config.ridge)
         except LinAlgError:
             return Shift.undefined(keys, rows.value_gradients[name])  # whose norm makes all shards refuse the turn
 
     def _targets(self, name: str, rows: TurnRows, lifelong: Lifelong) -> Tensor:
-        keys, gradients, part, site = rows.keys[name], rows.value_gradients[name], self.parts[name], self.sites[name]
-        over_keys = self.reductions.total if part.axis == "keys" else self.reductions.common
-        moments = lifelong.at(site)[part.shape]
+        keys, gradients, shard, site = rows.keys[name], rows.value_gradients[name], self.shards[name], self.sites[name]
+        over_keys = self.collectives.all_reduce_sum if shard.axis == "keys" else self.collectives.broadcast
+        moments = lifelong.at(site)[shard.shape]
         rate = self.config.learning_rate * (self.config.subject_scale if site == "subject" else 1.0)
-        key_norms = over_keys(moments.of_features(part.key_features).normalize(keys).square().sum(1))
+        key_norms = over_keys(moments.of_features(shard.key_features).normalize(keys).square().sum(1))
         if self.config.whiten:
-            normalized = whiten(gradients, lifelong.whitening[name], Features(part, "values", self.reductions))
+            normalized = whiten(gradients, lifelong.whitening[name], Features(shard, "values", self.collectives))
         else:
-            normalized = moments.of_features(part.value_features).normalize(gradients)
+            normalized = moments.of_features(shard.value_features).normalize(gradients)
         return targets(key_norms, normalized, rate)
 
-    def _form(self, num_rows: int, part: Part) -> SolveForm:
-        if part.axis == "keys":
+    def _form(self, num_rows: int, shard: LinearShard) -> SolveForm:
+        if shard.axis == "keys":
             return "row"
         if self.config.solve != "auto":
             return self.config.solve
-        return "row" if num_rows <= part.shape[0] else "d_in"
+        return "row" if num_rows <= shard.shape[0] else "d_in"
 
     def _whole_norm(self, name: str, squared: Tensor) -> float:
         """Frobenius norm of something of a weight's shape, given its square over the held part."""
-        over_parts = self.reductions.total if self.parts[name].axis else self.reductions.common
-        return float(over_parts(squared).clamp(min=0).sqrt())
+        over_shards = self.collectives.all_reduce_sum if self.shards[name].axis else self.collectives.broadcast
+        return float(over_shards(squared).clamp(min=0).sqrt())
 
     def _report(
         self,
@@ -455,7 +456,7 @@ class Editor:
         rows: TurnRows,
         after: float | None,
         passes: Sequence["_Pass"],
-        unsettled: list[int],
+        num_pending_rows: list[int],
         laps: dict[str, float],
     ) -> TurnReport:
         names = list(self.modules)
@@ -465,7 +466,7 @@ class Editor:
         seconds = {"prefix": prepared.prefix_seconds, **laps}
         each = [*(total.shifts[name].condition for name in names), *seconds.values()]
         figures = torch.tensor([rows.losses.mean().item(), before, after or 0.0, *each], dtype=torch.float64)
-        loss, before, measured, *each = self.reductions.common(figures).tolist()
+        loss, before, measured, *each = self.collectives.broadcast(figures).tolist()
         return TurnReport(
             turn=self.turns,
             edits=len(prepared.turn.edits),
@@ -477,7 +478,7 @@ class Editor:
             weight_growth=growth,
             conditions=dict(zip(names, each, strict=False)),
             seconds=dict(zip(seconds, each[len(names) :], strict=True)),
-            unsettled=unsettled,
+            num_pending_rows=num_pending_rows,
             subjects=sum(s.subject is not None for s in prepared.turn.sequences) if self.config.subject_modules else None,
         )
 
@@ -507,7 +508,7 @@ class Editor:
     def _changes(self, shifts: dict[str, Shift]) -> bool:
         """Whether any weight would be another after these shifts; the same answer on all shards."""
         changes = any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items())
-        return bool(self.reductions.total(torch.tensor(float(changes))) > 0)
+        return bool(self.collectives.all_reduce_sum(torch.tensor(float(changes))) > 0)
 
     def _commit(self, shifts: dict[str, Shift], lifelong: Lifelong) -> None:
         self._add(shifts)

@@ -39,7 +39,7 @@ def save_state(editor: Editor, path: Path) -> None:
         counts[key] = count
         tensors[key] = tensor
     metadata = {"turns": str(editor.turns), "counts": json.dumps(counts)}
-    editor.reductions.by_first(
+    editor.collectives.run_on_first(
         lambda: save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
     )
 
@@ -57,7 +57,7 @@ def load_state(editor: Editor, path: Path) -> None:
             counts: dict[str, Any] = json.loads(metadata["counts"])
             turns = int(metadata["turns"])
             _check_same(path, editor, {name: s for name, s in slices.items() if name.startswith(("weight.", "master."))})
-            held = {kind: {name: editor.parts[name].cut(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
+            held = {kind: {name: editor.shards[name].cut(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
             lifelong = _lifelong(editor, slices, counts)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged or no stored state ({error})") from None
@@ -113,7 +113,7 @@ def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) ->
 
 
 def _of_keys(editor: Editor, name: str) -> Features:
-    return Features(editor.parts[name], "keys", editor.reductions)
+    return Features(editor.shards[name], "keys", editor.collectives)
 
 
 def _moments(slices: dict[str, Any], key: str, count: int, device: torch.device) -> Moments:
@@ -121,7 +121,7 @@ def _moments(slices: dict[str, Any], key: str, count: int, device: torch.device)
 
 
 def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
-    wanted = {f"{kind}.{name}": (editor.parts[name], t.dtype) for kind, held in _held(editor).items() for name, t in held.items()}
+    wanted = {f"{kind}.{name}": (editor.shards[name], t.dtype) for kind, held in _held(editor).items() for name, t in held.items()}
     for name in sorted(wanted.keys() ^ found.keys()):
         raise InputError(f"{path}: {'has no' if name in wanted else 'has a'} {name}, so it belongs to other modules or another precision")
     for name, (part, dtype) in wanted.items():

@@ -133,7 +133,7 @@ class TurnReport:
         conditions: Condition number of each module's solve, estimated; the largest of all passes.
         seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``, and ``refine``, all passes
             after the first, where there may be some.
-        unsettled: Rows that were not settled before each pass; 0 at the end where all became so before the passes ran out.
+        num_pending_rows: Rows that were not settled before each pass; 0 at the end where all became so before the passes ran out.
         subjects: Edits with a subject in their prompt; ``None`` where no module is edited there.
     """
 
@@ -147,7 +147,7 @@ class TurnReport:
     weight_growth: dict[str, float]
     conditions: dict[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
-    unsettled: list[int] = field(default_factory=list)
+    num_pending_rows: list[int] = field(default_factory=list)
     subjects: int | None = None
 
 

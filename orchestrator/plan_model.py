@@ -8,15 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from editing import InputError, ModelError
+from editing.config import MethodOptions
 from editing.files import pretrained
 from editing.files.weights import weight_files
 from editing.memory.budget import Footprint, MemoryPlan, Work, make_plan, memory_parts, show_size
 from editing.memory.calibration import ROWS_AN_EDIT, Forecast, Rates, outlook
 from editing.model.decoder import Decoder
 from editing.model.modules import describe_editable, resolve
-from editing.options import MethodOptions
 from editing.presets import find_preset
-from editing.settings import settings
+from editing.presets.resolve import resolve_settings
 from workers.engines.sharded import check_heads
 from workers.engines.streamed import process_bytes
 
@@ -74,7 +74,7 @@ def plan(options: PlanOptions) -> Planned:
     decoder = Decoder(skeleton)
     check_heads(options.model, decoder.config, options.shards)
     rate = 1.0 if options.modules else None  # which decides nothing here
-    chosen, _, preset = settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)
+    chosen, _, preset = resolve_settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)
     method = MethodOptions(**{name: value for name, value in preset.items() if name in MethodOptions.names()})
     modules = resolve(decoder, (*chosen, *method.subject_modules))
     footprint = Footprint.of(decoder, modules, skeleton.dtype)

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from editing.errors import ModelError
-from editing.sharding.shards import Part, consecutive
+from editing.ranges import consecutive
+from editing.sharding.shards import LinearShard
 
 
 def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -30,7 +31,7 @@ def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: t
         device: Where this shard goes.
 
     Returns:
-        The model with shards in the places of its linears, each with its :class:`~editing.sharding.shards.Part` as attribute ``part``, and
+        The model with shards in the places of its linears, each with its :class:`~editing.sharding.shards.LinearShard` as attribute ``shard``, and
         memory for its weights, which are not filled in.
 
     Raises:
@@ -56,9 +57,9 @@ def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: t
         sharded.get_submodule(parent)._buffers[leaf] = buffer.to(device)
     repair(sharded)
     for name, module in sharded.named_modules():
-        part = _part(name, module)
-        if part is not None:
-            module.part = part
+        shard = _shard_of(name, module)
+        if shard is not None:
+            module.shard = shard
     return sharded
 
 
@@ -126,7 +127,7 @@ def _set_head_count(module: Any) -> None:
         module.num_attention_heads = module.out_proj.weight.shape[1] // module.head_dim
 
 
-def _part(name: str, module: nn.Module) -> Part | None:
+def _shard_of(name: str, module: nn.Module) -> LinearShard | None:
     """What of its linear a shard holds; ``None`` for any other module. Shards need not be even."""
     from deepspeed.module_inject import layers
 
@@ -135,12 +136,12 @@ def _part(name: str, module: nn.Module) -> Part | None:
     d_out, d_in = module._orig_weight_shape
     if type(module) in (layers.LinearAllreduce, layers.LmHeadLinearAllreduce):
         held = tuple((r,) for r in consecutive(module._partition_sizes))
-        return Part((d_in, d_out), "keys", held, module.tp_index)
+        return LinearShard((d_in, d_out), "keys", held, module.tp_index)
     if isinstance(module, layers.SubParamColumnParallel) and module._subparam_sizes is not None:
-        return Part((d_in, d_out), "values", _fused(module), module.tp_index)
+        return LinearShard((d_in, d_out), "values", _fused(module), module.tp_index)
     if type(module) is layers.LinearLayer:
         held = tuple((r,) for r in consecutive(module._partition_sizes))
-        return Part((d_in, d_out), "values", held, module.tp_index)
+        return LinearShard((d_in, d_out), "values", held, module.tp_index)
     raise ModelError(f"{name}: DeepSpeed shards it as {type(module).__name__}, which is not supported; run this model on one shard")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from editing.errors import InputError, UltraEditError
 from editing.files import pretrained
-from editing.sharding.shards import Part
+from editing.sharding.shards import LinearShard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,10 @@ class FirstFailed(UltraEditError):
     """The first worker could not do something for all."""
 
 
-class GroupReductions:
-    """What the processes of one run tell each other; see :class:`editing.sharding.collectives.Reductions`.
+class GroupCollectives:
+    """What the processes of one run tell each other; see :class:`editing.sharding.collectives.Collectives`.
 
-    Sums and copies come out of one collective each, so all have the same bits. All of it is thin but :meth:`join`.
+    Sums and copies come out of one collective each, so all have the same bits. All of it is thin but :meth:`all_gather_weight`.
     """
 
     def __init__(self, placement: Placement, groups: Groups, device: torch.device) -> None:
@@ -169,7 +169,7 @@ class GroupReductions:
         self.replica, self.num_replicas = placement.replica, placement.num_replicas
         self._first = placement.world_rank == 0
 
-    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    def all_gather_rows(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
         if self.num_replicas == 1:
             return table
         padded = table.new_zeros(max(map(len, shares)), table.shape[1], device=self._device)
@@ -181,35 +181,35 @@ class GroupReductions:
             whole[share.to(whole.device)] = part[: len(share)].to(whole.device)
         return whole
 
-    def total(self, partial: Tensor) -> Tensor:
+    def all_reduce_sum(self, partial: Tensor) -> Tensor:
         mine = partial.to(self._device, copy=True).contiguous()
         dist.all_reduce(mine, group=self._groups.shards)
         return mine.to(partial.device)
 
-    def common(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
         mine = value.to(self._device, copy=True).contiguous()
         dist.broadcast(mine, src=0, group=self._groups.world)
         return mine.to(value.device)
 
-    def join(self, held: Tensor, part: Part) -> Tensor:
-        if not part.axis:
+    def all_gather_weight(self, held: Tensor, shard: LinearShard) -> Tensor:
+        if not shard.axis:
             return held
-        dim = 1 if part.axis == "keys" else 0
-        sizes = [sum(len(r) for r in ranges) for ranges in part.held]
+        dim = 1 if shard.axis == "keys" else 0
+        sizes = [sum(len(r) for r in ranges) for ranges in shard.held]
         padded = torch.zeros(_with(held.shape, dim, max(sizes)), dtype=held.dtype, device=self._device)  # shards can be uneven
         padded.narrow(dim, 0, held.shape[dim]).copy_(held)
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self._groups.shards)
-        return part.join([whole.narrow(dim, 0, size) for whole, size in zip(parts, sizes, strict=True)]).to(held.device)
+        return shard.join([whole.narrow(dim, 0, size) for whole, size in zip(parts, sizes, strict=True)]).to(held.device)
 
-    def by_first(self, action: Callable[[], None]) -> None:
+    def run_on_first(self, action: Callable[[], None]) -> None:
         failure: Exception | None = None
         if self._first:
             try:
                 action()
             except Exception as error:  # the others must hear of it, or they would wait for the timeout
                 failure = error
-        failed = bool(self.common(torch.tensor([float(failure is not None)])))
+        failed = bool(self.broadcast(torch.tensor([float(failure is not None)])))
         if failure is not None:
             raise failure
         if failed:

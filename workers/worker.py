@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from editing import TurnReport
+from editing.config import EditorConfig, MethodOptions
 from editing.memory.calibration import USUAL_LOOKAHEAD
 from editing.model.generation import generate
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.watch import Watch
-from editing.options import MethodOptions
-from editing.settings import EditorConfig
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.engines.streamed import BudgetedEngine
 from workers.engines.whole import Engine, WholeEngine, WorkerSpec
-from workers.process_groups import GroupReductions, Placement, join_groups, leave_groups, local_device
+from workers.process_groups import GroupCollectives, Placement, join_groups, leave_groups, local_device
 
 __all__ = ["Placement", "Worker", "WorkerSpec"]
 
@@ -75,7 +74,7 @@ class Worker:
             return WholeEngine(self.spec, device)
         if placement.num_shards == 1:
             groups = join_groups(placement, device)
-            return WholeEngine(self.spec, device, GroupReductions(placement, groups, device))
+            return WholeEngine(self.spec, device, GroupCollectives(placement, groups, device))
         from workers.engines.sharded import ShardedEngine, check_num_shards  # which needs deepspeed
 
         check_num_shards(self.spec.model, placement.num_shards)  # before the others are waited for

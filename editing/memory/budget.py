@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from editing.config import MethodOptions
 from editing.errors import InputError
 from editing.method.lifelong import second_moments_bytes
 from editing.method.reference_text import PORTION
 from editing.model.decoder import HEAD_CHUNK_ELEMENTS, Decoder
-from editing.options import MethodOptions
 from editing.sharding.shards import Shape
 
 MIB = 2**20

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from editing.config import MethodOptions
 from editing.method.moments import Moments
 from editing.method.preserve import PreservingRidge, begin, is_exact
 from editing.method.second_moments import Features, SecondMoment
 from editing.model.rows import TurnRows
 from editing.model.tokenization import Site
-from editing.options import MethodOptions
-from editing.sharding.collectives import Reductions
-from editing.sharding.shards import Part, Shape
+from editing.sharding.collectives import Collectives
+from editing.sharding.shards import LinearShard, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +36,38 @@ class Lifelong:
     whitening: dict[str, SecondMoment] = field(default_factory=dict)
 
     def with_turn(
-        self, rows: TurnRows, group_sizes: Mapping[Site, list[int]], parts: Mapping[str, Part], options: MethodOptions, reductions: Reductions
+        self,
+        rows: TurnRows,
+        group_sizes: Mapping[Site, list[int]],
+        shards: Mapping[str, LinearShard],
+        options: MethodOptions,
+        collectives: Collectives,
     ) -> "Lifelong":
         """These and one more turn's. All workers call this.
 
         Args:
             rows: All rows of the turn, with the keys of all tokens where the ridge preserves.
             group_sizes: At each site, rows of each group that has some.
-            parts: What this worker holds of each module.
+            shards: What this worker holds of each module.
             options: Which statistics are wanted.
-            reductions: How partial results become whole.
+            collectives: How partial results become whole.
         """
         at_answers, at_subjects = dict(self.moments), dict(self.subject_moments)
         preserved, whitening = dict(self.preserved), dict(self.whitening)
-        for name, part in parts.items():
+        for name, shard in shards.items():
             keys, gradients, site = rows.keys[name], rows.value_gradients[name], rows.site(name)
-            added = _whole(Moments.of_groups(torch.cat((keys, gradients), dim=1), group_sizes[site], options.moments), part, reductions)
+            added = _whole(Moments.of_groups(torch.cat((keys, gradients), dim=1), group_sizes[site], options.moments), shard, collectives)
             moments = at_answers if site == "answer" else at_subjects
-            before = moments.get(part.shape)
-            moments[part.shape] = before.merge(added) if before else added
+            before = moments.get(shard.shape)
+            moments[shard.shape] = before.merge(added) if before else added
             if options.preserve != "off":
-                features = Features(part, "keys", reductions)
+                features = Features(shard, "keys", collectives)
                 ridge = preserved.get(name) or begin(options.preserve, features, options.preserve_rank, keys.device)
                 preserved[name] = ridge.update(rows.tokens[name], features)
             if options.whiten:
-                features = Features(part, "values", reductions)
+                features = Features(shard, "values", collectives)
                 second = whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
-                whitening[name] = second.add(features.common(features.whole(gradients)))
+                whitening[name] = second.add(features.broadcast(features.whole(gradients)))
         return Lifelong(at_answers, at_subjects, preserved, whitening)
 
     def at(self, site: Site) -> dict[Shape, Moments]:
@@ -80,10 +85,10 @@ def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) 
     return held + (3 * 8 * d_out**2 if options.whiten else 0)
 
 
-def _whole(held: Moments, part: Part, reductions: Reductions) -> Moments:
+def _whole(held: Moments, shard: LinearShard, collectives: Collectives) -> Moments:
     """Moments of all features, given those of the held ones. Kept whole on every shard, so that a state does not depend on
     how the model is cut, and modules of one shape can share them however each is cut."""
-    if part.axis is None:
+    if shard.axis is None:
         return held
-    mean, sum_of_squares = reductions.total(part.spread(torch.stack((held.mean, held.sum_of_squares))))
+    mean, sum_of_squares = collectives.all_reduce_sum(shard.spread(torch.stack((held.mean, held.sum_of_squares))))
     return Moments(held.count, mean, sum_of_squares)

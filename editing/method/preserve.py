@@ -131,7 +131,7 @@ class ExactSystem:
     def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
         half = torch.linalg.solve_triangular(self.lower, features.whole(keys).double().T, upper=False)
         solved = torch.linalg.solve_triangular(self.lower.T, half, upper=True)
-        return features.held(solved.T), features.common(half.T @ half)
+        return features.held(solved.T), features.broadcast(half.T @ half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def _shrink(rows: Tensor, rank: int, features: Features) -> Tensor:
     noise = values[0] * len(rows) * torch.finfo(values.dtype).eps
     kept, lost = values[:rank], values[rank].clamp(min=0)
     factors = torch.where(kept > noise, ((kept - lost) / kept.clamp(min=noise)).clamp(min=0).sqrt(), 0)
-    return features.common(factors.unsqueeze(1) * vectors.T) @ rows
+    return features.broadcast(factors.unsqueeze(1) * vectors.T) @ rows
 
 
 def is_exact(form: PreserveForm, num_features: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.config import EVERYDAY, NONE, MethodOptions
 from editing.errors import InputError
 from editing.method.preserve import PreservingRidge, begin
 from editing.method.second_moments import Features
@@ -24,9 +25,8 @@ from editing.model.decoder import Decoder
 from editing.model.matmul import full_speed
 from editing.model.prefix import Carried, Prefixed, PutAside
 from editing.model.tokenization import AnswerSequence, Batch
-from editing.options import EVERYDAY, NONE, MethodOptions
-from editing.sharding.collectives import Reductions
-from editing.sharding.shards import Part, part_of
+from editing.sharding.collectives import Collectives
+from editing.sharding.shards import LinearShard, shard_of
 
 _MAX_TOKENS = 512
 """Tokens of a passage; a longer one is cut into several."""
@@ -75,10 +75,10 @@ def passages(tokenizer: Any, text: str, max_tokens: int | None) -> list[AnswerSe
 def observe_text(
     decoder: Decoder,
     modules: Mapping[str, nn.Linear],
-    parts: Mapping[str, Part],
+    shards: Mapping[str, LinearShard],
     prefixed: Prefixed,
     options: MethodOptions,
-    reductions: Reductions,
+    collectives: Collectives,
     *,
     start: int,
     batch_tokens: int,
@@ -88,23 +88,23 @@ def observe_text(
     Args:
         decoder: The model.
         modules: The edited modules by name.
-        parts: What this worker holds of each of them.
+        shards: What this worker holds of each of them.
         prefixed: All passages of the text, the same on every replica.
         options: In which form keys are kept.
-        reductions: How partial results become whole.
+        collectives: How partial results become whole.
         start: First layer of the suffix.
         batch_tokens: Padded tokens in one batch.
 
     Returns:
         By module, what the keys have left.
     """
-    features = {name: Features(part, "keys", reductions) for name, part in parts.items()}
+    features = {name: Features(shard, "keys", collectives) for name, shard in shards.items()}
     found = {name: begin(options.preserve, of_keys, options.preserve_rank, decoder.device) for name, of_keys in features.items()}
-    for portion in map(prefixed.part, _portions(prefixed.sequences)):
+    for portion in map(prefixed.select, _portions(prefixed.sequences)):
         inputs = portion.batches(batch_tokens=batch_tokens, device=decoder.device)
         for name, keys in _keys(decoder, modules, inputs, start=start, num_tokens=sum(len(s.input_ids) for s in portion.sequences)):
-            everyone = [torch.arange(len(keys)), *[torch.arange(0)] * (reductions.num_replicas - 1)]
-            common = reductions.gather(keys[: len(everyone[reductions.replica])], everyone)  # the first replica's bits
+            everyone = [torch.arange(len(keys)), *[torch.arange(0)] * (collectives.num_replicas - 1)]
+            common = collectives.all_gather_rows(keys[: len(everyone[collectives.replica])], everyone)  # the first replica's bits
             found[name] = found[name].update(common, features[name])
     return found
 
@@ -126,7 +126,7 @@ def _keys(decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, *
     with closing(decoder.residency.segments(start, stop)) as segments:
         for segment in segments:
             own = {name: module for name, module in modules.items() if decoder.layer_of(name) in segment}
-            keys = {name: torch.empty(num_tokens, part_of(module).num_keys, device=decoder.device) for name, module in own.items()}
+            keys = {name: torch.empty(num_tokens, shard_of(module).num_keys, device=decoder.device) for name, module in own.items()}
             outputs = _recorded(decoder, own, inputs, segment, keys)
             if segment.stop < stop:
                 inputs = PutAside(decoder, outputs)

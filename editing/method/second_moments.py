@@ -7,44 +7,48 @@ import torch
 from torch import Tensor
 
 from editing.method.shift import gram_matrix
-from editing.sharding.collectives import Reductions
-from editing.sharding.shards import Part
+from editing.sharding.collectives import Collectives
+from editing.sharding.shards import LinearShard
 
 
 class Features:
     """The keys or the value gradients of one module, of which this worker may hold some features only.
 
     Args:
-        part: What this worker holds of the module.
+        shard: What this worker holds of the module.
         axis: Which of both these are.
-        reductions: How the shards' partial results become whole.
+        collectives: How the shards' partial results become whole.
     """
 
-    def __init__(self, part: Part, axis: Literal["keys", "values"], reductions: Reductions) -> None:
-        self._part, self._axis, self._reductions = part, axis, reductions
-        self._sliced = part.axis == axis
-        self.num_features = part.shape[0 if axis == "keys" else 1]
-        self.num_held = part.num_keys if axis == "keys" else part.num_values
+    def __init__(self, shard: LinearShard, axis: Literal["keys", "values"], collectives: Collectives) -> None:
+        self._shard, self._axis, self._collectives = shard, axis, collectives
+        self._sliced = shard.axis == axis
+        self.num_features = shard.shape[0 if axis == "keys" else 1]
+        self.num_held = shard.num_keys if axis == "keys" else shard.num_values
 
     def gram(self, rows: Tensor) -> Tensor:
         """``(n, n)`` float64, products of rows ``(n, held)`` over all features."""
-        return (self._reductions.total if self._sliced else self._reductions.common)(gram_matrix(rows))
+        return (self._collectives.all_reduce_sum if self._sliced else self._collectives.broadcast)(gram_matrix(rows))
 
-    def common(self, values: Tensor) -> Tensor:
+    def broadcast(self, values: Tensor) -> Tensor:
         """The same bits on every worker."""
-        return self._reductions.common(values)
+        return self._collectives.broadcast(values)
 
     def whole(self, rows: Tensor) -> Tensor:
         """``(n, f)`` given ``(n, held)``."""
         if not self._sliced:
             return rows
-        return self._reductions.join(rows, self._part) if self._axis == "keys" else self._reductions.join(rows.T, self._part).T
+        return (
+            self._collectives.all_gather_weight(rows, self._shard)
+            if self._axis == "keys"
+            else self._collectives.all_gather_weight(rows.T, self._shard).T
+        )
 
     def held(self, rows: Tensor) -> Tensor:
         """``(n, held)`` given ``(n, f)``."""
         if not self._sliced:
             return rows
-        positions = self._part.key_features if self._axis == "keys" else self._part.value_features - self._part.shape[0]
+        positions = self._shard.key_features if self._axis == "keys" else self._shard.value_features - self._shard.shape[0]
         return rows[:, positions.to(rows.device)]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from editing.errors import InputError
 from editing.method.second_moments import Features, SecondMoment
-from editing.sharding.shards import Part
+from editing.sharding.shards import LinearShard
 
 MAX_FEATURES = 4096
 """128 MiB a module, and a minute of one core for the eigenvectors."""
@@ -40,15 +40,15 @@ def whiten(gradients: Tensor, moment: SecondMoment, features: Features) -> Tenso
     values, vectors = torch.linalg.eigh(mean)
     scales = (values.clamp(min=0) + _DAMPING * values.mean()).rsqrt()
     whitened = (features.whole(gradients).double() @ vectors) * scales @ vectors.T
-    return features.held(features.common(whitened)).to(gradients.dtype)
+    return features.held(features.broadcast(whitened)).to(gradients.dtype)
 
 
-def check_width(parts: Mapping[str, Part]) -> None:
+def check_width(shards: Mapping[str, LinearShard]) -> None:
     """Refuse modules whose second moment would be too large.
 
     Raises:
         InputError: Naming the first one.
     """
-    for name, part in parts.items():
-        if part.shape[1] > MAX_FEATURES:
-            raise InputError(f"whiten: {name} has {part.shape[1]} outputs, expected at most {MAX_FEATURES}; edit other modules, or do not whiten")
+    for name, shard in shards.items():
+        if shard.shape[1] > MAX_FEATURES:
+            raise InputError(f"whiten: {name} has {shard.shape[1]} outputs, expected at most {MAX_FEATURES}; edit other modules, or do not whiten")

@@ -52,7 +52,7 @@ class Shelf:
         """Tensors that lie on disk."""
         return sum(isinstance(held, _OnDisk) for held in self._places.values())
 
-    def part(self, places: Iterable[int]) -> "Shelf":
+    def select(self, places: Iterable[int]) -> "Shelf":
         """The tensors of some places, numbered anew from 0; nothing is copied."""
         chosen = Shelf()
         chosen._places = {i: self._places[place] for i, place in enumerate(places)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from editing.errors import InputError, ModelError
 from editing.model.decoder import Decoder
-from editing.sharding.shards import is_linear, part_of
+from editing.sharding.shards import is_linear, shard_of
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _WRAPPERS = {"model", "base_model", "transformer", "language_model", "text_model", "decoder"}
@@ -88,7 +88,7 @@ def describe_editable(decoder: Decoder) -> str:
     modules = dict(decoder.model.named_modules())
     for name in editable(decoder):
         index, _, rest = name.removeprefix(decoder.layers_path + ".").partition(".")
-        d_in, d_out = part_of(cast(nn.Linear, modules[name])).shape
+        d_in, d_out = shard_of(cast(nn.Linear, modules[name])).shape
         layers[f"{rest} ({d_in} -> {d_out})"].append(int(index))
     return "; ".join(f"{decoder.layers_path}.{{{min(i)}..{max(i)}}}.{rest}" for rest, i in layers.items())
 

@@ -34,9 +34,9 @@ class Prefixed:
     sequences: Sequence[AnswerSequence]
     hidden: Shelf | None
 
-    def part(self, indices: Sequence[int]) -> "Prefixed":
+    def select(self, indices: Sequence[int]) -> "Prefixed":
         """The given sequences alone."""
-        return Prefixed([self.sequences[i] for i in indices], None if self.hidden is None else self.hidden.part(indices))
+        return Prefixed([self.sequences[i] for i in indices], None if self.hidden is None else self.hidden.select(indices))
 
     @classmethod
     def join(cls, parts: Sequence["Prefixed"]) -> "Prefixed":

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from editing.model.tokenization import SITES, AnswerSequence, Site, row_offsets
-from editing.sharding.collectives import Reductions
-from editing.sharding.shards import part_of
+from editing.sharding.collectives import Collectives
+from editing.sharding.shards import shard_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,16 @@ class TurnRows:
         device: torch.device,
     ) -> "TurnRows":
         """Room for so many rows at each site, and for the keys of so many tokens or of none."""
-        n, parts = num_rows["answer"], {name: part_of(module) for name, module in modules.items()}
+        n, shards = num_rows["answer"], {name: shard_of(module) for name, module in modules.items()}
         counts = {name: num_rows[sites.get(name, "answer")] for name in modules}
         return cls(
             sites=sites,
-            keys={name: torch.empty(counts[name], part.num_keys, device=device) for name, part in parts.items()},
-            value_gradients={name: torch.empty(counts[name], part.num_values, device=device) for name, part in parts.items()},
+            keys={name: torch.empty(counts[name], shard.num_keys, device=device) for name, shard in shards.items()},
+            value_gradients={name: torch.empty(counts[name], shard.num_values, device=device) for name, shard in shards.items()},
             losses=torch.empty(n, device=device),
             correct=torch.empty(n, dtype=torch.bool, device=device),
             settled=torch.empty(n, dtype=torch.bool, device=device),
-            tokens={} if num_tokens is None else {name: torch.empty(num_tokens, part.num_keys, device=device) for name, part in parts.items()},
+            tokens={} if num_tokens is None else {name: torch.empty(num_tokens, shard.num_keys, device=device) for name, shard in shards.items()},
         )
 
     def site(self, name: str) -> Site:
@@ -85,18 +85,18 @@ class TurnRows:
         )
         return replace(self, keys=keys, value_gradients=gradients, settled=self.settled.index_copy(0, lines["answer"], newer.settled))
 
-    def gathered(self, reductions: Reductions, shares: Mapping[Site, Sequence[Tensor]]) -> "TurnRows":
+    def gathered(self, collectives: Collectives, shares: Mapping[Site, Sequence[Tensor]]) -> "TurnRows":
         """All rows of the turn in the turn's order, given each replica's. Tokens stay this replica's.
 
         Args:
-            reductions: How it comes together.
+            collectives: How it comes together.
             shares: At each site, per replica the positions of its rows in the turn.
         """
-        if reductions.num_replicas == 1:
+        if collectives.num_replicas == 1:
             return self  # every shard runs every sequence
         single = torch.stack([values.float() for values in (self.losses, self.correct, self.settled)], dim=1)
-        single, *at_answers = _together(reductions, [single, *self._held("answer")], shares["answer"])
-        at_subjects = _together(reductions, list(self._held("subject")), shares["subject"])
+        single, *at_answers = _together(collectives, [single, *self._held("answer")], shares["answer"])
+        at_subjects = _together(collectives, list(self._held("subject")), shares["subject"])
         tables = {site: iter(found) for site, found in zip(SITES, (at_answers, at_subjects), strict=True)}
         keys, gradients = ({name: next(tables[self.site(name)]) for name in held} for held in (self.keys, self.value_gradients))
         losses, correct, settled = single.unbind(1)
@@ -139,9 +139,9 @@ def owners(sequences: Sequence[AnswerSequence], site: Site) -> Tensor:
     return torch.arange(len(sequences)).repeat_interleave(counts)
 
 
-def _together(reductions: Reductions, tables: list[Tensor], shares: Sequence[Tensor]) -> list[Tensor]:
+def _together(collectives: Collectives, tables: list[Tensor], shares: Sequence[Tensor]) -> list[Tensor]:
     """Tables of as many lines, in one go."""
     if not tables:
         return []
-    whole = reductions.gather(torch.cat(tables, dim=1), shares)
+    whole = collectives.all_gather_rows(torch.cat(tables, dim=1), shares)
     return [columns.contiguous() for columns in whole.split([table.shape[1] for table in tables], dim=1)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from editing.errors import InvalidRequest
-from editing.sharding.shards import consecutive
+from editing.ranges import consecutive
 
 Site = Literal["answer", "subject"]
 """Where in a sequence a module is edited: at the positions that predict the answer, or at the last token of the subject."""

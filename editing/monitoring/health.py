@@ -57,7 +57,7 @@ class Health:
         self._editor, self._watch, self._turn_sample = editor, watch, turn_sample
         fixed = editor.run_prefix([*_read_probes(editor), _read_text(editor)])
         last = len(fixed.sequences) - 1
-        self._probes, self._text = fixed.part(range(last)), fixed.part([last])
+        self._probes, self._text = fixed.select(range(last)), fixed.select([last])
         with editor.unedited():
             self._answers = self._predict()
             self._perplexity = self._measure_text()

@@ -82,7 +82,7 @@ class Watch:
         editor, edits = self._editor, [member.edit for member in members]
         owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
         for k, member in enumerate(members):
-            member.prefixed = prefixed.part([j for j, (i, _) in enumerate(owners) if i == k]).detached()
+            member.prefixed = prefixed.select([j for j, (i, _) in enumerate(owners) if i == k]).detached()
         if all(member.before is not None for member in members):
             return
         with editor.unedited():

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from editing.config import MethodOptions, check_number
 from editing.errors import InputError
-from editing.options import MethodOptions, check_number
 
 PUBLISHED = "published"
 

@@ -1,6 +1,6 @@
 """How a turn's partial results become whole ones: the only thing that differs between one machine and many.
 
-A model may be cut into shards, each holding a :class:`~editing.sharding.shards.Part` of every edited module, and copied into
+A model may be cut into shards, each holding a :class:`~editing.sharding.shards.LinearShard` of every edited module, and copied into
 replicas, each capturing some of a turn's groups. Of all that a turn computes, only thin things then need the others'
 part: moments (vectors), Gram matrices (n x n), squared norms (n) and single numbers. Everything that steers a turn comes
 out of one of these methods, so that all shards decide alike, bit for bit: none goes on where another one stops.
@@ -11,10 +11,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from editing.sharding.shards import Part
+from editing.sharding.shards import LinearShard
 
 
-class Reductions(Protocol):
+class Collectives(Protocol):
     """What a worker asks of its fellow workers. All of them call the same methods in the same order.
 
     Attributes:
@@ -25,7 +25,7 @@ class Reductions(Protocol):
     replica: int
     num_replicas: int
 
-    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    def all_gather_rows(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """All lines of a table ``(n, f)`` of which each replica has some.
 
         Args:
@@ -34,19 +34,19 @@ class Reductions(Protocol):
         """
         ...
 
-    def total(self, partial: Tensor) -> Tensor:
+    def all_reduce_sum(self, partial: Tensor) -> Tensor:
         """Sum over the shards."""
         ...
 
-    def common(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
         """The first worker's value of what all workers have computed, each with its own rounding."""
         ...
 
-    def join(self, held: Tensor, part: Part) -> Tensor:
-        """The whole ``(d_out, d_in)`` weight of which each shard holds a part, or what else is sliced alike (:meth:`Part.join`)."""
+    def all_gather_weight(self, held: Tensor, shard: LinearShard) -> Tensor:
+        """The whole ``(d_out, d_in)`` weight of which each shard holds a part, or what else is sliced alike (:meth:`LinearShard.join`)."""
         ...
 
-    def by_first(self, action: Callable[[], None]) -> None:
+    def run_on_first(self, action: Callable[[], None]) -> None:
         """Let the first worker do something, such as write a file, while the others wait.
 
         Raises:
@@ -55,23 +55,23 @@ class Reductions(Protocol):
         ...
 
 
-class NoReductions:
+class SingleWorker:
     """One worker that holds the whole model and sees every row: nothing to do."""
 
     replica = 0
     num_replicas = 1
 
-    def gather(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    def all_gather_rows(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
         return table
 
-    def total(self, partial: Tensor) -> Tensor:
+    def all_reduce_sum(self, partial: Tensor) -> Tensor:
         return partial
 
-    def common(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
         return value
 
-    def join(self, held: Tensor, part: Part) -> Tensor:
+    def all_gather_weight(self, held: Tensor, shard: LinearShard) -> Tensor:
         return held
 
-    def by_first(self, action: Callable[[], None]) -> None:
+    def run_on_first(self, action: Callable[[], None]) -> None:
         action()

@@ -7,10 +7,10 @@ its rows, and then sees slices of the value gradients:
     axis "keys"      K (n, part)    G (n, d_out)     row-parallel: down_proj, o_proj, fc_out
     axis "values"    K (n, d_in)    G (n, part)      column-parallel: gate_proj, up_proj, q_proj, fc_in
 
-Whoever cuts a model puts a :class:`Part` on each cut linear as its attribute ``part``; a linear without one is whole.
+Whoever cuts a model puts a :class:`LinearShard` on each cut linear as its attribute ``shard``; a linear without one is whole.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -27,40 +27,40 @@ Ranges = tuple[range, ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class LinearShard:
     """What one shard holds of a linear.
 
     Attributes:
         shape: ``(d_in, d_out)`` of the whole linear.
         axis: What is sliced; ``None`` if nothing is.
         held: Per shard the features that it holds of that axis, in the order in which it holds them.
-        shard: Whose part this is.
+        rank: Whose part this is.
     """
 
     shape: Shape
     axis: Literal["keys", "values"] | None = None
     held: tuple[Ranges, ...] = ()
-    shard: int = 0
+    rank: int = 0
 
     @property
     def num_keys(self) -> int:
         """Input features held."""
-        return _length(self.held[self.shard]) if self.axis == "keys" else self.shape[0]
+        return _length(self.held[self.rank]) if self.axis == "keys" else self.shape[0]
 
     @property
     def num_values(self) -> int:
         """Output features held."""
-        return _length(self.held[self.shard]) if self.axis == "values" else self.shape[1]
+        return _length(self.held[self.rank]) if self.axis == "values" else self.shape[1]
 
     @cached_property
     def key_features(self) -> Tensor:
         """Positions ``(num_keys,)`` of the held keys in ``z = [K | G]``."""
-        return _positions(self.held[self.shard]) if self.axis == "keys" else torch.arange(self.shape[0])
+        return _positions(self.held[self.rank]) if self.axis == "keys" else torch.arange(self.shape[0])
 
     @cached_property
     def value_features(self) -> Tensor:
         """Positions ``(num_values,)`` of the held value gradients in ``z = [K | G]``."""
-        return self.shape[0] + (_positions(self.held[self.shard]) if self.axis == "values" else torch.arange(self.shape[1]))
+        return self.shape[0] + (_positions(self.held[self.rank]) if self.axis == "values" else torch.arange(self.shape[1]))
 
     def spread(self, values: Tensor) -> Tensor:
         """Held features' values laid out over all features, for a sum over shards that puts the whole together.
@@ -74,13 +74,13 @@ class Part:
         whole = values.new_zeros(len(values), sum(self.shape))
         features = torch.cat((self.key_features, self.value_features)).to(values.device)
         whole[:, features] = values
-        if self.shard and self.axis:
+        if self.rank and self.axis:
             whole[:, slice(self.shape[0], None) if self.axis == "keys" else slice(0, self.shape[0])] = 0
         return whole
 
     def cut(self, weight: Any) -> Tensor:
         """This part of a whole ``(d_out, d_in)`` weight, a tensor or an unread slice of a safetensors file."""
-        return take(weight, self.held[self.shard], 1 if self.axis == "keys" else 0) if self.axis else weight[:]
+        return take(weight, self.held[self.rank], 1 if self.axis == "keys" else 0) if self.axis else weight[:]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The whole ``(d_out, d_in)`` weight, given the parts of all shards in their order; or anything else that is sliced alike,
@@ -98,24 +98,15 @@ class Part:
         return whole
 
 
-def part_of(linear: nn.Linear) -> Part:
+def shard_of(linear: nn.Linear) -> LinearShard:
     """The part that a module holds."""
-    part: Part | None = getattr(linear, "part", None)
-    return Part((linear.in_features, linear.out_features)) if part is None else part
+    shard: LinearShard | None = getattr(linear, "shard", None)
+    return LinearShard((linear.in_features, linear.out_features)) if shard is None else shard
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear, or a shard of one."""
-    return isinstance(module, nn.Linear) or isinstance(getattr(module, "part", None), Part)
-
-
-def consecutive(sizes: Iterable[int], start: int = 0) -> list[range]:
-    """Ranges of the given sizes laid end to end."""
-    ranges = []
-    for size in sizes:
-        ranges.append(range(start, start + size))
-        start += size
-    return ranges
+    return isinstance(module, nn.Linear) or isinstance(getattr(module, "shard", None), LinearShard)
 
 
 def take(source: Any, ranges: Ranges, dim: int) -> Tensor:

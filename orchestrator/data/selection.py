@@ -17,7 +17,7 @@ from pathlib import Path
 from editing import EditRequest, InputError
 from editing.datasets import BadRecord, EditFile
 from editing.datasets.writing import RequestWriter
-from orchestrator.run.journal import LineFile
+from orchestrator.jsonl import LineFile
 
 logger = logging.getLogger("ultraedit")
 

@@ -36,7 +36,6 @@ from editing.memory.budget import peak_bytes
 from editing.monitoring.health import Vitals
 from editing.state import stored_weights
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
-from orchestrator.cli.run_tables import plot_milestones, plot_run
 from orchestrator.digest import InputDigest
 from orchestrator.progress import Progress
 from orchestrator.run.checkpoint import STATE, Checkpoint
@@ -46,6 +45,7 @@ from orchestrator.run.intake import Intake, look_ahead
 from orchestrator.run.journal import Journal, RunState
 from orchestrator.run.ledger import APPLIED, ROLLED_BACK
 from orchestrator.run.ledger_evaluation import assess, assess_all
+from orchestrator.run.plots import plot_milestones, plot_run
 from orchestrator.run.resume import describe_source, fresh_state, resumed_state
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.warm_up import from_file, warm_up
@@ -434,7 +434,7 @@ def _turn_metrics(report: TurnReport, vitals: Vitals | None) -> dict[str, float 
         "shift_norm": sum(n * n for n in norms.values()) ** 0.5,
         "weight_growth": max(growth.values()),
         "condition": max(conditions.values()),
-        **{f"unsettled_{number}": rows for number, rows in enumerate(report.unsettled, start=1)},
+        **{f"pending_rows_{number}": rows for number, rows in enumerate(report.num_pending_rows, start=1)},
         **{f"shift_norm.{name}": value for name, value in norms.items()},
         **{f"weight_growth.{name}": value for name, value in growth.items()},
         **{f"condition.{name}": value for name, value in conditions.items()},

@@ -7,14 +7,12 @@ A checkpoint holds the lengths of the growing files; going back to it cuts them 
 them twice and nothing is missing.
 """
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editing import InputError
+from orchestrator.jsonl import LineFile
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.conflicts import PromptIndex
 from orchestrator.run.ledger import Ledger
@@ -83,31 +81,6 @@ class RunState:
     ledger_parts: int = 0
     turns_bytes: int = 0
     rejected_bytes: int = 0
-
-
-class LineFile:
-    """A file of JSON lines that grows, and can be cut back to an earlier length."""
-
-    def __init__(self, path: Path, length: int) -> None:
-        self.path = path
-        self._file = path.open("ab")
-        if self._file.tell() < length:
-            raise InputError(f"{path}: is shorter than its checkpoint says ({self._file.tell()} of {length} bytes)")
-        self._file.truncate(length)
-        self._file.seek(length)
-
-    def add(self, values: dict[str, Any]) -> None:
-        # a lone surrogate cannot be written as UTF-8; an escape can
-        self._file.write(json.dumps(values, ensure_ascii=True, default=str).encode() + b"\n")
-
-    def sync(self) -> int:
-        """Have everything on the disk for good; the file's length."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Journal:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from editing.config import EVERYDAY, NONE, MethodOptions, check_choice, check_number, check_whole
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
@@ -14,7 +15,6 @@ from editing.method.moments import MomentRule
 from editing.method.preserve import PreserveForm
 from editing.method.reference_text import read_text
 from editing.model.modules import split_patterns
-from editing.options import EVERYDAY, NONE, MethodOptions, check_choice, check_number, check_whole
 from editing.presets import find_preset
 from orchestrator.run.governor import Limits
 from workers.worker import WorkerSpec

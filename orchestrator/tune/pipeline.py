@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from editing import InputError, TurnRefused
+from editing.config import check_number, check_whole
 from editing.datasets import EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
 from editing.model.modules import editable
-from editing.options import check_number, check_whole
 from orchestrator.digest import InputDigest
 from orchestrator.progress import Progress
 from orchestrator.tracking import Tracker

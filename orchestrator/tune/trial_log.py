@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from editing import InputError
-from orchestrator.run.journal import LineFile
+from orchestrator.jsonl import LineFile
 
 Key = tuple[str, ...]
 

@@ -126,7 +126,7 @@ def _edit(editor: Editor, edits: Sequence[TokenizedEdit], sizes: Sizes) -> tuple
                 continue
             last = prepared
             seconds.append(prepared.prefix_seconds + time.perf_counter() - began)
-            passes += sum(1 for rows in report.unsettled if rows) or 1
+            passes += sum(1 for rows in report.num_pending_rows if rows) or 1
     if last is None:
         raise TurnRefused("every turn was refused, so there is nothing to measure")
     return last, {"seconds_a_turn": sorted(seconds)[len(seconds) // 2], "passes_a_turn": passes / len(seconds), "refused_turns": refused}

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from editing import Editor, EditRequest
-from editing.settings import EditorConfig
+from editing.config import EditorConfig
 from orchestrator.cli.main import _run
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"

@@ -5,7 +5,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from editing.sharding.shards import Part, consecutive, part_of
+from editing.ranges import consecutive
+from editing.sharding.shards import LinearShard, shard_of
 
 KEYS = tuple((r,) for r in consecutive([3, 0, 4]))
 VALUES = tuple((r,) for r in consecutive([1, 3, 2]))
@@ -13,9 +14,9 @@ FUSED = ((range(1), range(4, 6)), (range(1, 4),), (range(6, 6),))  # two project
 CUTS = {"keys": ("keys", KEYS), "values": ("values", VALUES), "fused": ("values", FUSED), "whole": (None, ())}
 
 
-def parts(cut: str) -> list[Part]:
+def parts(cut: str) -> list[LinearShard]:
     axis, held = CUTS[cut]
-    return [Part((7, 6), axis, held, shard) for shard in range(max(1, len(held)))]
+    return [LinearShard((7, 6), axis, held, shard) for shard in range(max(1, len(held)))]
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -37,5 +38,5 @@ def test_spread_features_add_up_to_all_features(cut: str) -> None:
 
 
 def test_a_linear_without_a_part_is_whole() -> None:
-    part = part_of(torch.nn.Linear(7, 6))
+    part = shard_of(torch.nn.Linear(7, 6))
     assert (part.shape, part.num_keys, part.num_values) == ((7, 6), 7, 6)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from editing import Editor
+from editing.config import MethodOptions
 from editing.memory.budget import Footprint, Work, memory_parts
 from editing.method.lifelong import second_moments_bytes
 from editing.method.preserve import TEXT_WEIGHT, ExactRidge, PreservingRidge, SketchRidge, begin
@@ -15,14 +16,13 @@ from editing.method.second_moments import Features
 from editing.method.shift import solve_rows
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
-from editing.options import MethodOptions
-from editing.sharding.collectives import NoReductions
-from editing.sharding.shards import Part
+from editing.sharding.collectives import SingleWorker
+from editing.sharding.shards import LinearShard
 from editing.turn import Turn, tokenize
 from tests.editing.test_editor import MODULES, editor, requests
 
 D_IN, D_OUT = 24, 7
-FEATURES = Features(Part((D_IN, D_OUT)), "keys", NoReductions())
+FEATURES = Features(LinearShard((D_IN, D_OUT)), "keys", SingleWorker())
 
 
 def tokens(count: int, seed: int = 0) -> torch.Tensor:
@@ -136,7 +136,7 @@ def test_a_thin_sketch_comes_near_to_the_exact_form_and_nearer_with_its_rank() -
 
 
 def test_auto_takes_the_exact_form_for_few_inputs_only() -> None:
-    wide = Features(Part((14_336, 4)), "keys", NoReductions())
+    wide = Features(LinearShard((14_336, 4)), "keys", SingleWorker())
     assert isinstance(begin("auto", FEATURES, 4), ExactRidge)
     assert isinstance(begin("auto", wide, 4), SketchRidge)
 
@@ -248,7 +248,7 @@ def test_what_is_kept_of_a_module_is_counted(options: dict[str, object]) -> None
     tensors += [ridge.moment.total for ridge in (*one.lifelong.preserved.values(), *one._text.values()) if isinstance(ridge, ExactRidge)]
     tensors += [second.total for second in one.lifelong.whitening.values()]
     kept = sum(t.numel() * t.element_size() for t in tensors if t is not None)
-    counted = sum(second_moments_bytes(part.shape, one.config, num_tokens=0) for part in one.parts.values())
+    counted = sum(second_moments_bytes(part.shape, one.config, num_tokens=0) for part in one.shards.values())
     assert 2 * kept <= counted <= 9 * kept  # the old one, the new one, and room to make it
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from editing import Editor, InputError, presets
-from editing.options import MethodOptions
+from editing.config import MethodOptions
 from editing.presets import Preset, all_presets, find_preset
 from tests.editing.test_editor import MODEL, MODULES
 

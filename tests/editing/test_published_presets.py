@@ -9,12 +9,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from editing import Editor, EditRequest, InputError
+from editing.config import EditorConfig
 from editing.datasets import FORMATS
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
 from editing.presets import all_presets, find_preset
-from editing.settings import EditorConfig, settings
-from editing.sharding.shards import part_of
+from editing.presets.resolve import resolve_settings
+from editing.sharding.shards import shard_of
 from tests.workers.models import TINY, TinyModel
 from workers.engines.streamed import BudgetedEngine
 from workers.engines.whole import WorkerSpec
@@ -85,14 +86,14 @@ def without_memory(family: str, values: dict[str, Any]) -> Decoder:
 def test_a_model_of_the_real_shape_gets_the_published_modules(name: str) -> None:
     decoder = without_memory(*REAL[name])
     for dataset in (*FORMATS, None):
-        patterns, rate, found = settings(decoder, name, dataset=dataset)
+        patterns, rate, found = resolve_settings(decoder, name, dataset=dataset)
         modules = resolve(decoder, patterns)
         published = PUBLISHED[name].get(dataset or "", next(iter(PUBLISHED[name].values())))
         assert sorted(modules) == sorted(published)
         assert rate == 1e-6
         assert found["preset"].partition("/")[0] == name.partition(",")[0]
         if decoder.config.hidden_size == 4096:
-            assert all(part_of(module).shape == SHAPES[path.rpartition(".")[2]] for path, module in modules.items())
+            assert all(shard_of(module).shape == SHAPES[path.rpartition(".")[2]] for path, module in modules.items())
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -24,10 +24,10 @@ def weights(one: Editor) -> dict[str, torch.Tensor]:
 def test_passes_settle_rows_that_one_leaves() -> None:
     published, refined = editor(), editor(passes=4)
     (once,), (more,) = published.apply(requests()), refined.apply(requests())
-    assert once.unsettled == more.unsettled[:1]
-    assert len(more.unsettled) == 4
-    assert more.unsettled == sorted(more.unsettled, reverse=True)
-    assert more.unsettled[-1] < more.unsettled[1]
+    assert once.num_pending_rows == more.num_pending_rows[:1]
+    assert len(more.num_pending_rows) == 4
+    assert more.num_pending_rows == sorted(more.num_pending_rows, reverse=True)
+    assert more.num_pending_rows[-1] < more.num_pending_rows[1]
     assert more.efficacy_after > once.efficacy_after + 0.1
     assert more.seconds["refine"] > 0
     assert "refine" not in once.seconds
@@ -36,10 +36,10 @@ def test_passes_settle_rows_that_one_leaves() -> None:
 def test_a_turn_stops_when_all_rows_are_settled() -> None:
     enough, more = editor(passes=30), editor(passes=60)
     (report,), (other,) = enough.apply(requests()), more.apply(requests())
-    assert report.unsettled[-1] == 0
-    assert len(report.unsettled) < 30
+    assert report.num_pending_rows[-1] == 0
+    assert len(report.num_pending_rows) < 30
     assert report.efficacy_after == 1
-    assert other.unsettled == report.unsettled
+    assert other.num_pending_rows == report.num_pending_rows
     assert more.digests() == enough.digests()
 
 
@@ -53,7 +53,7 @@ def test_the_second_pass_solves_for_rows_that_are_not_settled_with_the_moments_o
     assert rows.correct.any()
     assert not rows.correct.all()
     for name, weight in one.weights().items():
-        (d_in, d_out), keys = one.parts[name].shape, rows.keys[name].double()
+        (d_in, d_out), keys = one.shards[name].shape, rows.keys[name].double()
         moments = one.moments[d_in, d_out]
         normal = (torch.cat((keys, rows.value_gradients[name].double()), 1) - moments.mean) / moments.std
         goal = -1e-3 * normal[:, :d_in].square().sum(1, keepdim=True) * normal[:, d_in:]
@@ -86,7 +86,7 @@ def test_a_larger_margin_goes_on_for_longer() -> None:
     leads = []
     for margin in (0.0, 2.0):
         (report,) = editor(passes=12, margin=margin).apply(requests())
-        leads.append(len(report.unsettled))
+        leads.append(len(report.num_pending_rows))
     assert leads[0] < leads[1]
 
 
@@ -126,9 +126,9 @@ def test_a_turn_that_fails_in_a_later_pass_leaves_nothing_behind(
     before, masters, moments = one.digests(), {n: m.clone() for n, m in one.masters.items()}, dict(one.moments)
     gathered, calls = TurnRows.gathered, []
 
-    def third_time(rows: TurnRows, reductions: Any, shares: Any) -> TurnRows:
+    def third_time(rows: TurnRows, collectives: Any, shares: Any) -> TurnRows:
         calls.append(one.digests())
-        return fault(gathered(rows, reductions, shares)) if len(calls) == 3 else gathered(rows, reductions, shares)
+        return fault(gathered(rows, collectives, shares)) if len(calls) == 3 else gathered(rows, collectives, shares)
 
     monkeypatch.setattr(TurnRows, "gathered", third_time)
     turn = prepared(one)

@@ -70,7 +70,7 @@ def test_the_shift_solves_for_the_rows_at_the_subjects_with_moments_of_their_own
     pending = ~settled[owners(sequences, "subject")]
     assert passes == 1 or len(pending) > pending.sum() > 0
     for name in AT_SUBJECTS:
-        (d_in, d_out), keys = start.parts[name].shape, rows.keys[name].double()
+        (d_in, d_out), keys = start.shards[name].shape, rows.keys[name].double()
         assert len(keys) == sum(subject is not None for subject in SUBJECTS) - 1
         moments = once.lifelong.subject_moments[d_in, d_out]
         assert moments.count == len(keys) * (2 if "up_proj" in name else 1)  # two modules of one shape share them
@@ -130,9 +130,9 @@ def test_what_is_not_finite_at_a_subject_refuses_the_turn_and_names_the_edit(mon
     one = with_subjects()
     before, gathered = one.digests(), TurnRows.gathered
 
-    def broken(rows: TurnRows, reductions: Any, shares: Any) -> TurnRows:
+    def broken(rows: TurnRows, collectives: Any, shares: Any) -> TurnRows:
         rows.keys[AT_SUBJECTS[0]][-1] = torch.inf
-        return gathered(rows, reductions, shares)
+        return gathered(rows, collectives, shares)
 
     monkeypatch.setattr(TurnRows, "gathered", broken)
     turn = Turn.of([tokenize(one.tokenizer, request, max_tokens=None) for request in requests()])

@@ -6,12 +6,12 @@ import torch
 from editing import EditorConfig, InputError
 from editing.method.second_moments import Features, SecondMoment
 from editing.method.whitening import MAX_FEATURES, check_width, whiten
-from editing.sharding.collectives import NoReductions
-from editing.sharding.shards import Part
+from editing.sharding.collectives import SingleWorker
+from editing.sharding.shards import LinearShard
 from editing.turn import Turn, tokenize
 from tests.editing.test_editor import editor, requests
 
-FEATURES = Features(Part((3, 12)), "values", NoReductions())
+FEATURES = Features(LinearShard((3, 12)), "values", SingleWorker())
 
 
 def gradients(count: int) -> torch.Tensor:
@@ -62,9 +62,9 @@ def test_whitening_edits_and_is_another_edit() -> None:
 
 
 def test_modules_that_are_too_wide_are_refused() -> None:
-    check_width({"narrow": Part((8, MAX_FEATURES))})
+    check_width({"narrow": LinearShard((8, MAX_FEATURES))})
     with pytest.raises(InputError, match=f"whiten: wide has {MAX_FEATURES + 1} outputs, expected at most {MAX_FEATURES}"):
-        check_width({"narrow": Part((8, 8)), "wide": Part((8, MAX_FEATURES + 1))})
+        check_width({"narrow": LinearShard((8, 8)), "wide": LinearShard((8, MAX_FEATURES + 1))})
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def _edits(worker: Worker, job: Job) -> list[TokenizedEdit]:
 def _captured(worker: Worker, prepared: PreparedTurn) -> dict[str, torch.Tensor]:
     rows = worker.editor._capture(prepared)
     tensors = {"losses": rows.losses}
-    for name, part in worker.editor.parts.items():
+    for name, part in worker.editor.shards.items():
         tensors |= {f"keys.{name}": rows.keys[name], f"key_features.{name}": part.key_features}
         tensors |= {f"gradients.{name}": rows.value_gradients[name], f"value_features.{name}": part.value_features - part.shape[0]}
     return tensors
@@ -182,7 +182,7 @@ def _refusals(worker: Worker, prepared: PreparedTurn, placement: Placement) -> l
     editor = worker.editor
     name = next(iter(editor.modules))
 
-    def broken(rows: TurnRows, _reductions: Any, _shares: Any) -> TurnRows:
+    def broken(rows: TurnRows, _collectives: Any, _shares: Any) -> TurnRows:
         if placement.rank == placement.num_shards - 1:
             rows.value_gradients[name][3, 0] = float("nan")
         return rows

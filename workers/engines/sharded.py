@@ -15,9 +15,9 @@ from editing import Editor
 from editing.errors import ModelError
 from editing.files import pretrained
 from editing.files.weights import WeightFiles, save_edited
-from editing.sharding.shards import Part
+from editing.sharding.shards import LinearShard
 from workers.engines.whole import WorkerSpec
-from workers.process_groups import GroupReductions, Groups, Placement
+from workers.process_groups import GroupCollectives, Groups, Placement
 
 
 class ShardedEngine:
@@ -30,8 +30,8 @@ class ShardedEngine:
         spec, placement = self._spec, self._placement
         folder = pretrained.local_folder(spec.model)
         model, tokenizer, self._files, self._dtype = load_sharded(folder, self._groups.shards, device=self._device, dtype=spec.dtype)
-        self._reductions = GroupReductions(placement, self._groups, self._device)
-        self._editor = Editor.of_loaded(model, tokenizer, spec.model, reductions=self._reductions, **spec.editing)
+        self._collectives = GroupCollectives(placement, self._groups, self._device)
+        self._editor = Editor.of_loaded(model, tokenizer, spec.model, collectives=self._collectives, **spec.editing)
         return self._editor
 
     def num_parameters(self) -> int:
@@ -51,7 +51,7 @@ class ShardedEngine:
             save_edited(self._files.folder, edited, folder, dtype=self._dtype)
             editor.tokenizer.save_pretrained(folder)
 
-        self._reductions.by_first(write)
+        self._collectives.run_on_first(write)
 
     def close(self) -> None:
         self._files.close()
@@ -70,7 +70,7 @@ def load_sharded(
         dtype: As for :func:`editing.files.pretrained.load`.
 
     Returns:
-        The model, whose linears carry their :class:`~editing.sharding.shards.Part`; its tokenizer; its files; its precision.
+        The model, whose linears carry their :class:`~editing.sharding.shards.LinearShard`; its tokenizer; its files; its precision.
 
     Raises:
         ModelError: One line saying what is missing or unsupported.
@@ -96,20 +96,20 @@ def fill(model: nn.Module, files: WeightFiles) -> None:
             if parameter is None:
                 continue
             name = f"{prefix}.{leaf}"
-            values = _cut(files.slice(name), getattr(module, "part", None), leaf)
+            values = _cut(files.slice(name), getattr(module, "shard", None), leaf)
             if values.shape == parameter.shape:
                 parameter.copy_(values)
-            elif hasattr(module, "part"):  # a head that shares a whole embedding's memory
+            elif hasattr(module, "shard"):  # a head that shares a whole embedding's memory
                 module._parameters[leaf] = nn.Parameter(values.to(parameter), requires_grad=False)
             else:
                 raise ModelError(f"{name}: DeepSpeed has cut it to {tuple(parameter.shape)}, which is not supported; run this model on one shard")
 
 
-def _cut(source: Any, part: Part | None, leaf: str) -> Tensor:
-    if part is None or (leaf == "bias" and part.axis == "keys"):  # a bias is added after the sum over shards, by each of them
+def _cut(source: Any, shard: LinearShard | None, leaf: str) -> Tensor:
+    if shard is None or (leaf == "bias" and shard.axis == "keys"):  # a bias is added after the sum over shards, by each of them
         whole: Tensor = source[:]
         return whole
-    return part.cut(source)
+    return shard.cut(source)
 
 
 def check_num_shards(model: str, num_shards: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from editing import Editor
+from editing.config import EditorConfig, MethodOptions
 from editing.files import pretrained
 from editing.files.weights import save_edited, weight_files
 from editing.memory import loading as budgeted
@@ -16,8 +17,7 @@ from editing.memory.heap import give_back_large_blocks
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
 from editing.model.tokenization import DEFAULT_BATCH_TOKENS
-from editing.options import MethodOptions
-from editing.settings import EditorConfig, settings
+from editing.presets.resolve import resolve_settings
 from workers.engines.whole import WorkerSpec
 
 _LATER = 128 * 2**20
@@ -123,7 +123,7 @@ class BudgetedEngine:
         return (*self._settings(decoder)[0], *self._method.subject_modules)
 
     def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
-        return settings(decoder, self._spec.model, **self._spec.settings)
+        return resolve_settings(decoder, self._spec.model, **self._spec.settings)
 
 
 def load_to_measure(name: str, device_memory: str, device: torch.device, dtype: pretrained.DTypeName) -> tuple[Any, Decoder]:

@@ -8,7 +8,7 @@ import torch
 
 from editing import Editor
 from editing.files import pretrained
-from editing.sharding.collectives import Reductions
+from editing.sharding.collectives import Collectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +88,16 @@ class WholeEngine:
     Args:
         spec: What is loaded.
         device: Where it goes.
-        reductions: How its replicas work together; ``None`` if there is one.
+        collectives: How its replicas work together; ``None`` if there is one.
     """
 
-    def __init__(self, spec: WorkerSpec, device: torch.device, reductions: Reductions | None = None) -> None:
-        self._spec, self._device, self._reductions = spec, device, reductions
+    def __init__(self, spec: WorkerSpec, device: torch.device, collectives: Collectives | None = None) -> None:
+        self._spec, self._device, self._collectives = spec, device, collectives
 
     def load(self) -> Editor:
         spec = self._spec
         model, tokenizer = pretrained.load(spec.model, device=self._device, dtype=spec.dtype)
-        self._editor = Editor.of_loaded(model, tokenizer, spec.model, reductions=self._reductions, **spec.editing)
+        self._editor = Editor.of_loaded(model, tokenizer, spec.model, collectives=self._collectives, **spec.editing)
         return self._editor
 
     def num_parameters(self) -> int:
@@ -110,7 +110,7 @@ class WholeEngine:
         return sum(p.numel() * p.element_size() for p in self._editor.model.parameters())
 
     def save(self, folder: Path) -> None:
-        self._editor.reductions.by_first(lambda: self._editor.save(folder))
+        self._editor.collectives.run_on_first(lambda: self._editor.save(folder))
 
     def close(self) -> None:
         del self._editor

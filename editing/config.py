@@ -1,4 +1,4 @@
-"""What the method leaves open. The defaults are the published method; a preset, a file or a flag may say otherwise."""
+"""How an editor edits. The defaults are the published method; a preset, a file or a flag may say otherwise."""
 
 from dataclasses import dataclass, fields
 from typing import get_args
@@ -6,6 +6,8 @@ from typing import get_args
 from editing.errors import InputError
 from editing.method.moments import MomentRule
 from editing.method.preserve import PreserveForm
+from editing.method.shift import SolveForm
+from editing.model.tokenization import DEFAULT_BATCH_TOKENS
 
 NONE, EVERYDAY = "none", "everyday"
 """Values of ``preserve_text`` that name no file: no text, and the one that ships with the project."""
@@ -71,6 +73,41 @@ class MethodOptions:
     def names(cls) -> tuple[str, ...]:
         """Names of all options."""
         return tuple(f.name for f in fields(MethodOptions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorConfig(MethodOptions):
+    """How edits are made: the method's own options, and these.
+
+    Attributes:
+        modules: Names or patterns of the linears to edit, at the answers.
+        learning_rate: Scale of the targets.
+        edits_per_turn: Edits that share one shift per module.
+        group_size: Edits over whose answer tokens the loss is averaged.
+        solve: Which linear system is solved; ``auto`` takes the smaller. A module whose keys are sliced over shards is
+            always solved in the row form, for which no shard needs a whole key.
+        masters: Keep float32 copies of edited modules whose weights are of lower precision.
+        batch_tokens: Padded tokens in one physical batch; changes speed and memory, not results.
+        cache_prefix: Run the layers below the lowest edited one apart, for many turns at once.
+        preset: Name of the preset from which comes what was not given; for the record.
+    """
+
+    modules: tuple[str, ...]
+    learning_rate: float
+    edits_per_turn: int = 100
+    group_size: int = 10
+    solve: SolveForm = "auto"
+    masters: bool = True
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    cache_prefix: bool = True
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("learning_rate", self.learning_rate)
+        for name in ("edits_per_turn", "group_size", "batch_tokens"):
+            check_whole(name, getattr(self, name))
+        check_choice("solve", self.solve, get_args(SolveForm))
 
 
 def check_number(name: str, value: object, *, or_zero: bool = False) -> None:
