@@ -66,3 +66,9 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Only some of what runs out of memory says so by its type; the last one is what oneDNN, which does the products, says."""
     words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, on one line: its first one, with the next where the first only announces it; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from editing.errors import InputError, ModelError
+from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
 from editing.files.weights import missing_weights, weight_files
 
 _FINGERPRINT_SAMPLE = 1024
@@ -263,7 +263,7 @@ def check_causal(name: object, model: PreTrainedModel, run: Callable[[Tensor], T
     """
     run = run or (lambda input_ids: model(input_ids=input_ids.to(model.device), use_cache=False).logits)
     input_ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]).remainder(model.get_input_embeddings().num_embeddings)
-    first, second = run(input_ids)[:, :3].float()
+    first, second = attempt(name, "forward pass", lambda: run(input_ids))[:, :3].float()
     if (first - second).norm() > torch.finfo(model.dtype).eps ** 0.5 * first.norm():  # a decoder gives 0, or rounding
         raise ModelError(f"{name}: {type(model).__name__} is an encoder, its answers depend on later tokens; expected a decoder-only language model")
 
@@ -277,6 +277,6 @@ def attempt(name: object, part: str, action: Any) -> Any:
     try:
         return action()
     except Exception as error:  # on a broken folder the libraries raise whatever they stumble over
-        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
-        raise ModelError(f"{name}: its {part} could not be loaded: {reason}") from error
+        if ran_out_of_memory(error):
+            raise
+        raise ModelError(f"{name}: its {part} {'failed' if part == 'forward pass' else 'could not be loaded'}: {first_line(error)}") from error

@@ -175,7 +175,7 @@ class _Recorder:
             if self._rows.tokens:
                 self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
             if not output.requires_grad:  # nothing edited lies below: the graph starts here
-                output.requires_grad_()
+                output = output.requires_grad_().clone()  # some families add to it in place, which a leaf does not allow
             output.register_hook(store_gradient)
             return output
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.errors import ModelError
+from editing.errors import ModelError, first_line, ran_out_of_memory
 from editing.files.pretrained import context_length
 from editing.model.residency import Residency, Resident
 
@@ -121,8 +121,13 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
         logits: Tensor = self.head(hidden)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        if cap := getattr(self.config, "final_logit_softcapping", None):  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        if scale := getattr(self.config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scaling := getattr(self.config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        return logits
 
     def head_chunks(self, num_rows: int) -> Iterator[slice]:
         """Slices of rows whose logits fit into a bounded memory."""
@@ -138,6 +143,19 @@ class Decoder:
         Raises:
             ModelError: They are not, so the family does something between its parts that this class does not know.
         """
+        try:
+            found, expected = self._both_ways()
+        except Exception as error:  # whatever a family's own forward raises when its layers are not run in one go
+            if ran_out_of_memory(error):
+                raise
+            raise ModelError(f"{self._unsupported}: {type(error).__name__}: {first_line(error)}") from error
+        if found.shape != expected.shape or not torch.allclose(
+            found, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()), equal_nan=True
+        ):
+            raise ModelError(f"{self._unsupported}: they do not give the model's logits")
+
+    def _both_ways(self) -> tuple[Tensor, Tensor]:
+        """Logits ``(T, V)`` of a short input: from the halves, and from the model."""
         input_ids = torch.arange(1, 6, device=self.device).remainder(self.config.vocab_size).unsqueeze(0)
         with closing(self.residency.segments(0, self.num_layers)) as segments, ExitStack() as stack:
             present = next(segments)
@@ -145,11 +163,11 @@ class Decoder:
                 stack.enter_context(self._replaced(i, _pass_on))
             expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
             hidden = self.prefix(input_ids, middle := max(1, present.stop // 2))
-            found = self.logits(self.suffix(input_ids, hidden, middle)[0]).float()
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()), equal_nan=True):
-            raise ModelError(
-                f"{type(self.model).__name__}: running its halves one by one does not give the model's logits; this family is not supported"
-            )
+            return self.logits(self.suffix(input_ids, hidden, middle)[0]).float(), expected
+
+    @property
+    def _unsupported(self) -> str:
+        return f"{type(self.model).__name__}: this architecture is not supported, its layers cannot be run in two halves"
 
     @contextmanager
     def _replaced(self, index: int, output: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -178,10 +196,11 @@ def _pass_on(hidden: Tensor) -> Tensor:
 
 
 def _find_body(model: Any) -> nn.Module:
-    body: nn.Module | None = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if body is None or body is model:
-        raise ModelError(f"{type(model).__name__}: not a decoder-only causal language model that can be edited")
-    return body
+    """What runs before the head. Some classes name it in ``get_decoder``, some by their base model's prefix, Llama 4 by neither."""
+    for found in (getattr(model, "get_decoder", lambda: None)(), getattr(model, "base_model", None), getattr(model, "model", None)):
+        if isinstance(found, nn.Module) and found is not model:
+            return found
+    raise ModelError(f"{type(model).__name__}: not a decoder-only causal language model that can be edited")
 
 
 def _find_head(model: Any) -> nn.Module:
