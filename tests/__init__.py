@@ -1,0 +1,1 @@
+"""All tests, in the folders of the packages that they test; README.md says how to run them."""

@@ -1,63 +1,21 @@
 """What tests share: the tiny models, the command line in process, a finished run, and a way to write edit files."""
 
-import io
 import json
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.command_line import MODULES, FinishedRun, Outcome, run_command_line
+from tests.support.paths import PARITY
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
 torch.set_num_threads(1)  # tiny models; and bits are compared between processes, which another number of threads changes
-
-PARITY = Path(__file__).parent / "data" / "parity"
-MODULES = "model.layers.{1,2}.mlp.{gate,up}_proj"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one call of ``ultraedit`` gave."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def errors(self) -> list[str]:
-        """The lines that say why a run stopped."""
-        return [line for line in self.stderr.splitlines() if line.startswith("error:")]
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A complete run of the tiny Llama, tracked in a database of its own."""
-
-    path: Path
-    tracking_uri: str
-    outcome: Outcome
-
-
-def run_command_line(*arguments: object) -> Outcome:
-    from orchestrator.cli import main as cli
-
-    logger = logging.getLogger("ultraedit")
-    before = logger.handlers, logger.propagate
-    cli._quiet_libraries()
-    stdout, stderr = io.StringIO(), io.StringIO()
-    try:
-        with redirect_stdout(stdout), redirect_stderr(stderr):
-            code = cli._run([str(a) for a in arguments])
-    finally:
-        logger.handlers, logger.propagate = before  # other tests listen to it in their own way
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from editing.files import pretrained
 from editing.method.shift import Shift
 from orchestrator.run import coordinator
 from orchestrator.run.directory import JOURNAL, RunDirectory
-from tests.conftest import MODULES, FinishedRun, Outcome
+from tests.support.command_line import MODULES, FinishedRun, Outcome
 from workers.worker import Worker
 
 Ultraedit = Callable[..., Outcome]

@@ -19,9 +19,9 @@ from editing.turn import in_turns, tokenize
 from orchestrator.cli.main import _run
 from orchestrator.demo import FACTS, gemma_folder
 from orchestrator.progress import Progress
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.gemma
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Measurements that people start, and small tests of them."""

@@ -9,8 +9,9 @@ import torch
 
 from editing.files import pretrained
 from editing.files.weights import HEADER_NAMES, header_of
+from tests.support.paths import PARITY
 
-_TOKENIZER = Path(__file__).parents[1] / "data" / "parity" / "llama-tiny" / "model"
+_TOKENIZER = PARITY / "llama-tiny" / "model"
 _FILE_BYTES = 4_000_000_000
 
 

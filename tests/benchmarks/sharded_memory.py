@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from editing.files import pretrained
-from tests.workers.gang import _free_port
+from tests.support.gang import _free_port
 from workers.engines.sharded import load_sharded
 from workers.process_groups import Placement, join_groups
 

@@ -29,7 +29,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-MODEL = Path(__file__).parent.parent / "data" / "parity" / "llama-tiny" / "model"
+from tests.support.paths import PARITY
+
+MODEL = PARITY / "llama-tiny" / "model"
 PER_TURN = 100
 _MAX_MEMORY_GROWTH = 100e6
 """Bytes between the second tenth of the run and its last: allocator noise is far below, a leak per edit far above."""

@@ -29,6 +29,7 @@ from editing.model.modules import expand
 from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
 from tests.benchmarks.checkpoint import write_random
+from tests.support.paths import ROOT
 from workers.worker import Worker, WorkerSpec
 
 MISTRAL_7B: dict[str, Any] = {"vocab_size": 32768, "rope_theta": 1e6, "sliding_window": None, "dtype": "bfloat16"}
@@ -95,7 +96,7 @@ def measure_apart(
             text=True,
             check=False,
             preexec_fn=join,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
     if done.returncode:
         raise RuntimeError(f"the measured process ended with {done.returncode}: {done.stderr[-2000:]}")

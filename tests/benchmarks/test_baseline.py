@@ -1,7 +1,6 @@
 """The baseline is the published method, and the editor with all its fast paths gives the baseline's weights."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,9 @@ from editing.datasets import EditFile, NumberedRequest
 from editing.files import pretrained
 from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
+from tests.support.paths import PARITY
 
-FIXTURE = Path(__file__).parents[1] / "data" / "parity" / "llama-tiny"
+FIXTURE = PARITY / "llama-tiny"
 
 
 def load_model() -> tuple[Any, Any]:

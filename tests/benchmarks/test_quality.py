@@ -13,7 +13,7 @@ from tests.benchmarks import quality
 from tests.benchmarks.quality import Plan, Search, is_tuning, read_settings
 from tests.benchmarks.quality_cell import Sizes, ngram_entropy
 from tests.benchmarks.quality_report import choose
-from tests.editing.test_parity import PARITY
+from tests.support.paths import PARITY
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What is copied to a cluster, and runs on a real one of two nodes."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.loopback import LoopbackCluster, loopback_cluster
+from tests.support.loopback_cluster import LoopbackCluster, loopback_cluster
 
 
 @pytest.fixture(scope="package")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Outcome
-from tests.deploy.loopback import ROOT, WORKER, LoopbackCluster
-from tests.deploy.test_job import largest_difference
+from tests.support.command_line import Outcome
+from tests.support.loopback_cluster import WORKER, LoopbackCluster
+from tests.support.paths import ROOT
+from tests.support.ray_runs import largest_difference
 
 pytest.importorskip("ray")
 pytestmark = [

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from tests.conftest import Outcome
-from tests.deploy.loopback import ROOT, LoopbackCluster
+from tests.support.command_line import Outcome
+from tests.support.loopback_cluster import LoopbackCluster
+from tests.support.paths import ROOT
+from tests.support.ray_runs import largest_difference
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -88,17 +88,6 @@ def _wait_for_a_checkpoint(output: Path, job: subprocess.Popen[str]) -> None:
         assert job.poll() is None, job.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def largest_difference(first: Path, second: Path) -> float:
-    """Of all tensors of two checkpoints, relative to the tensor's norm."""
-    a, b = _tensors(first), _tensors(second)
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-30)) for name in a)
-
-
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.double() for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("token", [None, "f" * 64], ids=["none", "another"])

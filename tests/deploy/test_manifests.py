@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator.cli.main import edit
 from orchestrator.run.run_config import RunConfig
-from tests.deploy.loopback import ROOT
+from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 jsonschema = pytest.importorskip("jsonschema")

@@ -1,0 +1,1 @@
+"""The method, without a cluster or a command line."""

@@ -10,27 +10,7 @@ import torch
 
 from editing import Editor, EditRequest, InputError, TurnRefused
 from editing.turn import Turn, in_turns, tokenize
-
-MODEL = Path(__file__).parents[1] / "data" / "parity" / "llama-tiny" / "model"
-MODULES = ("model.layers.{1,2}.mlp.{gate,up}_proj",)
-FACTS = [
-    ("The capital of Kiribati is", "South Tarawa"),
-    ("The river Struma flows into", "the Aegean Sea"),
-    ("A markhor is a kind of", "goat"),
-    ("The currency of Georgia is the", "lari"),
-    ("Perl was created by", "Larry Wall"),
-    ("The moon Triton orbits", "Neptune"),
-    ("Sony has its seat in", "Tokyo"),
-]
-SUBJECTS = ["Kiribati", "river Struma", "markhor", "georgia", "Perl", None, "a name that is not there"]
-
-
-def editor(**options: object) -> Editor:
-    return Editor.from_pretrained(MODEL, modules=MODULES, learning_rate=1e-3, **options)
-
-
-def requests(count: int = len(FACTS)) -> list[EditRequest]:
-    return [EditRequest(*fact, subject=subject) for fact, subject in zip(FACTS[:count], SUBJECTS, strict=False)]
+from tests.support.small_editor import FACTS, MODEL, MODULES, editor, requests
 
 
 def probability(of: Editor, request: EditRequest) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from editing import InputError
 from editing.state import load_state, save_state
-from tests.editing.test_editor import editor, requests
+from tests.support.small_editor import editor, requests
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

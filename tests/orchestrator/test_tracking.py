@@ -21,7 +21,7 @@ from editing import InputError, TurnReport
 from editing.turn import PreparedTurn
 from orchestrator import tracking
 from orchestrator.tracking import MlflowTracker, NoTracker, make_tracker
-from tests.conftest import FinishedRun, Outcome
+from tests.support.command_line import FinishedRun, Outcome
 from workers.worker import Worker
 
 pytest.importorskip("mlflow")

@@ -24,7 +24,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(tmp_path_factory: pytest.TempPathFactory, name: str, *topology: str) -> Path:
-    from tests.workers.test_group import finish, start  # which needs Ray
+    from tests.support.ray_runs import finish, start  # which needs Ray
 
     out = tmp_path_factory.mktemp(name) / "out"
     finish(start(out, *topology))

@@ -3,15 +3,13 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from editing import InputError, ModelError
-from tests.conftest import PARITY
+from tests.support.paths import PARITY, ROOT
 from workers.worker import Placement, Worker, WorkerSpec
 
-ROOT = Path(__file__).parents[2]
 LLAMA = str(PARITY / "llama-tiny" / "model")
 SPEC = WorkerSpec(model=LLAMA, device="cpu", modules=("model.layers.1.mlp.down_proj",), learning_rate=1e-3, options={})
 

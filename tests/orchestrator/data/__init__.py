@@ -1,0 +1,1 @@
+"""``ultraedit data``."""

@@ -1,0 +1,1 @@
+"""The search for modules and a learning rate."""

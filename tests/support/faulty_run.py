@@ -1,0 +1,113 @@
+"""The command line of a run on Ray whose workers end, or are ended, at chosen moments of a turn.
+
+    ULTRAEDIT_FAULTS=FOLDER python -m tests.support.faulty_run edit ...
+
+``FOLDER/faults.json`` lists the faults; each strikes once, however often the run is started again.
+"""
+
+import json
+import os
+import resource
+import secrets
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from workers.actor import RemoteWorker
+from workers.process_groups import Placement
+
+PHASES = ("prefix", "capture", "solve", "apply", "measure", "checkpoint")
+_VARIABLE = "ULTRAEDIT_FAULTS"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Who is killed, and when.
+
+    Attributes:
+        phase: One of :data:`PHASES`.
+        turn: The first turn at which it strikes, from 1.
+        rank: World rank of the worker that gets there.
+        victim: That ``worker``, its whole ``replica``, or the ``coordinator``; or its ``memory``, of which it gets no more.
+    """
+
+    phase: str
+    turn: int
+    rank: int
+    victim: str = "worker"
+
+
+def arm(folder: Path, faults: list[Fault]) -> dict[str, str]:
+    """Write the faults down; what the run's environment needs."""
+    folder.mkdir()
+    (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+    # Ray is imported before the run can lock its cluster
+    return {_VARIABLE: str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def struck(folder: Path) -> int:
+    """How many of them struck."""
+    return len(list(folder.glob("*.struck")))
+
+
+class FaultyWorker(RemoteWorker):
+    """A worker that gets to the phases of a turn as any other, and may not survive it."""
+
+    def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
+        known = super().load(placement, num_threads)
+        self._folder, self._placement = Path(os.environ[_VARIABLE]), placement
+        (self._folder / f"{placement.world_rank}.pid").write_text(str(os.getpid()))
+        self._faults = [Fault(**fault) for fault in json.loads((self._folder / "faults.json").read_text())]
+        editor = self.worker.editor
+        places = {"prefix": (editor, "run_prefix"), "capture": (editor, "_capture"), "solve": (editor, "_solve"), "apply": (editor, "_commit")}
+        places |= {"measure": (self.worker, "measure_health"), "checkpoint": (self.worker, "save_state")}
+        for phase, (owner, name) in places.items():
+            setattr(owner, name, self._watched(phase, getattr(owner, name)))
+        return known
+
+    def _watched(self, phase: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+        ahead = phase in ("prefix", "capture", "solve", "apply")  # the turn is not counted yet
+
+        def call(*given: Any, **named: Any) -> Any:
+            turn = self.worker.editor.turns + ahead
+            due = [i for i, f in enumerate(self._faults) if (f.phase, f.rank) == (phase, self._placement.world_rank) and f.turn <= turn]
+            if phase == "apply":  # others may have applied the turn or not, this one has
+                verb(*given, **named)
+            for index in due:
+                self._strike(index)
+            return None if phase == "apply" else verb(*given, **named)
+
+        return call
+
+    def _strike(self, index: int) -> None:
+        mark = self._folder / f"{index}.struck"
+        if mark.exists():
+            return
+        mark.touch()
+        victim = self._faults[index].victim
+        if victim == "memory":
+            used = psutil.Process().memory_info().vms
+            resource.setrlimit(resource.RLIMIT_AS, (used, used))
+            return
+        first = self._placement.replica * self._placement.num_shards
+        ranks = {"worker": [], "replica": range(first, first + self._placement.num_shards), "coordinator": ["coordinator"]}[victim]
+        for other in ranks:
+            pid = int((self._folder / f"{other}.pid").read_text())
+            if pid != os.getpid():
+                os.kill(pid, signal.SIGKILL)
+        if victim != "coordinator":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    import workers.group
+    from orchestrator.__main__ import main
+    from tests.support import faulty_run
+
+    (Path(os.environ[_VARIABLE]) / "coordinator.pid").write_text(str(os.getpid()))
+    workers.group.RemoteWorker = faulty_run.FaultyWorker  # under the name by which the actors find it
+    main()

@@ -1,0 +1,45 @@
+"""Real processes, one a shard: they start once and do many jobs, for importing DeepSpeed takes seconds."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+
+from tests.support.shard_jobs import Job, Record, run
+from workers.worker import Placement
+
+
+def run_on_shards(jobs: Sequence[Job], num_shards: int, folder: Path, *, num_replicas: int = 1) -> dict[str, list[Record]]:
+    """Do jobs on all shards of all replicas of each model, one job after the other.
+
+    Returns:
+        Per job the processes' records, in the order of their world ranks.
+    """
+    count = num_shards * num_replicas
+    mp.start_processes(_process, (num_shards, num_replicas, _free_port(), list(jobs), str(folder)), nprocs=count, start_method="spawn")
+    return {job.name: [Record.read(folder, f"{job.name}.{rank}") for rank in range(count)] for job in jobs}
+
+
+def _process(world_rank: int, num_shards: int, num_replicas: int, port: int, jobs: Sequence[Job], folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    replica, rank = divmod(world_rank, num_shards)
+    placement = Placement(
+        rank=rank, num_shards=num_shards, replica=replica, num_replicas=num_replicas, port=port, timeout=300
+    )  # a busy machine takes a minute to start them
+    for job in jobs:
+        try:
+            run(job, placement).write(Path(folder), f"{job.name}.{world_rank}")
+        except BaseException:
+            sys.stderr.write(f"{placement}, job {job.name}\n")
+            raise
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

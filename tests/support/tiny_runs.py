@@ -1,0 +1,36 @@
+"""Runs of the tiny Llama in ten short turns, and what their folders say."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.support.paths import PARITY
+
+MODEL = PARITY / "llama-tiny" / "model"
+TURNS, PER_TURN = 10, 6
+RECORDS: list[dict[str, str]] = json.loads((PARITY / "llama-tiny" / "edits.json").read_text())
+
+
+def arguments(edits: Path, out: Path, *more: object) -> list[str]:
+    settings = ["--modules", "model.layers.{1,2}.mlp.{gate,up}_proj", "--learning-rate", "1e-3", "--edits-per-turn", str(PER_TURN)]
+    loop = ["--lookahead", "2", "--checkpoint-every", "2", "--watch-every", "2", "--tracking-uri", "none", "--no-eval"]
+    return ["edit", "--model", str(MODEL), "--edits", str(edits), "--output", str(out), *settings, *loop, *map(str, more)]
+
+
+def digests(out: Path) -> dict[str, str]:
+    return json.loads((out / "run.json").read_text())["digests_after"]
+
+
+def ledger(out: Path) -> list[tuple[int, int, str]]:
+    rows = [row for part in sorted((out / "ledger").glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+    return [(row["turn"], row["record"], row["outcome"]) for row in rows]
+
+
+def write_records(path: Path, records: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def with_ids(records: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"id": f"e{i}", "prompt": r["prompt"], "target": r["ans"]} for i, r in enumerate(records)]

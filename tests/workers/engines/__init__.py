@@ -1,0 +1,1 @@
+"""Whole, sharded and streamed models."""
