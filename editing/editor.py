@@ -27,6 +27,9 @@ from editing.atomic import restored_unless, uninterrupted
 from editing.config import EditorConfig
 from editing.errors import InputError, ModelError, TurnRefused
 from editing.files import pretrained
+from editing.files.checkpoint_files import BaseFiles
+from editing.files.saving import save_edited
+from editing.files.weights import keys_in_files
 from editing.method.lifelong import Lifelong
 from editing.method.moments import Moments
 from editing.method.preserve import PreservingRidge, System
@@ -61,6 +64,7 @@ class Editor:
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
+        base: The files that it was loaded from, if there are any.
         lifelong: Statistics of all edits so far.
         turns: Turns applied so far.
         modules: The edited modules by name.
@@ -82,6 +86,7 @@ class Editor:
         originals: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.base = BaseFiles.of_model(model)
         self.tokenizer = tokenizer
         self.config = config
         self.decoder = decoder or Decoder(model)
@@ -301,15 +306,21 @@ class Editor:
     def save(self, folder: str | Path) -> None:
         """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them.
 
-        Only for a model that lies here whole: of a sharded one, the base checkpoint is copied with the edited weights replaced
-        (:func:`editing.files.weights.save_edited`).
+        A model that was loaded from a folder is a copy of it with the edited weights replaced (:mod:`editing.files.saving`). Only for a
+        model that lies here whole.
 
         Raises:
-            ModelError: The model is a shard.
+            ModelError: The model is a shard, or the files that it was loaded from have changed.
         """
         if any(shard.axis for shard in self.shards.values()):
             raise ModelError(f"{folder}: a shard of a model cannot be saved by itself")
-        pretrained.save(self.model, self.tokenizer, Path(folder))
+        if self.base is None:
+            pretrained.save(self.model, self.tokenizer, Path(folder))
+            return
+        self.base.check_in_place()
+        weights = {f"{name}.weight": weight for name, weight in self.weights().items()}
+        keys = keys_in_files(self.base.folder, self.model, weights.keys())
+        save_edited(self.base.folder, {keys[name]: weight for name, weight in weights.items()}, Path(folder))
 
     def _capture(self, prepared: PreparedTurn, chosen: Sequence[int] | None = None, *, tokens: bool = False) -> TurnRows:
         """All rows of a turn, or of chosen edits of it; with ``tokens``, the keys of its other tokens too."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from editing import InputError, ModelError
 from editing.config import MethodOptions
 from editing.files import pretrained
-from editing.files.weights import weight_files
+from editing.files.checkpoint_files import weight_files
 from editing.memory.budget import Footprint, MemoryPlan, Work, make_plan, memory_parts, show_size
 from editing.memory.calibration import ROWS_AN_EDIT, Forecast, Rates, outlook
 from editing.model.decoder import Decoder

@@ -21,7 +21,8 @@ from torch import Tensor
 from editing.errors import InputError, ModelError
 from editing.files import pretrained
 from editing.files.reader import WeightReader
-from editing.files.weights import WeightFiles, save_edited
+from editing.files.saving import save_edited
+from editing.files.weights import WeightFiles
 
 WEIGHTS, ABOUT = "edited.safetensors", "delta.json"
 
@@ -74,8 +75,7 @@ def apply_delta(folder: Path, output: Path, *, base: str | None = None) -> str:
             if pretrained.fingerprint_of(reader.samples(dtype)) != about["base_fingerprint"]:
                 raise ModelError(f"{name}: is not the model that {folder} was made from ({about['base']}); give that one with --base")
             partial.parent.mkdir(parents=True, exist_ok=True)
-            save_edited(source, _edited(folder, files), partial, dtype=dtype)
-            pretrained.load_tokenizer(source).save_pretrained(partial)
+            save_edited(source, _edited(folder, files), partial)
             partial.rename(output)
         finally:
             reader.close()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
-from editing.files.weights import missing_weights, weight_files
+from editing.files.checkpoint_files import download, weight_files
+from editing.files.weights import missing_weights
 
 _FINGERPRINT_SAMPLE = 1024
 """Elements of each weight that the fingerprint reads."""
@@ -52,13 +52,13 @@ def load(name: str | os.PathLike[str], *, device: torch.device, dtype: DTypeName
     Raises:
         ModelError: One line saying what is missing or unsupported.
     """
-    called = check_name(name)
-    config = load_config(name)
+    folder = local_folder(name)
+    config = load_config(folder)
     model, info = attempt(
-        called,
+        name,
         "model",
         lambda: AutoModelForCausalLM.from_pretrained(
-            name,
+            folder,
             dtype=resolve_dtype(config, dtype),
             use_safetensors=True,
             output_loading_info=True,
@@ -69,7 +69,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device, dtype: DTypeName
     missing = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info.get("mismatched_keys", ()))
     if missing:
         raise ModelError(missing_weights(name, missing))
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(folder)
     model = model.eval().requires_grad_(False).to(device)
     check_causal(name, model)
     return model, tokenizer
@@ -98,7 +98,7 @@ def local_folder(name: str | os.PathLike[str]) -> Path:
     """
     called = check_name(name)
     if not Path(name).is_dir():
-        name = attempt(called, "files", lambda: snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        name = attempt(called, "files", lambda: download(str(name)))
         _check_folder(Path(name))
     return Path(name)
 
@@ -145,7 +145,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Any:
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a model that plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads.
+    """Write a model that comes from no folder that could be copied; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
 
     Raises:
         InputError: The weights could not be written, for instance to a full disk.

@@ -1,31 +1,21 @@
-"""A model folder's safetensors files: read a weight or a slice of it by its name in memory, and copy them with some replaced.
+"""The weights of a model's files, by the parameter names of the model in memory: a weight, or an unread slice of it."""
 
-Nothing here holds more than one weight at a time.
-"""
-
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from editing.errors import InputError, ModelError
-
-INDEX = "model.safetensors.index.json"
-
-_CHUNK_BYTES = 2**24
-
-HEADER_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""Names of floating-point types in a safetensors header."""
+from editing.errors import ModelError
+from editing.files.checkpoint_files import weight_files
+from editing.files.safetensors_header import HEADER_NAMES, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +39,6 @@ class Stored:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a folder's model.
-
-    Raises:
-        ModelError: The index is damaged, or there are no weights.
-    """
-    index = folder / INDEX
-    try:
-        indexed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
-        names = sorted({str(name) for name in indexed}) or sorted(f.name for f in folder.glob("*.safetensors"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{index}: is not a safetensors index") from None
-    if not names:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise ModelError(f"{folder}: has no safetensors weights" + ("; its pickle files are not opened, convert them first" if pickled else ""))
-    return [folder / name for name in names]
-
-
 class WeightFiles:
     """Weights on disk, by the parameter names of a model in memory, which files of older versions do not use.
 
@@ -88,12 +60,17 @@ class WeightFiles:
         self._tied = _tied_names(model)
         self._places: dict[str, tuple[Any, str]] = {}
         self._headers: dict[int, tuple[Path, dict[str, Any]]] = {}
-        rename = _renaming(folder, model)
+        rename = _renaming(model)
         for path in weight_files(folder):
             file = self._stack.enter_context(safe_open(path, "pt"))
-            self._headers[id(file)] = path, _header(path)
+            self._headers[id(file)] = path, read_header(path)
             for key in file.keys():  # noqa: SIM118  # no mapping
                 name = rename(key)
+                if name is None:
+                    raise ModelError(
+                        f"{path}: {key} is stored in another form than it has in memory, so it cannot be read piece by piece; "
+                        f"edit this model whole, without --shards and --device-memory"
+                    )
                 self._places.setdefault(self._tied.get(name, name), (file, key))
         self._check()
 
@@ -152,115 +129,35 @@ def missing_weights(name: object, wrong: list[str]) -> str:
     return f"{name}: {len(wrong)} weights are missing or of a wrong shape in its safetensors files, the first is {wrong[0]}"
 
 
-def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype) -> None:
-    """Copy a model with some of its weights replaced; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
+def _renaming(model: PreTrainedModel) -> Callable[[str], str | None]:
+    """From a key in a file to a parameter's name, by the rules with which transformers itself loads the model.
 
-    Args:
-        base: Folder of the model.
-        edited: New weights by their keys in the files, each with the shape of the old one.
-        folder: Where the copy goes.
-        dtype: Precision of the copy's floating-point weights.
-
-    Raises:
-        InputError: The weights could not be written, for instance to a full disk.
+    ``None`` for what is stored in another form than it has in memory, such as experts that are merged into one tensor.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        size = sum(_copy_file(path, edited, folder / path.name, dtype) for path in weight_files(base))
-        if (base / INDEX).is_file():
-            index = json.loads((base / INDEX).read_text())
-            index["metadata"] = {**index.get("metadata", {}), "total_size": size}
-            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        if (base / "generation_config.json").is_file():
-            shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder}: the weights could not be written ({error})") from None
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    config.dtype = dtype
-    config.save_pretrained(folder)
-
-
-def header_of(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
-    """The beginning of a safetensors file: the length of a JSON header, and the header.
-
-    Args:
-        tensors: Precision as the header calls it, and shape, by key, in the order in which they lie end to end.
-        metadata: Texts that go with them.
-
-    Returns:
-        These bytes, and how many the tensors will have.
-    """
-    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
-    offset = 0
-    for key, (dtype, shape) in tensors.items():
-        size = _bytes(dtype, shape)
-        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, offset
-
-
-def _copy_file(source: Path, edited: Mapping[str, Tensor], target: Path, dtype: torch.dtype) -> int:
-    """Write one safetensors file, each tensor copied a chunk at a time; the bytes of the tensors."""
-    old = _header(source)
-    start, metadata = old.pop("start"), old.pop("__metadata__", {})
-    dtypes = {key: HEADER_NAMES[dtype] if e["dtype"] in HEADER_NAMES.values() else e["dtype"] for key, e in old.items()}
-    head, size = header_of({key: (dtypes[key], entry["shape"]) for key, entry in old.items()}, metadata)
-    with source.open("rb") as file, target.open("wb") as out:
-        out.write(head)
-        for key, entry in old.items():
-            if key in edited:
-                out.write(edited[key].cpu().to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
-                continue
-            a, b = entry["data_offsets"]
-            file.seek(start + a)
-            for chunk in _chunks(file, b - a):
-                out.write(chunk if dtypes[key] == entry["dtype"] else _converted(chunk, entry["dtype"], dtype))
-    return size
-
-
-def _chunks(file: Any, size: int) -> Iterator[bytes]:
-    while size:
-        chunk = file.read(min(size, _CHUNK_BYTES))
-        if not chunk:
-            raise OSError(f"{file.name} ends before its last weight")
-        size -= len(chunk)
-        yield chunk
-
-
-def _converted(chunk: bytes, stored: str, dtype: torch.dtype) -> Any:
-    old = next(d for d, name in HEADER_NAMES.items() if name == stored)
-    return torch.frombuffer(bytearray(chunk), dtype=old).to(dtype).view(torch.uint8).numpy().data
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """A safetensors file's header, with ``start``: where its data begin."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return {**json.loads(file.read(length)), "start": 8 + length}
-
-
-def _bytes(dtype: str, shape: Sequence[int]) -> int:
-    bits = {"BOOL": 8, "BF16": 16}.get(dtype) or int(dtype.lstrip("IUF").split("_")[0])
-    return torch.Size(shape).numel() * bits // 8
-
-
-def _renaming(folder: Path, model: PreTrainedModel) -> Callable[[str], str]:
-    """From a key in a file to a parameter's name, by the rules with which transformers itself loads the model."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     known = dict.fromkeys(model.state_dict(), True)
 
-    def rename(key: str) -> str:
+    def rename(key: str) -> str | None:
         name: str
         name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
-        if converted is not None:
-            raise ModelError(f"{folder}: {key} is stored in another form than the model has it in memory; save the model anew to shard it")
-        return name
+        return None if converted is not None else name
 
     return rename
+
+
+def keys_in_files(folder: Path, model: PreTrainedModel, names: Collection[str]) -> dict[str, str]:
+    """Keys in a folder's files of some parameters of its model, by name.
+
+    Raises:
+        ModelError: One is stored in another form than it has in memory.
+    """
+    rename = _renaming(model)
+    keys = {name: key for path in weight_files(folder) for key in read_header(path) if (name := rename(key)) in names and name is not None}
+    if missing := sorted(set(names) - keys.keys()):
+        raise ModelError(f"{folder}: {missing[0]} is stored in another form than it has in memory, so no edited copy can be made; use --save delta")
+    return keys
 
 
 def _tied_names(model: PreTrainedModel) -> dict[str, str]:

@@ -91,7 +91,7 @@ def describe_editable(decoder: Decoder) -> str:
         d_in, d_out = shard_of(cast(nn.Linear, modules[name])).shape
         layers[f"{rest} ({d_in} -> {d_out})"].append(int(index))
     if not layers:
-        kinds = sorted({type(m).__name__ for m in decoder.layers.modules() if getattr(m, "weight", None) is not None and m.weight.dim() == 2})
+        kinds = sorted({type(m).__name__ for m in decoder.layers.modules() if any(p.dim() == 2 for p in m.parameters(recurse=False))})
         return f"none of its own: its layers hold no Linear, only {', '.join(kinds) or 'modules without a matrix'}, which is not supported"
     return "; ".join(f"{decoder.layers_path}.{{{min(i)}..{max(i)}}}.{rest}" for rest, i in layers.items())
 

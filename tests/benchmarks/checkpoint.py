@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from editing.files import pretrained
-from editing.files.weights import HEADER_NAMES, header_of
+from editing.files.safetensors_header import HEADER_NAMES, header_of
 from tests.support.paths import PARITY
 
 _TOKENIZER = PARITY / "llama-tiny" / "model"

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from editing import Editor
 from editing.errors import ModelError
 from editing.files import pretrained
-from editing.files.weights import WeightFiles, save_edited
+from editing.files.saving import save_edited, saved_size
+from editing.files.weights import WeightFiles
 from editing.sharding.shards import LinearShard
 from workers.engines.whole import WorkerSpec
 from workers.process_groups import GroupCollectives, Groups, Placement
@@ -41,17 +42,12 @@ class ShardedEngine:
         return pretrained.fingerprint(self._files.whole(), self._dtype)
 
     def saved_size(self) -> int:
-        return self.num_parameters() * self._dtype.itemsize
+        return saved_size(self._files.folder)
 
     def save(self, folder: Path) -> None:
         editor = self._editor
         edited = {self._files.key(f"{name}.weight"): weight.cpu() for name, weight in editor.whole(editor.weights())}
-
-        def write() -> None:
-            save_edited(self._files.folder, edited, folder, dtype=self._dtype)
-            editor.tokenizer.save_pretrained(folder)
-
-        self._collectives.run_on_first(write)
+        self._collectives.run_on_first(lambda: save_edited(self._files.folder, edited, folder))
 
     def close(self) -> None:
         self._files.close()

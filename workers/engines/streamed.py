@@ -9,7 +9,8 @@ import torch
 from editing import Editor
 from editing.config import EditorConfig, MethodOptions
 from editing.files import pretrained
-from editing.files.weights import save_edited, weight_files
+from editing.files.checkpoint_files import weight_files
+from editing.files.saving import save_edited, saved_size
 from editing.memory import loading as budgeted
 from editing.memory.budget import Footprint, MemoryPlan, Work, free_memory, make_plan, parse_size, resident_bytes
 from editing.memory.calibration import Forecast, Rates, outlook
@@ -77,15 +78,14 @@ class BudgetedEngine:
         return pretrained.fingerprint_of(self._loaded.reader.samples(self._loaded.dtype))
 
     def saved_size(self) -> int:
-        return self.num_parameters() * self._loaded.dtype.itemsize
+        return saved_size(self._folder)
 
     def save(self, folder: Path) -> None:
         editor, files = self._editor, self._loaded.reader.files
         edited = {files.key(f"{name}.weight"): weight for name, weight in editor.weights().items()}
         self._loaded.reader.check_in_place()
-        save_edited(files.folder, edited, folder, dtype=self._loaded.dtype)
+        save_edited(files.folder, edited, folder)
         self._loaded.reader.check_in_place()
-        editor.tokenizer.save_pretrained(folder)
 
     def close(self) -> None:
         if hasattr(self, "_loaded"):

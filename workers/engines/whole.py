@@ -8,6 +8,7 @@ import torch
 
 from editing import Editor
 from editing.files import pretrained
+from editing.files.saving import saved_size
 from editing.sharding.collectives import Collectives
 
 
@@ -107,7 +108,7 @@ class WholeEngine:
         return pretrained.fingerprint(self._editor.model.named_parameters())
 
     def saved_size(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self._editor.model.parameters())
+        return saved_size(pretrained.local_folder(self._spec.model))
 
     def save(self, folder: Path) -> None:
         self._editor.collectives.run_on_first(lambda: self._editor.save(folder))

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from editing import ModelError
 from editing.files import pretrained
-from editing.files.weights import WeightFiles, save_edited
-from tests.support.families import FAMILIES, tiny_model
+from editing.files.weights import WeightFiles
+from tests.support.families import tiny_model
 from tests.support.tiny_models import TINY
 
 MULTIMODAL = next(model for model in TINY if model.family == "gemma3")
@@ -54,27 +54,3 @@ def test_a_weight_that_is_not_the_models_is_one_clear_line(wrong: torch.Tensor |
     change(tmp_path, **{"model.layers.2.mlp.up_proj.weight": wrong})
     with pytest.raises(ModelError, match=r"1 weights are missing or of a wrong shape .*layers\.2\.mlp\.up_proj"):
         WeightFiles(tmp_path, skeleton(tmp_path))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_differs_in_the_edited_weights_alone(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    model, (name, _) = tiny_model(family)
-    model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    key = f"{name}.weight"
-    edited = torch.randn_like(model.get_parameter(key))
-    save_edited(tmp_path / "base", {key: edited}, tmp_path / "copy", dtype=dtype)
-    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
-    assert copy.dtype == dtype
-    for other, parameter in model.named_parameters():
-        assert torch.equal(copy.get_parameter(other), (edited if other == key else parameter).to(dtype)), other
-
-
-def test_a_copy_has_the_files_that_transformers_would_write(tmp_path: Path) -> None:
-    model, _ = tiny_model("llama")
-    model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    save_edited(tmp_path / "base", {}, tmp_path / "copy", dtype=torch.float32)
-    assert {f.name for f in (tmp_path / "copy").iterdir()} == {f.name for f in (tmp_path / "base").iterdir()}
-    for file in (tmp_path / "base").glob("*.safetensors"):
-        tensors = load_file(file)
-        assert {k: t.tolist() for k, t in load_file(tmp_path / "copy" / file.name).items()} == {k: t.tolist() for k, t in tensors.items()}
