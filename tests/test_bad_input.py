@@ -227,7 +227,18 @@ def only_pickle(model: Path) -> None:
 
 
 def index_naming(*shards: str) -> Callable[[Path], None]:
-    return lambda model: (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(shards))})) and None
+    """The weights in a first part, and an index that names these."""
+
+    def change(model: Path) -> None:
+        (model / "model.safetensors").rename(model / "part-1.safetensors")
+        (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
+
+    return change
+
+
+def broken_index(model: Path) -> None:
+    index_naming()(model)
+    (model / "model.safetensors.index.json").write_text("[]")
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
@@ -238,8 +249,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "an unknown architecture": (lambda m: change_json(m / "config.json", model_type="quux"), ["configuration", "`quux`"]),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), ["no safetensors weights"]),
     "pickled weights only": (only_pickle, ["no safetensors weights", "pickle files are not opened"]),
-    "a shard that is missing": (index_naming("model.safetensors", "part-2.safetensors"), ["part-2.safetensors", "missing"]),
-    "an index that is not one": (lambda m: (m / "model.safetensors.index.json").write_text("[]"), ["index.json", "not a safetensors index"]),
+    "a shard that is missing": (index_naming("part-1.safetensors", "part-2.safetensors"), ["part-2.safetensors", "missing"]),
+    "an index that is not one": (broken_index, ["index.json", "not a safetensors index"]),
     "truncated weights": (lambda m: truncate(m / "model.safetensors"), ["model.safetensors", "damaged"]),
     "a tensor that is missing": (lambda m: change_tensors(m, lambda t: t.pop("model.layers.3.mlp.up_proj.weight")), ["1 weights", "3.mlp.up_proj"]),
     "a head that is missing": (lambda m: change_tensors(m, lambda t: t.pop("lm_head.weight")), ["1 weights", "lm_head.weight"]),
@@ -521,7 +532,7 @@ MOMENTS = {
     "gradients are captured": (editor, "capture"),
     "a turn is committed": (Shift, "add_to"),
     "the sample is watched": (Worker, "measure_health"),
-    "the model is saved": (pretrained, "save"),
+    "the model is saved": (editor, "save_edited"),
     "edits are evaluated": (Worker, "evaluate"),
     "text is generated": (Worker, "generate"),
     "plots are drawn": (coordinator, "plot_run"),
@@ -586,7 +597,7 @@ class Started:
     [
         (1, "turns.jsonl"),
         (20, "edits.parquet"),
-        (20, "model/model.safetensors"),
+        (20, "model/model-00001-of-00002.safetensors"),
     ],
 )
 def test_control_c_ends_a_real_run_in_one_line_with_nothing_half_written(
