@@ -217,7 +217,7 @@ def test_a_server_that_dies_after_the_first_turn_does_not_stop_the_run(
     assert "failed for good" in outcome.stderr
     assert server.status == "RUNNING"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["mlflow_run_id"] == "r1"
-    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "model" / "model-00001-of-00002.safetensors").is_file()
 
 
 def test_what_an_outage_held_back_arrives_in_order_when_the_server_answers_again(
