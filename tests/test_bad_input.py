@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from editing import editor
+from editing import turn_capture
 from editing.files import pretrained
 from editing.method.shift import Shift
 from orchestrator.run import coordinator
@@ -518,7 +518,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
 
 MOMENTS = {
     "the model is loaded": (pretrained, "load"),
-    "gradients are captured": (editor, "capture"),
+    "gradients are captured": (turn_capture, "capture"),
     "a turn is committed": (Shift, "add_to"),
     "the sample is watched": (Worker, "measure_health"),
     "the model is saved": (pretrained, "save"),
