@@ -1,4 +1,4 @@
-"""All or nothing: a turn that is interrupted or refused on its way leaves what was there before, to the bit."""
+"""All or nothing: a turn that is interrupted or refused leaves weights and statistics as they were, to the bit."""
 
 import signal
 import threading
@@ -11,23 +11,28 @@ from torch import Tensor
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done."""
+    """Delay Ctrl-C until the block is done."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals
         return
-    held: list[Any] = []
-    previous = signal.signal(signal.SIGINT, lambda *received: held.append(received))
+    received: list[Any] = []
+    previous = signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-        if held:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
 def restored_unless(complete: Callable[[], bool], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Give tensors their values from before the block back if it fails before it is complete. Holds a copy of them meanwhile."""
+    """Restore tensors if the block fails before it is complete.
+
+    Args:
+        complete: Whether the block has done all that it should; asked when it fails.
+        tensors: Tensors that the block changes in place. A copy of them is kept until the block ends.
+    """
     before = [tensor.clone() for tensor in tensors]
     try:
         yield

@@ -1,16 +1,29 @@
-"""How an editor edits. The defaults are the published method; a preset, a file or a flag may say otherwise."""
+"""How an editor edits: every option of the method and of the editor, in one place.
+
+:class:`MethodOptions` says how shifts are found, :class:`EditorConfig` adds what is edited and how the work is cut. The defaults
+are the published method (UltraEdit, arXiv 2505.14679). A preset, a file or a flag may say otherwise; a value that is not usable
+is one clear line. This room knows neither torch nor the rest of the package, so that a command line can read it quickly.
+"""
 
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Literal, get_args
 
 from editing.errors import InputError
-from editing.method.moments import MomentRule
-from editing.method.preserve import PreserveForm
-from editing.method.shift import SolveForm
-from editing.model.tokenization import DEFAULT_BATCH_TOKENS
+
+MomentRule = Literal["published", "exact"]
+"""How the lifelong moments count a group of rows: as the published code does, or exactly. See :mod:`editing.method.moments`."""
+
+SolveForm = Literal["auto", "row", "d_in"]
+"""Which linear system is solved: ``n x n``, ``d_in x d_in``, or the smaller of the two. See :mod:`editing.method.shift`."""
+
+PreserveForm = Literal["off", "auto", "exact", "sketch"]
+"""Whether the ridge preserves, and how it stores the keys that it has seen. See :mod:`editing.method.preserve`."""
 
 NONE, EVERYDAY = "none", "everyday"
-"""Values of ``preserve_text`` that name no file: no text, and the one that ships with the project."""
+"""Values of ``preserve_text`` that name no file: no text, and the text that ships with the project."""
+
+DEFAULT_BATCH_TOKENS = 2048
+"""Padded tokens in one physical batch: enough for full matrix-multiply speed on a CPU, and small in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +31,21 @@ class MethodOptions:
     """How shifts are found.
 
     Attributes:
-        moments: Rule of the lifelong moments.
-        ridge: Strength of the ridge in the solve.
-        passes: Shifts of one turn at the most; 1 is the published method. Each further one gives targets only to rows that are
-            not settled, and costs a run of the suffix. More than one keeps a copy of the edited weights during a turn.
-        margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
-        preserve: Whether the ridge holds back change on the keys of all tokens seen, and the form in which it knows them;
-            ``auto`` takes the exact one for modules of few inputs. See :mod:`editing.method.preserve`.
-        preserve_weight: Weight of the mean change on those tokens, beside the ridge.
-        preserve_rank: Directions of the sketch.
-        preserve_text: Text that no edit is about, and that the ridge preserves too: ``none``, ``everyday``
-            for what ships with the project, or a file of passages with empty lines between them. See :mod:`editing.method.reference_text`.
-        whiten: Whiten value gradients as a whole instead of scaling feature by feature. See :mod:`editing.method.whitening`.
-        subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, instead of where
-            its answer begins. The published method has none; an edit without a subject in its prompt leaves them as they are.
-        subject_scale: Their targets' scale, as a multiple of the learning rate.
+        moments: Rule of the lifelong moments: ``published`` for parity with the published code, or ``exact``.
+        ridge: Strength ``r`` of the ridge in the solve; 1 in the paper.
+        passes: Most shifts that one turn may make; 1 is the published method. Each further pass gives targets to pending rows
+            only, and runs the suffix once more. More than one pass keeps a copy of the edited weights during a turn.
+        margin: Nats by which the answer's log-probability must exceed every other token's. A row below it is pending.
+        preserve: Whether the ridge also holds back change on the keys of all tokens seen, and how it stores them:
+            ``off``, ``exact``, ``sketch``, or ``auto`` for the exact form in modules of few inputs.
+        preserve_weight: Weight ``w`` of the mean squared change on those tokens, beside the ridge.
+        preserve_rank: Directions in the sketch.
+        preserve_text: Text that no edit is about and that the ridge preserves too: ``none``, ``everyday`` for the text that
+            ships with the project, or a file of passages with empty lines between them. See :mod:`editing.reference_text`.
+        whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
+        subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
+            its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
+        subject_scale: Scale of their targets, as a multiple of the learning rate.
     """
 
     moments: MomentRule = "published"
@@ -65,31 +78,36 @@ class MethodOptions:
         object.__setattr__(self, "subject_modules", tuple(self.subject_modules))
 
     @property
+    def preserves(self) -> bool:
+        """Whether the ridge preserves at all."""
+        return self.preserve != "off"
+
+    @property
     def preserves_text(self) -> bool:
-        """Whether there is a text to preserve, and a ridge that does."""
-        return self.preserve != "off" and self.preserve_text != NONE
+        """Whether there is a text to preserve, and a ridge that preserves it."""
+        return self.preserves and self.preserve_text != NONE
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Names of all options."""
+        """Names of all options of the method, without those of :class:`EditorConfig`."""
         return tuple(f.name for f in fields(MethodOptions))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorConfig(MethodOptions):
-    """How edits are made: the method's own options, and these.
+    """How edits are made: the options of the method, and these.
 
     Attributes:
-        modules: Names or patterns of the linears to edit, at the answers.
-        learning_rate: Scale of the targets.
-        edits_per_turn: Edits that share one shift per module.
-        group_size: Edits over whose answer tokens the loss is averaged.
-        solve: Which linear system is solved; ``auto`` takes the smaller. A module whose keys are sliced over shards is
-            always solved in the row form, for which no shard needs a whole key.
-        masters: Keep float32 copies of edited modules whose weights are of lower precision.
-        batch_tokens: Padded tokens in one physical batch; changes speed and memory, not results.
-        cache_prefix: Run the layers below the lowest edited one apart, for many turns at once.
-        preset: Name of the preset from which comes what was not given; for the record.
+        modules: Names or patterns of the linears to edit at the answers.
+        learning_rate: Scale of the targets; 1e-6 on the paper's 7B models.
+        edits_per_turn: Edits that share one shift per module; 100 in the paper.
+        group_size: Edits over whose answer tokens the loss is averaged; 10 in the paper.
+        solve: Which linear system is solved; ``auto`` takes the smaller one. A module whose keys are sliced over shards always
+            uses the row form, for which no shard needs a whole key.
+        masters: Keep float32 copies of edited modules whose weights have a lower precision.
+        batch_tokens: Padded tokens in one physical batch. Changes speed and memory, and results by rounding only.
+        cache_prefix: Run the layers below the lowest edited one separately, for many turns at once.
+        preset: Name of the preset that gave the values not given otherwise; for the record only.
     """
 
     modules: tuple[str, ...]

@@ -1,53 +1,56 @@
-"""One model with its lifelong moments, edited turn by turn.
+"""One model with its lifelong statistics, edited turn by turn.
 
     requests --tokenize, sort, group--> turn --prefix (frozen, many turns at once)--> hidden states
-      --suffix forward, head on rows, suffix backward--> keys K, value gradients G of every edited module
-      --moments merged, K^ and G^--> targets T --n x n solve--> thin shift --> weights
+      --suffix forward, head on rows, suffix backward--> keys K, value gradients G of every edited module      capture
+      --lifelong moments merged--> K^, G^ --> targets T --n x n system--> thin shift                            solve
+      --the same with the shifted weights, for pending rows only, in up to ``passes`` passes--> shifts          refine
+      --all or nothing--> weights, statistics                                                                   commit
 
-A turn may take several passes: the suffix runs again over the shifted weights, and what is not settled yet is shifted
-further, always against the turn's own moments. However many, a turn is applied whole or not at all: what is not finite is
-refused, and then weights and moments are what they were before it.
+All passes of a turn use the statistics of its first one. A turn is applied whole or not at all: if a number is not finite it is
+refused, and weights and statistics are then what they were before it. What each step computes is in rooms of its own:
+:mod:`editing.turn_capture`, :mod:`editing.method.solver`, :mod:`editing.passes`, :mod:`editing.edited_weights`, :mod:`editing.report`.
 """
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
+from torch import Tensor, nn
 
 from editing.atomic import restored_unless, uninterrupted
 from editing.config import EditorConfig
-from editing.errors import InputError, ModelError, TurnRefused
+from editing.edited_weights import EditedWeights
+from editing.errors import InputError, ModelError
 from editing.files import pretrained
 from editing.files.checkpoint_files import BaseFiles
 from editing.files.saving import save_edited
 from editing.files.weights import keys_in_files
-from editing.method.lifelong import Lifelong
+from editing.method.features import Features
+from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
-from editing.method.preserve import PreservingRidge, System
-from editing.method.reference_text import observe_text, passages, read_text, text_digest
-from editing.method.second_moments import Features
-from editing.method.shift import Shift, SolveForm, solve_features, solve_rows, targets
-from editing.method.whitening import check_width, whiten
-from editing.model.capture import capture, group_weights
+from editing.method.preserve import PreservingRidge, ridges_of_text
+from editing.method.rows import SITES, Site, TurnRows
+from editing.method.solver import Solution, TurnSolver
+from editing.method.whitening import check_width
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
-from editing.model.rows import TurnRows, lines_of, owners, rows_of
-from editing.model.tokenization import SITES, AnswerSequence, Site, row_offsets, token_offsets
+from editing.model.token_keys import token_keys
+from editing.model.tokenization import AnswerSequence
+from editing.passes import TurnPasses
 from editing.presets.resolve import resolve_settings
+from editing.ranges import consecutive
+from editing.reference_text import ReferenceText
+from editing.report import PhaseClock, make_report, mean_accuracy
 from editing.requests import EditRequest
-from editing.sharding.collectives import Collectives, SingleWorker
-from editing.sharding.shards import LinearShard, Shape, shard_of
+from editing.sharding.collectives import Collectives, SingleWorker, rows_of_first_replica
+from editing.sharding.shards import Shape
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
+from editing.turn_capture import TurnCapture
 
 
 class Editor:
@@ -57,22 +60,23 @@ class Editor:
         model: A Hugging Face causal language model, or one shard of it. It is frozen, and edited in place.
         tokenizer: Its tokenizer.
         config: How edits are made.
-        collectives: How partial results of fellow workers become whole; one worker needs none. With several shards every
+        collectives: How partial results of several workers become whole; a single worker needs none. With several shards every
             method is called on all of them, with the same arguments and in the same order.
-        decoder: Runs the model, where not all of it is in memory.
-        originals: Its modules' weights from before the first edit by name; by default copies are taken now.
+        decoder: Runs the model, if not all of it is in memory.
+        originals: Weights of its modules from before the first edit, by name; by default they are copied now.
 
     Attributes:
-        model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
+        model: The model, edited by every :meth:`apply`; it stays a plain Hugging Face model.
         base: The files that it was loaded from, if there are any.
+        decoder: The same model as prefix, suffix and head.
         lifelong: Statistics of all edits so far.
         turns: Turns applied so far.
         modules: The edited modules by name.
         sites: At which rows each of them is edited.
-        shards: What this worker holds of each of them.
+        weights: Their weights, with float32 masters and the weights from before the first edit.
+        start: First layer of the suffix: the lowest edited layer.
         collectives: As given.
-        text_sha256: Digest of the text that the ridge preserves, as it was read; ``none`` if there is none.
-        masters: Float32 copies of edited modules whose weights are of lower precision, by name.
+        capture: Captures the rows of a turn.
     """
 
     def __init__(
@@ -90,26 +94,18 @@ class Editor:
         self.tokenizer = tokenizer
         self.config = config
         self.decoder = decoder or Decoder(model)
-        at_answers = resolve(self.decoder, config.modules)
-        at_subjects = resolve(self.decoder, config.subject_modules) if config.subject_modules else {}
-        for name in at_answers.keys() & at_subjects.keys():
-            raise InputError(
-                f"subject_modules: {name} is among modules too; a module is edited at the answer or at the subject; give others, or none"
-            )
-        self.modules = at_answers | at_subjects
-        self.sites: dict[str, Site] = {name: "subject" if name in at_subjects else "answer" for name in self.modules}
-        self.shards = {name: shard_of(m) for name, m in self.modules.items()}
-        self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
-        self.lifelong = Lifelong()
-        self.turns = 0
         self.collectives = collectives or SingleWorker()
-        self._originals = originals or {name: m.weight.detach().to("cpu", copy=True) for name, m in self.modules.items()}
-        self._original_norms = {name: self._whole_norm(name, _squared_norm(self._originals[name])) or 1.0 for name in self.modules}
+        self.modules, self.sites = _resolve_sites(self.decoder, config)
+        self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
+        self.lifelong = LifelongStatistics()
+        self.turns = 0
+        self.weights = EditedWeights(self.modules, self.collectives, masters=config.masters, originals=originals)
+        self.shards = self.weights.shards
         if config.whiten:
             check_width(self.shards)
-        text = read_text(config.preserve_text) if config.preserves_text else ""
-        self._passages, self.text_sha256 = passages(tokenizer, text, self.decoder.max_tokens), text_digest(text)
-        self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
+        self.capture = TurnCapture(self.decoder, self.modules, self.sites, self.start, config, self.collectives)
+        self._text = ReferenceText.of(config, tokenizer, self.decoder.max_tokens)
+        self._reference: dict[str, PreservingRidge] | None = None
 
     @classmethod
     def from_pretrained(
@@ -168,28 +164,33 @@ class Editor:
 
     @property
     def moments(self) -> dict[Shape, Moments]:
-        """Lifelong moments by module shape ``(d_in, d_out)``, of the modules edited at the answers."""
+        """Lifelong moments of the modules edited at the answers, by their shape ``(d_in, d_out)``."""
         return self.lifelong.moments
 
     @property
+    def text_sha256(self) -> str:
+        """Digest of the reference text as it was read; ``none`` if there is none."""
+        return self._text.sha256
+
+    @property
     def uses_masters(self) -> bool:
-        """Whether float32 copies of the edited modules are kept beside lower-precision weights."""
-        return bool(self.masters)
+        """Whether float32 copies of the edited modules are kept beside weights of lower precision."""
+        return bool(self.weights.masters)
 
     def apply(self, requests: Iterable[EditRequest], *, measure: bool = True, lookahead: int = 4) -> list[TurnReport]:
         """Write facts into the model.
 
         Args:
             requests: Any number of edits; they are cut into turns of ``edits_per_turn``.
-            measure: Also measure the edits' efficacy after each turn.
+            measure: Also measure the efficacy of the edits after each turn.
             lookahead: Turns that go through the frozen layers in one pass.
 
         Returns:
-            What each turn did.
+            The report of each turn.
 
         Raises:
             InvalidRequest: A request cannot be tokenized for this model. Nothing was applied.
-            TurnRefused: A turn's numbers were not finite. Earlier turns of this call stay applied, it and later ones were not.
+            TurnRefused: A turn was not finite. Earlier turns of this call stay applied; this one and later ones are not.
         """
         edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
         turns = in_turns(edits, self.config.edits_per_turn, before=self.turns)
@@ -199,66 +200,79 @@ class Editor:
         return reports
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
-        """Run the prefix for several coming turns at once. Applying turns does not make the result stale, and what a turn gets does
-        not depend on the others, to the last bit."""
+        """Run the prefix for several coming turns at once.
+
+        The result stays valid whatever turns are applied. That of one turn does not depend on the others, to the last bit.
+        """
         began = time.perf_counter()
-        count, row_cost = self.collectives.num_replicas, self.decoder.row_cost(self.start)
+        replica, count, row_cost = self.collectives.replica, self.collectives.num_replicas, self.decoder.row_cost(self.start)
         shares = [turn.shares(self.config.group_size, count, row_cost=row_cost) for turn in turns]
-        own = [[turn.sequences[i] for i in dealt[self.collectives.replica]] for turn, dealt in zip(turns, shares, strict=True)]
+        own = [[turn.sequences[i] for i in of_turn[replica]] for turn, of_turn in zip(turns, shares, strict=True)]
         prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences], apart=[len(sequences) for sequences in own])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
-        prepared, offset = [], 0
-        for turn, dealt, sequences in zip(turns, shares, own, strict=True):
-            prepared.append(PreparedTurn(turn, prefixed.select(range(offset, offset + len(sequences))), seconds, dealt))
-            offset += len(sequences)
-        return prepared
+        ranges = consecutive(len(sequences) for sequences in own)
+        return [PreparedTurn(turn, prefixed.select(r), seconds, of_turn) for turn, r, of_turn in zip(turns, ranges, shares, strict=True)]
 
     def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None) -> Prefixed:
         """Run the layers below the lowest edited one; ``apart`` as for :func:`editing.model.tokenization.batches`."""
         return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart)
 
+    def prepare_reference_text(self) -> dict[str, PreservingRidge]:
+        """Run the unedited model over the reference text, once, and keep what the preserving ridges need of it.
+
+        The first turn does it. All workers call this.
+
+        Returns:
+            By module, what its ridge knows of the text; empty if there is no text to preserve.
+        """
+        if self._reference is None:
+            self._reference = self._observe_text() if self._text.passages else {}
+        return self._reference
+
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
         """Compute and commit one turn.
 
+        Args:
+            prepared: The turn.
+            measure: Also measure the efficacy of its edits afterwards.
+
         Raises:
-            TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and moments are as they were.
+            TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and statistics are as before.
         """
-        clock = _Clock()
-        _ = self._text  # the first turn runs the model over it, which is no part of a solve
-        rows = self._capture(prepared, tokens=self.config.preserve != "off")
+        clock = PhaseClock()
+        self.prepare_reference_text()
+        rows = self.capture(prepared, tokens=self.config.preserves)
         clock.lap("capture")
-        lifelong = self._with_turn(rows, prepared.turn)
-        systems: dict[str, System] = {}
-        passes = [self._solve_all(rows, lifelong, systems)]
-        self._check_change(passes[0], rows)
-        num_pending_rows = [int(rows.settled.logical_not().sum())]
+        statistics = self._statistics_with(rows, prepared.turn)
+        passes = self._passes(prepared, rows, statistics)
+        passes.first()
         clock.lap("solve")
-        turn = self.turns
-        with restored_unless(lambda: self.turns > turn, self._held() if self.config.passes > 1 else ()):
-            if self.config.passes > 1:
-                self._refine(prepared, rows, lifelong, systems, passes, num_pending_rows)
+        turn, several = self.turns, self.config.passes > 1
+        with restored_unless(lambda: self.turns > turn, self.weights.in_place() if several else ()):
+            if several:
+                passes.refine(self.capture)
                 clock.lap("refine")
             with uninterrupted():
-                self._commit(passes[-1].shifts, lifelong)
+                self._commit(passes.last, statistics)
         clock.lap("apply")
         after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
-        return self._report(prepared, rows, after, passes, num_pending_rows, clock.laps)
+        return self._report(prepared, rows, passes, after, clock.seconds)
 
     def observe(self, prepared: PreparedTurn) -> None:
-        """Feed the lifelong statistics with a turn's rows, and change no weight.
+        """Add a turn's rows to the lifelong statistics, and change no weight.
 
         Raises:
-            TurnRefused: Loss or gradients are not finite. The statistics are as they were.
+            TurnRefused: Loss or gradients are not finite. The statistics are as before.
         """
-        self.lifelong = self._with_turn(self._capture(prepared, tokens=self.config.preserve != "off"), prepared.turn)
+        self.lifelong = self._statistics_with(self.capture(prepared, tokens=self.config.preserves), prepared.turn)
 
     def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
-        """Mean share of a turn's answer tokens that the model has right now.
+        """Share of a turn's answer tokens that the model has right now; mean over its edits.
 
         Args:
             prepared: The turn.
-            sample: Look at so many of its edits only, spread evenly from the longest to the shortest.
+            sample: Measure only this many of its edits, evenly spaced from the longest to the shortest.
         """
         count = len(prepared.turn.edits)
         chosen = range(0, count, max(1, count // sample)) if sample else range(count)
@@ -268,314 +282,85 @@ class Editor:
             prefixed = self.run_prefix([prepared.turn.sequences[i] for i in chosen])
         predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
         correct = [a == b for p, s in zip(predictions, prefixed.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
-        return _mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
+        return mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
 
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
-        """Within this context the model has the weights that it had before the first edit."""
-        edited = {name: m.weight.data for name, m in self.modules.items()}
-        try:
-            for name, module in self.modules.items():
-                module.weight.data = self._originals[name].to(module.weight.device)
-            yield
-        finally:
-            for name, module in self.modules.items():
-                module.weight.data = edited[name]
+    def unedited(self) -> AbstractContextManager[None]:
+        """Within this context the model has its weights from before the first edit."""
+        return self.weights.unedited()
 
     def restore(self) -> None:
-        """Go back to the weights and moments from before the first edit."""
-        for name, module in self.modules.items():
-            module.weight.data.copy_(self._originals[name])
-            if name in self.masters:
-                self.masters[name].copy_(self._originals[name])
-        self.lifelong, self.turns = Lifelong(), 0
+        """Go back to the weights and statistics from before the first edit."""
+        self.weights.restore()
+        self.lifelong, self.turns = LifelongStatistics(), 0
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, as stored in memory."""
-        return {name: _digest(weight) for name, weight in self.whole(self.weights())}
-
-    def weights(self) -> dict[str, Tensor]:
-        """The edited modules' weights by name, as far as this worker holds them."""
-        return {name: module.weight.data for name, module in self.modules.items()}
-
-    def whole(self, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors of the edited modules, one by one, put together from all shards; ``held`` are this worker's parts by name."""
-        for name, tensor in held.items():
-            yield name, self.collectives.all_gather_weight(tensor, self.shards[name])
+        return self.weights.digests()
 
     def save(self, folder: str | Path) -> None:
         """Write the model and its tokenizer; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads them.
 
         A model that was loaded from a folder is a copy of it with the edited weights replaced (:mod:`editing.files.saving`). Only for a
-        model that lies here whole.
+        model that is whole in this process.
 
         Raises:
             ModelError: The model is a shard, or the files that it was loaded from have changed.
         """
         if any(shard.axis for shard in self.shards.values()):
-            raise ModelError(f"{folder}: a shard of a model cannot be saved by itself")
+            raise ModelError(f"{folder}: this process holds one shard of the model, which cannot be saved by itself; save from all shards")
         if self.base is None:
             pretrained.save(self.model, self.tokenizer, Path(folder))
             return
         self.base.check_in_place()
-        weights = {f"{name}.weight": weight for name, weight in self.weights().items()}
+        weights = {f"{name}.weight": weight for name, weight in self.weights.items()}
         keys = keys_in_files(self.base.folder, self.model, weights.keys())
         save_edited(self.base.folder, {keys[name]: weight for name, weight in weights.items()}, Path(folder))
 
-    def _capture(self, prepared: PreparedTurn, chosen: Sequence[int] | None = None, *, tokens: bool = False) -> TurnRows:
-        """All rows of a turn, or of chosen edits of it; with ``tokens``, the keys of its other tokens too."""
-        config, turn, replica = self.config, prepared.turn, self.collectives.replica
-        weights = group_weights([len(s.answer_ids) for s in turn.sequences], config.group_size)
-        own = prepared.prefixed
-        sequences, dealt = turn.sequences, prepared.shares
-        if chosen is not None:
-            wanted = {position: number for number, position in enumerate(chosen)}
-            own = own.select([place for place, position in enumerate(dealt[replica]) if position in wanted])
-            weights = weights[lines_of(chosen, row_offsets(sequences))]
-            sequences, dealt = [sequences[i] for i in chosen], [[wanted[i] for i in share if i in wanted] for share in dealt]
-        shares = {site: [lines_of(share, row_offsets(sequences, site)) for share in dealt] for site in SITES}
-        of_tokens = [lines_of(share, token_offsets(sequences)) for share in dealt]
-        captured = capture(
-            self.decoder,
-            self.modules,
-            own.batches(batch_tokens=config.batch_tokens, device=self.decoder.device),
-            weights[shares["answer"][replica]],
-            start=self.start,
-            sites=self.sites,
-            num_subjects=len(shares["subject"][replica]),
-            batch_tokens=config.batch_tokens,
-            margin=config.margin,
-            num_tokens=len(of_tokens[replica]) if tokens else None,
-        )
-        rows = captured.gathered(self.collectives, shares)
-        if tokens:
-            rows = replace(rows, tokens={name: self.collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})
-        broken = rows.broken(sequences)
-        for keys in rows.tokens.values():
-            broken += (~keys.isfinite().all()).float()  # no edit can be told from another then
-        finite = self.collectives.all_reduce_sum(broken) == 0
-        _check_finite(finite, turn, range(len(sequences)) if chosen is None else chosen)
-        return rows
-
-    @cached_property
-    def _text(self) -> dict[str, PreservingRidge]:
-        """What the preserving ridge knows of a text that no edit is about, of the unedited model; by module."""
-        if not self._passages:
-            return {}
+    def _observe_text(self) -> dict[str, PreservingRidge]:
+        features = {name: Features(shard, "keys", self.collectives) for name, shard in self.shards.items()}
         with self.unedited():
-            prefixed, batch_tokens = self.run_prefix(self._passages), self.config.batch_tokens
-            return observe_text(
-                self.decoder, self.modules, self.shards, prefixed, self.config, self.collectives, start=self.start, batch_tokens=batch_tokens
-            )
+            prefixed = self.run_prefix(self._text.passages)
+            found = token_keys(self.decoder, self.modules, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
+            keys = ((name, rows_of_first_replica(tokens, self.collectives)) for name, tokens in found)
+            return ridges_of_text(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
 
-    def _with_turn(self, rows: TurnRows, turn: Turn) -> Lifelong:
+    def _statistics_with(self, rows: TurnRows, turn: Turn) -> LifelongStatistics:
+        """The lifelong statistics with those of one more turn."""
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
         return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives)
 
-    def _refine(
-        self,
-        prepared: PreparedTurn,
-        rows: TurnRows,
-        lifelong: Lifelong,
-        systems: dict[str, System],
-        passes: list["_Pass"],
-        num_pending_rows: list[int],
-    ) -> None:
-        """Add the first pass to the weights, and find further ones while there is something to do. The last one is left to be added.
+    def _passes(self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics) -> TurnPasses:
+        solver = TurnSolver(statistics, self.shards, self.config, self.collectives, self.prepare_reference_text())
+        return TurnPasses(prepared, rows, solver, self.weights, self.config, self.collectives)
 
-        The second pass looks at all rows again, later ones at the edits that had unsettled rows when last looked at. What was
-        captured of the others stays: their keys have changed with the shifts below them only, and their targets are 0.
-        """
-        sequences = prepared.turn.sequences
-        of_answers, of_subjects = owners(sequences, "answer"), owners(sequences, "subject")
-        chosen: Sequence[int] = range(len(prepared.turn.edits))
-        while len(passes) < self.config.passes:
-            self._add(passes[-1].shifts)
-            rows = rows.updated(rows_of(chosen, sequences), self._capture(prepared, chosen))
-            pending = self.collectives.broadcast(rows.settled.logical_not().float())
-            num_pending_rows.append(int(pending.sum()))
-            edits = torch.zeros(len(sequences)).index_add_(0, of_answers, pending.cpu()).sign()
-            chosen = [i for i in chosen if edits[i]]
-            at_sites: dict[Site, Tensor] = {"answer": pending, "subject": edits[of_subjects].to(pending.device)}
-            found = self._solve_all(rows, lifelong, systems, at_sites) if chosen else _Pass({}, {})
-            passes.append(found)
-            if not self._changes(found.shifts):
-                return
-
-    def _solve_all(self, rows: TurnRows, lifelong: Lifelong, systems: dict[str, System], pending: Mapping[Site, Tensor] | None = None) -> "_Pass":
-        """One pass's shifts. Where ``pending`` ``(n,)`` or ``(s,)`` is 0, a row's output shall stay as it is.
-
-        The first pass leaves the preserving ridges' systems in ``systems`` for the others.
-
-        Raises:
-            TurnRefused: A shift is not finite.
-        """
-        shifts = {name: self._solve(name, rows, lifelong, systems, pending) for name in self.shards}
-        norms = {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()}
-        for name, norm in norms.items():
-            if not norm < float("inf"):
-                raise TurnRefused(f"the shift of {name} is not finite")
-        return _Pass(shifts, norms)
-
-    def _solve(self, name: str, rows: TurnRows, lifelong: Lifelong, systems: dict[str, System], pending: Mapping[Site, Tensor] | None) -> Shift:
-        config, keys, shard = self.config, rows.keys[name], self.shards[name]
-        if not len(keys):
-            return Shift.nothing(keys, rows.value_gradients[name])
-        features = Features(shard, "keys", self.collectives)
-        try:
-            goal = self._targets(name, rows, lifelong)
-            if pending is not None:
-                goal *= pending[self.sites[name]].unsqueeze(1)
-            if preserved := lifelong.preserved.get(name):
-                if name not in systems:
-                    systems[name] = preserved.system(ridge=config.ridge, weight=config.preserve_weight, text=self._text.get(name))
-                keys, gram = systems[name].through(keys, features)
-                return solve_rows(keys.to(goal.dtype), gram, goal, ridge=1.0)
-            if self._form(len(keys), shard) == "d_in":
-                return solve_features(keys, goal, config.ridge)
-            return solve_rows(keys, features.gram(keys), goal, config.ridge)
-        except LinAlgError:
-            return Shift.undefined(keys, rows.value_gradients[name])  # whose norm makes all shards refuse the turn
-
-    def _targets(self, name: str, rows: TurnRows, lifelong: Lifelong) -> Tensor:
-        keys, gradients, shard, site = rows.keys[name], rows.value_gradients[name], self.shards[name], self.sites[name]
-        over_keys = self.collectives.all_reduce_sum if shard.axis == "keys" else self.collectives.broadcast
-        moments = lifelong.at(site)[shard.shape]
-        rate = self.config.learning_rate * (self.config.subject_scale if site == "subject" else 1.0)
-        key_norms = over_keys(moments.of_features(shard.key_features).normalize(keys).square().sum(1))
-        if self.config.whiten:
-            normalized = whiten(gradients, lifelong.whitening[name], Features(shard, "values", self.collectives))
-        else:
-            normalized = moments.of_features(shard.value_features).normalize(gradients)
-        return targets(key_norms, normalized, rate)
-
-    def _form(self, num_rows: int, shard: LinearShard) -> SolveForm:
-        if shard.axis == "keys":
-            return "row"
-        if self.config.solve != "auto":
-            return self.config.solve
-        return "row" if num_rows <= shard.shape[0] else "d_in"
-
-    def _whole_norm(self, name: str, squared: Tensor) -> float:
-        """Frobenius norm of something of a weight's shape, given its square over the held part."""
-        over_shards = self.collectives.all_reduce_sum if self.shards[name].axis else self.collectives.broadcast
-        return float(over_shards(squared).clamp(min=0).sqrt())
-
-    def _report(
-        self,
-        prepared: PreparedTurn,
-        rows: TurnRows,
-        after: float | None,
-        passes: Sequence["_Pass"],
-        num_pending_rows: list[int],
-        laps: dict[str, float],
-    ) -> TurnReport:
-        names = list(self.modules)
-        total = self._total(passes)
-        growth = {name: self._whole_norm(name, _squared_norm(self._exact(name))) / self._original_norms[name] - 1 for name in names}
-        before = _mean_accuracy(rows.correct, [len(s.answer_ids) for s in prepared.turn.sequences])
-        seconds = {"prefix": prepared.prefix_seconds, **laps}
-        each = [*(total.shifts[name].condition for name in names), *seconds.values()]
-        figures = torch.tensor([rows.losses.mean().item(), before, after or 0.0, *each], dtype=torch.float64)
-        loss, before, measured, *each = self.collectives.broadcast(figures).tolist()
-        return TurnReport(
-            turn=self.turns,
-            edits=len(prepared.turn.edits),
-            rows=len(rows.losses),
-            loss=loss,
-            efficacy_before=before,
-            efficacy_after=None if after is None else measured,
-            shift_norms=total.norms,
-            weight_growth=growth,
-            conditions=dict(zip(names, each, strict=False)),
-            seconds=dict(zip(seconds, each[len(names) :], strict=True)),
-            num_pending_rows=num_pending_rows,
-            subjects=sum(s.subject is not None for s in prepared.turn.sequences) if self.config.subject_modules else None,
-        )
-
-    def _exact(self, name: str) -> Tensor:
-        """A module's weight in float32: its master, the weight itself where it is float32, else a copy."""
-        master = self.masters.get(name)
-        return self.modules[name].weight.data.float() if master is None else master
-
-    def _total(self, passes: Sequence["_Pass"]) -> "_Pass":
-        """What all passes did together."""
-        if len(passes) == 1:
-            return passes[0]
-        shifts = {name: Shift.total([p.shifts[name] for p in passes if p.shifts]) for name in self.modules}
-        return _Pass(shifts, {name: self._whole_norm(name, shift.squared_norm()) for name, shift in shifts.items()})
-
-    def _check_change(self, first: "_Pass", rows: TurnRows) -> None:
-        for name, norm in first.norms.items():
-            if norm == 0 and len(rows.keys[name]):
-                raise TurnRefused(f"the shift of {name} is 0, so nothing would change")
-        if self._changes(first.shifts):
-            return
-        dtype = str(next(iter(self.modules.values())).weight.dtype).removeprefix("torch.")
-        raise TurnRefused(
-            f"its shifts are too small to change any {dtype} weight; expected a larger learning rate than {self.config.learning_rate:g}"
-        )
-
-    def _changes(self, shifts: dict[str, Shift]) -> bool:
-        """Whether any weight would be another after these shifts; the same answer on all shards."""
-        changes = any(shift.changes(self._exact(name), self.modules[name].weight.data) for name, shift in shifts.items())
-        return bool(self.collectives.all_reduce_sum(torch.tensor(float(changes))) > 0)
-
-    def _commit(self, shifts: dict[str, Shift], lifelong: Lifelong) -> None:
-        self._add(shifts)
-        self.lifelong = lifelong
+    def _commit(self, last: Solution, statistics: LifelongStatistics) -> None:
+        self.weights.add(last.shifts)
+        self.lifelong = statistics
         self.turns += 1
 
-    def _add(self, shifts: dict[str, Shift]) -> None:
-        for name, shift in shifts.items():
-            weight, exact = self.modules[name].weight.data, self._exact(name)
-            shift.add_to(exact)
-            if exact is not weight:
-                weight.copy_(exact)
-
-    def _held(self) -> list[Tensor]:
-        """What a turn changes in place."""
-        return [*self.weights().values(), *self.masters.values()]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """Shifts of one pass over a turn, and their Frobenius norms, by module; empty where there was nothing to do."""
-
-    shifts: dict[str, Shift]
-    norms: dict[str, float]
+    def _report(
+        self, prepared: PreparedTurn, rows: TurnRows, passes: TurnPasses, efficacy_after: float | None, seconds: dict[str, float]
+    ) -> TurnReport:
+        turn = prepared.turn
+        return make_report(
+            turn,
+            rows,
+            passes.total(),
+            self.weights.growth(),
+            self.collectives,
+            number=self.turns,
+            efficacy_after=efficacy_after,
+            num_pending_rows=passes.num_pending_rows,
+            seconds={"prefix": prepared.prefix_seconds, **seconds},
+            num_subjects=sum(s.subject is not None for s in turn.sequences) if self.config.subject_modules else None,
+        )
 
 
-class _Clock:
-    """Wall time of consecutive phases."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.laps[phase], self._last = now - self._last, now
-
-
-def _squared_norm(weight: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(weight, dtype=torch.float32)
-    return norm.double().square()
-
-
-def _digest(weight: Tensor) -> str:
-    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
-
-
-def _mean_accuracy(correct: Tensor, lengths: Sequence[int]) -> float:
-    shares = [part.double().mean() for part in correct.split(list(lengths))]
-    return float(torch.stack(shares).mean())
-
-
-def _check_finite(finite: Tensor, turn: Turn, chosen: Sequence[int]) -> None:
-    if finite.all():
-        return
-    culprits = tuple(sorted(turn.order[i] for i, good in zip(chosen, finite.tolist(), strict=True) if not good))
-    raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)
+def _resolve_sites(decoder: Decoder, config: EditorConfig) -> tuple[dict[str, nn.Linear], dict[str, Site]]:
+    """The edited modules by name, and at which rows each of them is edited."""
+    at_answers = resolve(decoder, config.modules)
+    at_subjects = resolve(decoder, config.subject_modules) if config.subject_modules else {}
+    for name in at_answers.keys() & at_subjects.keys():
+        raise InputError(f"subject_modules: {name} is among modules too; a module is edited at the answer or at the subject, not at both")
+    modules = at_answers | at_subjects
+    return modules, {name: "subject" if name in at_subjects else "answer" for name in modules}

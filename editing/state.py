@@ -1,11 +1,17 @@
 """An editor's lifelong state as one safetensors file: edited weights, their float32 masters, and statistics of all edits.
 
-Small beside the model: the edited matrices, once or twice, and two vectors per module shape; second moments or sketches of
-them, where the method's options want them. The prefix, the head and everything else is the base model's and is not stored.
+    weight.MODULE  master.MODULE                 (d_out, d_in), whole; the master in float32, if there is one
+    mean.SHAPE  sum_of_squares.SHAPE             (d_in + d_out,) float64 moments; of modules edited at subjects, ``subject.SHAPE``
+    preserved.MODULE  sketch.MODULE              (d_in, d_in) or (up to rank + 1, d_in) float64, what the preserving ridge knows
+    whitening.MODULE                             (d_out, d_out) float64, second moment of value gradients
+    metadata                                     ``turns``, and ``counts``: rows or tokens behind each of the statistics
+
+SHAPE is ``640x2048``: ``d_in`` and ``d_out``. The file is small beside the model: prefix, head and all other weights are the base
+model's and are not stored.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +22,21 @@ from torch import Tensor
 
 from editing.editor import Editor
 from editing.errors import InputError
-from editing.method.lifelong import Lifelong
+from editing.method.features import Features
+from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
 from editing.method.preserve import ExactRidge, SketchRidge
-from editing.method.second_moments import Features, SecondMoment
+from editing.method.second_moments import SecondMoment
 from editing.sharding.shards import Shape
 
 _AT_SUBJECTS = "subject."
-"""Before the shape, of moments of modules that are edited at the subjects."""
+"""Comes before the shape in keys of modules that are edited at the subjects."""
 
 
 def save_state(editor: Editor, path: Path) -> None:
-    """Write the state of an editor to a file. Of shards, which all call this, one writes for all, and weights are whole."""
-    tensors = {f"{kind}.{name}": tensor.cpu() for kind, held in _held(editor).items() for name, tensor in editor.whole(held)}
+    """Write the state of an editor to a file. All shards call this; the first one writes for all, and the weights are whole."""
+    tensors = {f"weight.{name}": weight.cpu() for name, weight in editor.weights.whole()}
+    tensors |= {f"master.{name}": master.cpu() for name, master in editor.weights.whole_masters()}
     counts = {}
     for prefix, held in (("", editor.lifelong.moments), (_AT_SUBJECTS, editor.lifelong.subject_moments)):
         for shape, moments in held.items():
@@ -57,10 +65,10 @@ def load_state(editor: Editor, path: Path) -> None:
             counts: dict[str, Any] = json.loads(metadata["counts"])
             turns = int(metadata["turns"])
             _check_same(path, editor, {name: s for name, s in slices.items() if name.startswith(("weight.", "master."))})
-            held = {kind: {name: editor.shards[name].cut(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
+            held = {kind: {name: editor.shards[name].slice(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
             lifelong = _lifelong(editor, slices, counts)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: is damaged or no stored state ({error})") from None
+        raise InputError(f"{path}: is damaged, or not a stored state ({error}); resume from another checkpoint") from None
     _check_options(path, editor, lifelong)
     for kind, targets in _held(editor).items():
         for name, target in targets.items():
@@ -69,30 +77,30 @@ def load_state(editor: Editor, path: Path) -> None:
 
 
 def stored_weights(path: Path) -> dict[str, Tensor]:
-    """The edited weights of a stored state by module name, whole."""
+    """The whole edited weights of a stored state, by module name."""
     with safe_open(path, "pt") as file:
         return {name.removeprefix("weight."): file.get_tensor(name) for name in file.keys() if name.startswith("weight.")}  # noqa: SIM118
 
 
-def _held(editor: Editor) -> dict[str, dict[str, Tensor]]:
-    """What this worker holds of the tensors that a state stores whole, by kind and module name."""
-    return {"weight": editor.weights(), "master": editor.masters}
+def _held(editor: Editor) -> dict[str, Mapping[str, Tensor]]:
+    """This worker's slices of the tensors that a state stores whole, by kind and module name."""
+    return {"weight": editor.weights, "master": editor.weights.masters}
 
 
 def _second_moments(editor: Editor) -> Iterator[tuple[str, int, Tensor]]:
-    """Key, count and whole tensor of all that is kept a module. Of a sketch the squares are its last line."""
+    """Key, count and whole tensor of the statistics that are kept per module. The last row of a sketch is its squares."""
     for name, ridge in editor.lifelong.preserved.items():
         if isinstance(ridge, ExactRidge):
             yield f"preserved.{name}", ridge.count, ridge.moment.total
         elif isinstance(ridge, SketchRidge):
-            yield f"sketch.{name}", ridge.count, _of_keys(editor, name).whole(torch.cat((ridge.directions, ridge.squares.unsqueeze(0))))
+            yield f"sketch.{name}", ridge.count, _of_keys(editor, name).all_gather(torch.cat((ridge.directions, ridge.squares.unsqueeze(0))))
     for name, second in editor.lifelong.whitening.items():
         yield f"whitening.{name}", second.count, second.total
 
 
-def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) -> Lifelong:
-    """What was stored of statistics, those of shapes and those of modules."""
-    device, lifelong = editor.decoder.device, Lifelong()
+def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) -> LifelongStatistics:
+    """The stored statistics, of shapes and of modules."""
+    device, lifelong = editor.decoder.device, LifelongStatistics()
     for key, count in counts.items():
         kind, _, name = key.partition(".")
         if not name:
@@ -107,7 +115,7 @@ def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) ->
         elif kind == "preserved":
             lifelong.preserved[name] = ExactRidge(SecondMoment(count, tensor))
         else:
-            *directions, squares = _of_keys(editor, name).held(tensor).split([len(tensor) - 1, 1])
+            *directions, squares = _of_keys(editor, name).slice(tensor).split([len(tensor) - 1, 1])
             lifelong.preserved[name] = SketchRidge(count, directions[0].contiguous(), squares[0].contiguous(), editor.config.preserve_rank)
     return lifelong
 
@@ -121,22 +129,22 @@ def _moments(slices: dict[str, Any], key: str, count: int, device: torch.device)
 
 
 def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
-    wanted = {f"{kind}.{name}": (editor.shards[name], t.dtype) for kind, held in _held(editor).items() for name, t in held.items()}
-    for name in sorted(wanted.keys() ^ found.keys()):
-        raise InputError(f"{path}: {'has no' if name in wanted else 'has a'} {name}, so it belongs to other modules or another precision")
-    for name, (part, dtype) in wanted.items():
-        shape, stored = (part.shape[1], part.shape[0]), found[name][:0].dtype
+    expected = {f"{kind}.{name}": (editor.shards[name], t.dtype) for kind, held in _held(editor).items() for name, t in held.items()}
+    for name in sorted(expected.keys() ^ found.keys()):
+        raise InputError(f"{path}: {'has no' if name in expected else 'has a'} {name}, so it belongs to other modules or another precision")
+    for name, (shard, dtype) in expected.items():
+        shape, stored = (shard.shape[1], shard.shape[0]), found[name][:0].dtype
         if tuple(found[name].get_shape()) != shape or stored != dtype:
             raise InputError(f"{path}: {name} is {tuple(found[name].get_shape())} {stored}; this model's is {shape} {dtype}")
 
 
-def _check_options(path: Path, editor: Editor, lifelong: Lifelong) -> None:
+def _check_options(path: Path, editor: Editor, lifelong: LifelongStatistics) -> None:
     config = editor.config
-    wanted = {"preserve": config.preserve != "off", "whiten": config.whiten, "subject_modules": bool(config.subject_modules)}
+    expected = {"preserve": config.preserves, "whiten": config.whiten, "subject_modules": bool(config.subject_modules)}
     found = {"preserve": bool(lifelong.preserved), "whiten": bool(lifelong.whitening), "subject_modules": bool(lifelong.subject_moments)}
-    for name in wanted if lifelong.moments else ():
-        if wanted[name] != found[name]:
-            raise InputError(f"{path}: was written {'without' if wanted[name] else 'with'} {name}; give the options that its run began with")
+    for name in expected if lifelong.moments else ():
+        if expected[name] != found[name]:
+            raise InputError(f"{path}: was written {'without' if expected[name] else 'with'} {name}; give the options that its run began with")
 
 
 def _key(shape: Shape) -> str:

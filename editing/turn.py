@@ -1,11 +1,17 @@
-"""A turn: the edits that share one shift per module, in the order that the method wants them."""
+"""A turn: the edits that share one shift per module, on its way from requests to a report.
+
+    EditRequest --tokenize--> TokenizedEdit --in_turns--> Turn --prefix--> PreparedTurn --apply_turn--> TurnReport
+
+Inside a turn the edits are sorted by input length, longest first, and then cut into groups, as in the published code.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from editing.method.rows import Site
 from editing.model.prefix import Prefixed
-from editing.model.tokenization import AnswerSequence, Site, encode
+from editing.model.tokenization import AnswerSequence, encode
 from editing.requests import EditRequest
 
 
@@ -15,7 +21,7 @@ class TokenizedEdit:
 
     Attributes:
         request: The request.
-        sequence: Prompt and target: what is written, and the probe of efficacy.
+        sequence: Prompt and target: what is edited in, and the probe of efficacy.
         rephrase: Rephrased prompt and target, the probe of generalization, or ``None``.
         locality: Locality prompt and answer, the probe of specificity and retention, or ``None``. Where the request
             has no locality answer, the sequence has one row and no meaningful answer.
@@ -34,7 +40,7 @@ class TokenizedEdit:
 
     @property
     def probes(self) -> dict[str, AnswerSequence]:
-        """What the edit is measured on, by name: its kind, numbered from 0 where a request may have several of the kind."""
+        """Sequences that the edit is measured on, by name: the kind of probe, numbered from 0 where a request may have several."""
         single = {"sequence": self.sequence, "rephrase": self.rephrase, "locality": self.locality}
         several = {f"{kind}.{i}": s for kind, all in (("persona", self.persona), ("multi_hop", self.multi_hop)) for i, s in enumerate(all)}
         return {name: sequence for name, sequence in single.items() if sequence is not None} | several
@@ -42,12 +48,12 @@ class TokenizedEdit:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Edits of one turn, longest input first (stable), which decides who shares a group.
+    """Edits of one turn, longest input first (a stable sort). The order decides which edits share a group.
 
     Attributes:
-        edits: In the method's order.
+        edits: The edits in this order.
         order: ``order[i]`` is the position of ``edits[i]`` among the requests as they were given.
-        superseded: Edits that are no part of it, since a later one of the same turn gives their prompt another target.
+        superseded: Edits that are not applied, since a later edit of the same turn gives their prompt another target.
         before: Number of turns before it in its run.
     """
 
@@ -58,30 +64,32 @@ class Turn:
 
     @classmethod
     def of(cls, edits: Sequence[TokenizedEdit], superseded: Sequence[TokenizedEdit] = (), *, before: int = 0) -> "Turn":
+        """A turn of edits in the order of their requests."""
         order = sorted(range(len(edits)), key=lambda i: -len(edits[i].sequence.input_ids))
         return cls(tuple(edits[i] for i in order), tuple(order), tuple(superseded), before)
 
     @property
-    def as_asked(self) -> list[TokenizedEdit]:
+    def in_request_order(self) -> list[TokenizedEdit]:
         """The edits in the order of their requests."""
         return [edit for _, edit in sorted(zip(self.order, self.edits, strict=True), key=lambda pair: pair[0])]
 
     @property
     def sequences(self) -> list[AnswerSequence]:
+        """Prompt and target of each edit."""
         return [edit.sequence for edit in self.edits]
 
     def shares(self, group_size: int, num_replicas: int, *, row_cost: float = 1.0) -> list[list[int]]:
-        """Whole groups dealt out to replicas, the costliest first, each to whom has least to do so far.
+        """Deal whole groups to replicas: the costliest group first, each to the replica with the least work so far.
 
-        Who gets the first group moves on from turn to turn, so that turns of few groups keep all busy in turn.
+        Ties go to another replica in each turn, so that turns of few groups keep all replicas busy by and by.
 
         Args:
             group_size: Edits of a group.
-            num_replicas: How many there are; those that get no group have nothing to do in this turn.
-            row_cost: What a row costs in the head, in tokens that go through the layers.
+            num_replicas: Number of replicas. One that gets no group has no work in this turn.
+            row_cost: Cost of a row in the head, in tokens that go through the layers.
 
         Returns:
-            Per replica the positions of its edits, in their order.
+            Per replica, the positions of its edits in ascending order.
         """
         groups = [range(a, min(a + group_size, len(self.edits))) for a in range(0, len(self.edits), group_size)]
         sequences = self.sequences
@@ -95,20 +103,20 @@ class Turn:
         return [sorted(share) for share in dealt]
 
     def group_row_counts(self, group_size: int, site: Site = "answer") -> list[int]:
-        """Rows at a site of each group; the last one may hold fewer edits."""
+        """Rows at a site of each group. The last group may have fewer edits."""
         lengths = [len(s.rows(site)) for s in self.sequences]
         return [sum(lengths[a : a + group_size]) for a in range(0, len(lengths), group_size)]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedTurn:
-    """A turn whose prefix has been run.
+    """A turn that has gone through the prefix.
 
     Attributes:
         turn: The turn.
         prefixed: This replica's sequences of it.
-        prefix_seconds: Time of the prefix that falls to this turn.
-        shares: Per replica the positions of its edits in the turn.
+        prefix_seconds: This turn's share of the time that the prefix took.
+        shares: Per replica, the positions of its edits in the turn.
     """
 
     turn: Turn
@@ -116,25 +124,38 @@ class PreparedTurn:
     prefix_seconds: float
     shares: list[list[int]] = field(default_factory=list)
 
+    def only(self, chosen: Sequence[int], replica: int) -> "PreparedTurn":
+        """Chosen edits of the turn, as a turn of their own.
+
+        Args:
+            chosen: Positions of the edits, in ascending order.
+            replica: The replica whose sequences these are.
+        """
+        new_position = {position: number for number, position in enumerate(chosen)}
+        turn = replace(self.turn, edits=tuple(self.turn.edits[i] for i in chosen), order=tuple(self.turn.order[i] for i in chosen))
+        own = [number for number, position in enumerate(self.shares[replica]) if position in new_position]
+        shares = [[new_position[i] for i in share if i in new_position] for share in self.shares]
+        return replace(self, turn=turn, prefixed=self.prefixed.select(own), shares=shares)
+
 
 @dataclass(frozen=True, slots=True)
 class TurnReport:
     """What one turn did.
 
     Attributes:
-        turn: Number of the turn, the first is 1.
+        turn: Number of the turn, from 1.
         edits: Number of edits.
         rows: Number of answer tokens.
         loss: Mean cross-entropy over all rows before the shift, in nats.
-        efficacy_before: Mean share of answer tokens that were right before the shift.
-        efficacy_after: The same after it; ``None`` if it was not measured.
+        efficacy_before: Share of answer tokens that were right before the shift; mean over the edits.
+        efficacy_after: The same after the shift; ``None`` if it was not measured.
         shift_norms: Frobenius norm of each module's shift.
-        weight_growth: By how much the Frobenius norm of each module's weight has grown since before the first edit, as a share of it.
+        weight_growth: Growth of the Frobenius norm of each module's weight since before the first edit, as a share of it.
         conditions: Condition number of each module's solve, estimated; the largest of all passes.
-        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply``, ``measure``, and ``refine``, all passes
-            after the first, where there may be some.
-        num_pending_rows: Rows that were not settled before each pass; 0 at the end where all became so before the passes ran out.
-        subjects: Edits with a subject in their prompt; ``None`` where no module is edited there.
+        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply`` and ``measure``; and of ``refine``, all
+            passes after the first, if the configuration allows more than one.
+        num_pending_rows: Pending rows before each pass; the last number is 0 if the turn ended for lack of them.
+        subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
     """
 
     turn: int
@@ -174,17 +195,22 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
 
 
 def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int, *, before: int = 0) -> Iterator[Turn]:
-    """Cut a stream of edits into turns, ``before`` of which were before it; the last one may be short.
+    """Cut a stream of edits into turns; the last one may be short.
 
-    Two targets for one prompt would be blended by the turn's one solve: the later one wins, the other is set aside.
+    One solve would blend two targets for the same prompt. So the later edit wins, and the earlier one is superseded.
+
+    Args:
+        edits: The edits in the order of their requests.
+        edits_per_turn: Edits of a full turn.
+        before: Number of turns before these in their run.
     """
     pending: list[TokenizedEdit] = []
     superseded: list[TokenizedEdit] = []
     for edit in edits:
         new = edit.request
-        if beaten := [p for p in pending if p.request.prompt == new.prompt and p.request.target != new.target]:
+        if earlier := [p for p in pending if p.request.prompt == new.prompt and p.request.target != new.target]:
             pending = [p for p in pending if p.request.prompt != new.prompt or p.request.target == new.target]
-            superseded += beaten
+            superseded += earlier
         pending.append(edit)
         if len(pending) == edits_per_turn:
             yield Turn.of(pending, superseded, before=before)

@@ -11,7 +11,7 @@ from editing import InputError, ModelError
 from editing.config import MethodOptions
 from editing.files import pretrained
 from editing.files.checkpoint_files import weight_files
-from editing.memory.budget import Footprint, MemoryPlan, Work, make_plan, memory_parts, show_size
+from editing.memory.budget import Footprint, MemoryPlan, Work, make_plan, memory_breakdown, show_size
 from editing.memory.calibration import ROWS_AN_EDIT, Forecast, Rates, outlook
 from editing.model.decoder import Decoder
 from editing.model.modules import describe_editable, resolve
@@ -107,7 +107,7 @@ def _about(skeleton: PreTrainedModel, decoder: Decoder, options: PlanOptions) ->
 
 def _memory(decoder: Decoder, footprint: Footprint, work: Work, options: PlanOptions) -> tuple[list[tuple[str, str]], MemoryPlan | None]:
     """Whether a device holds it: whole, a shard of it, or with layers streamed."""
-    whole = {name: size for name, size in memory_parts(footprint, work, 0, True).items() if size}
+    whole = {name: size for name, size in memory_breakdown(footprint, work, 0, True).items() if size}
     if not decoder.is_tied:
         whole["embedding table"] = decoder.table.weight.numel() * footprint.itemsize
     need = _of_a_shard(whole, decoder, footprint, options.shards)

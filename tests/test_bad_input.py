@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from editing import editor
+from editing import editor as editor_module
+from editing import turn_capture
 from editing.files import pretrained
 from editing.method.shift import Shift
 from orchestrator.run import coordinator
@@ -529,10 +530,10 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
 
 MOMENTS = {
     "the model is loaded": (pretrained, "load"),
-    "gradients are captured": (editor, "capture"),
+    "gradients are captured": (turn_capture, "capture"),
     "a turn is committed": (Shift, "add_to"),
     "the sample is watched": (Worker, "measure_health"),
-    "the model is saved": (editor, "save_edited"),
+    "the model is saved": (editor_module, "save_edited"),
     "edits are evaluated": (Worker, "evaluate"),
     "text is generated": (Worker, "generate"),
     "plots are drawn": (coordinator, "plot_run"),

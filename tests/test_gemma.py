@@ -97,7 +97,7 @@ def test_the_largest_turn_takes_the_feature_form(gemma: Path) -> None:
         editor = Editor(model, tokenizer, EditorConfig(modules=("model.layers.15.mlp.up_proj",), learning_rate=1e-5, solve=form))
         editor.apply_turn(editor.prepare([turn])[0], measure=False)
         weights[form] = editor.modules["model.layers.15.mlp.up_proj"].weight.clone()
-        base = editor._originals["model.layers.15.mlp.up_proj"]
+        base = editor.weights.originals["model.layers.15.mlp.up_proj"]
         editor.restore()
     assert (weights["row"] - weights["d_in"]).norm() / (weights["row"] - base).norm() < 1e-3
 

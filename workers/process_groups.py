@@ -200,7 +200,7 @@ class GroupCollectives:
         padded.narrow(dim, 0, held.shape[dim]).copy_(held)
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self._groups.shards)
-        return shard.join([whole.narrow(dim, 0, size) for whole, size in zip(parts, sizes, strict=True)]).to(held.device)
+        return shard.gather([whole.narrow(dim, 0, size) for whole, size in zip(parts, sizes, strict=True)]).to(held.device)
 
     def run_on_first(self, action: Callable[[], None]) -> None:
         failure: Exception | None = None

@@ -3,8 +3,8 @@
     process | head, norms | table, if tied | layers m .. L-1 | edited weights below | masters | two slots | work | hidden states
               `---------------- stay: m is the smallest number of streamed layers that fits --------'
 
-Weights are counted exactly, from the model's parameters without memory. ``work`` is what a pass needs beside them: it is
-estimated from the largest batch, generously, since nothing can be taken back once a pass runs.
+Weights are counted exactly, from the model's parameters on the meta device. ``work`` is what a pass needs beside them. It is
+estimated from the largest batch, and generously, since a pass that runs cannot be made smaller.
 """
 
 import os
@@ -20,26 +20,26 @@ from torch import nn
 
 from editing.config import MethodOptions
 from editing.errors import InputError
-from editing.method.lifelong import second_moments_bytes
-from editing.method.reference_text import PORTION
+from editing.method.preserve import is_exact
 from editing.model.decoder import HEAD_CHUNK_ELEMENTS, Decoder
+from editing.model.token_keys import PORTION_TOKENS
 from editing.sharding.shards import Shape
 
 MIB = 2**20
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _MARGIN = 0.1
-"""Share of the free memory that ``auto`` leaves alone."""
+"""Share of the free memory that ``auto`` does not use."""
 _TOKENS_AN_EDIT = 32
 _ROWS_AN_EDIT = 5
-"""Guesses of an edit's length; longer ones are read past the estimate, shorter ones are the rule."""
+"""Estimates of the length of an edit; most are shorter."""
 
 
 def parse_size(text: str) -> int | None:
     """Bytes of ``6GiB``, ``800MB`` or ``5e9``; ``None`` for ``auto``.
 
     Raises:
-        InputError: It is none of these.
+        InputError: It is neither a size nor ``auto``.
     """
     if text.strip().lower() == "auto":
         return None
@@ -54,14 +54,14 @@ def parse_size(text: str) -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process may take on a device, less a margin: of a GPU what is free, else what the machine and its control groups leave."""
+    """Bytes that this process may use on a device, with a margin left: free memory of a GPU, else what the machine and its control groups allow."""
     if device.type == "cuda":
         return int((1 - _MARGIN) * torch.cuda.mem_get_info(device)[0])
     return int((1 - _MARGIN) * min([_available(), *_group_limits()])) + resident_bytes()
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -69,7 +69,7 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far, in bytes."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -85,21 +85,21 @@ def show_size(size: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes of a model's parts in the precision in which it is held.
+    """Sizes of a model, in bytes of the precision in which it is loaded where not said otherwise.
 
     Attributes:
-        layers: Of each layer's weights.
-        edited: Of each layer's edited weights.
-        rest: Of the head, the norms and a table that is also the head; a table of its own stays on disk.
-        masters: Of the edited weights' float32 copies.
+        layers: Of the weights of each layer.
+        edited: Of the edited weights of each layer.
+        rest: Of the head, the norms, and an embedding table that is also the head; another embedding table stays on disk.
+        masters: Of the float32 copies of the edited weights.
         widest: Of the largest single weight of a layer.
         start: Lowest edited layer.
         itemsize: Of one weight.
-        hidden: Width of the hidden states.
-        inner: Largest input or output of a layer's linears.
+        hidden: Width of the hidden states, in features.
+        inner: Largest input or output of the linears of a layer, in features.
         vocabulary: Entries of the head.
         modules: Number of edited modules.
-        shapes: ``(d_in, d_out)`` of each of them.
+        shapes: ``(d_in, d_out)`` of each edited module.
     """
 
     layers: tuple[int, ...]
@@ -117,7 +117,7 @@ class Footprint:
 
     @classmethod
     def of(cls, decoder: Decoder, modules: Mapping[str, nn.Linear], dtype: torch.dtype) -> "Footprint":
-        """Of a model whose parameters may lie on the meta device."""
+        """Of a model whose parameters may be on the meta device."""
         item = dtype.itemsize
         layers = [[p.numel() * item for p in layer.parameters()] for layer in decoder.layers]
         edited = [0] * decoder.num_layers
@@ -146,12 +146,12 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What decides the memory beside the weights.
+    """What decides how much memory a run needs beside the weights.
 
     Attributes:
         batch_tokens: Padded tokens in one physical batch.
         edits_per_turn: Edits that share one shift per module.
-        process: Bytes that the process has before anything is loaded.
+        process: Bytes that the process uses before anything is loaded.
         masters: Whether float32 copies of the edited weights are kept.
         method: The method's options.
     """
@@ -169,17 +169,17 @@ class MemoryPlan:
 
     Attributes:
         budget: Bytes that may be used.
-        parts: Bytes by what they are for; together the expected peak.
-        streamed: Layers, from the lowest, that are read when a pass comes to them.
+        breakdown: Bytes by use; their sum is the expected peak.
+        streamed: Number of layers, from the lowest, that are read when a pass needs them.
         start: Lowest edited layer.
-        num_layers: All layers.
+        num_layers: Number of all layers.
         masters: Whether float32 copies of the edited weights are kept.
-        hidden_limit: Bytes of hidden states that may wait in memory at a time.
+        hidden_limit: Bytes of hidden states that may be in memory at a time.
         read_bytes: Bytes that one pass over the streamed layers reads.
     """
 
     budget: int
-    parts: dict[str, int]
+    breakdown: dict[str, int]
     streamed: int
     start: int
     num_layers: int
@@ -189,34 +189,47 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        return sum(self.parts.values())
+        """Expected peak, in bytes."""
+        return sum(self.breakdown.values())
 
 
 def make_plan(footprint: Footprint, work: Work, budget: int) -> MemoryPlan:
-    """The plan that streams the fewest layers; float32 masters are given up only if nothing else would do.
+    """The plan that streams the fewest layers. Float32 masters are dropped only if no other plan fits.
+
+    Args:
+        footprint: Sizes of the model.
+        work: What else needs memory.
+        budget: Bytes that may be used.
 
     Raises:
-        InputError: The budget is too small for any. The message names the smallest that works.
+        InputError: The budget is too small for any plan. The message names the smallest that works.
     """
     choices = [(m, masters) for masters in dict.fromkeys((work.masters, False)) for m in range(len(footprint.layers) + 1)]
-    needs = {choice: memory_parts(footprint, work, *choice) for choice in choices}
-    for (streamed, masters), parts in needs.items():
-        spare = budget - sum(parts.values())
+    breakdowns = {choice: memory_breakdown(footprint, work, *choice) for choice in choices}
+    for (streamed, masters), breakdown in breakdowns.items():
+        spare = budget - sum(breakdown.values())
         if spare >= 0:
-            limit = parts["hidden states"] // 3 + spare // 4
+            limit = breakdown["hidden states"] // 3 + spare // 4
             read = sum(footprint.layers[:streamed]) - sum(footprint.edited[:streamed])
-            return MemoryPlan(budget, parts, streamed, footprint.start, len(footprint.layers), masters, limit, read)
-    least = min(needs.values(), key=lambda parts: sum(parts.values()))
+            return MemoryPlan(budget, breakdown, streamed, footprint.start, len(footprint.layers), masters, limit, read)
+    least = min(breakdowns.values(), key=lambda breakdown: sum(breakdown.values()))
     smallest = -(-sum(least.values()) // MIB)
-    spent = ", ".join(f"{name} {show_size(size)}" for name, size in least.items() if size)
-    raise InputError(f"device_memory: {show_size(budget)} is too little for this model; the smallest that works is {smallest}MiB: {spent}")
+    uses = ", ".join(f"{name} {show_size(size)}" for name, size in least.items() if size)
+    raise InputError(f"device_memory: {show_size(budget)} is too little for this model; the smallest that works is {smallest}MiB: {uses}")
 
 
-def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool) -> dict[str, int]:
-    """Bytes by what they are for, if so many layers are streamed."""
+def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: bool) -> dict[str, int]:
+    """Bytes by use, if a number of layers is streamed.
+
+    Args:
+        footprint: Sizes of the model.
+        work: What else needs memory.
+        streamed: Number of streamed layers, from the lowest.
+        masters: Whether float32 copies of the edited weights are kept.
+    """
     slots = sorted(a - b for a, b in zip(footprint.layers[:streamed], footprint.edited[:streamed], strict=True))[-1:] * min(2, streamed)
     of_turn = work.edits_per_turn * _TOKENS_AN_EDIT
-    at_once = max(of_turn, PORTION if work.method.preserves_text else 0)
+    at_once = max(of_turn, PORTION_TOKENS if work.method.preserves_text else 0)
     tokens = min(work.batch_tokens, at_once)
     return {
         "process": work.process,
@@ -233,8 +246,24 @@ def memory_parts(footprint: Footprint, work: Work, streamed: int, masters: bool)
     }
 
 
+def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) -> int:
+    """Bytes of the statistics of one module beside its moments, while a turn makes new ones from the old.
+
+    Args:
+        shape: ``(d_in, d_out)`` of the module.
+        options: Which statistics are kept, and in which form.
+        num_tokens: Tokens of a turn whose keys are in memory.
+    """
+    (d_in, d_out), total = shape, 0
+    if options.preserves:
+        rows = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
+        copies = 3 + options.preserves_text + (options.passes > 1)  # further passes use the system of the first one
+        total += copies * 8 * rows * d_in + 4 * num_tokens * d_in
+    return total + (3 * 8 * d_out**2 if options.whiten else 0)
+
+
 def _work_bytes(footprint: Footprint, tokens: int, rows: int, streamed: int, masters: bool) -> int:
-    """The largest of what a pass forward, a pass back, the head, a solve and a checkpoint take; they never run at once."""
+    """The largest of what a forward pass, a backward pass, the head, a solve and a checkpoint need. They never run at the same time."""
     item, d, inner = footprint.itemsize, footprint.hidden, footprint.inner
     forward = tokens * (6 * d + 3 * inner) * item + footprint.widest
     kept_layers = len(footprint.layers) - footprint.start if streamed <= footprint.start else 1
@@ -255,7 +284,7 @@ def _available() -> int:
 
 
 def _group_limits() -> list[int]:
-    """What the control groups of this process, of either version, still allow."""
+    """Bytes that the control groups of this process, of either version, still allow."""
     found = []
     for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         try:

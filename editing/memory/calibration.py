@@ -1,4 +1,4 @@
-"""How fast this machine multiplies and reads: a second's measurement, for a forecast and for choosing a lookahead."""
+"""How fast this machine multiplies and reads, measured in a second; for a forecast of a run and for the choice of a lookahead."""
 
 import time
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from editing.model.matmul import full_speed
 _READ_BYTES = 2**28
 _TOKENS = 1024
 _MAX_LOOKAHEAD = 32
-"""Turns in a window at most: a run is checkpointed between windows."""
+"""Most turns in a window. A run is checkpointed between windows."""
 
 USUAL_LOOKAHEAD = 4
 TOKENS_AN_EDIT = 17
 ROWS_AN_EDIT = 3
-"""Tokens and answer tokens of CounterFact's and zsRE's edits, about; a guess for any other input."""
+"""Tokens and answer tokens of an edit, about, in CounterFact and zsRE; an estimate for any other input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Rates:
     """What a machine does in a second.
 
     Attributes:
-        flops: Of a large matrix product in the model's precision.
-        read: Bytes read from the model's files; from the page cache, if they lie there.
+        flops: Floating-point operations of a large matrix product in the model's precision.
+        read: Bytes read from the model's files, or from the page cache if they are in it.
     """
 
     flops: float
@@ -36,7 +36,14 @@ class Rates:
 
     @classmethod
     def measure(cls, footprint: Footprint, dtype: torch.dtype, device: torch.device, file: Path | None) -> "Rates":
-        """Measure on the model's shapes and its own file, the better of two each."""
+        """Measure on the model's shapes and its own file.
+
+        Args:
+            footprint: Sizes of the model.
+            dtype: Precision of its weights.
+            device: Where its layers run.
+            file: A file of its weights; ``None`` if nothing is read.
+        """
         left = torch.randn(_TOKENS, footprint.hidden, device=device).to(dtype)
         right = torch.randn(footprint.inner, footprint.hidden, device=device).to(dtype)
         with torch.no_grad(), full_speed(device):
@@ -46,15 +53,15 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """How a run within a memory plan will go.
+    """What a run within a memory plan will take.
 
     Attributes:
-        lookahead: Turns that go through the streamed layers in one pass: enough that reading hides behind computing, and so
-            many that no short window is left at the end, which would read all layers for a few turns.
-        read_seconds: Of one pass over the streamed layers.
-        pass_seconds: What they compute in one pass of ``lookahead`` turns.
-        hidden_bytes: Of the hidden states of so many turns.
-        turn_seconds: Of one turn, its share of the pass included.
+        lookahead: Turns that go through the streamed layers in one pass: enough to hide reading behind computing, and chosen
+            so that the last window is not a short one, which would read all layers for a few turns.
+        read_seconds: Time to read the streamed layers once.
+        pass_seconds: Time to compute one pass of ``lookahead`` turns through them.
+        hidden_bytes: Size of the hidden states of ``lookahead`` turns.
+        turn_seconds: Time of one turn, with its share of the pass.
     """
 
     lookahead: int
@@ -65,7 +72,15 @@ class Forecast:
 
     @classmethod
     def of(cls, footprint: Footprint, plan: MemoryPlan, rates: Rates, edits_per_turn: int, *, num_edits: int | None = None) -> "Forecast":
-        """From sizes and rates, and the number of edits to come, if it is known."""
+        """Forecast from sizes and rates.
+
+        Args:
+            footprint: Sizes of the model.
+            plan: Where its layers are.
+            rates: Speed of the machine.
+            edits_per_turn: Edits of a turn.
+            num_edits: Edits to come; ``None`` if the number is not known.
+        """
         tokens = edits_per_turn * TOKENS_AN_EDIT
         prefix, suffix = sum(footprint.layers[: plan.start]), sum(footprint.layers[plan.start :])
         prefix_seconds = 2 * tokens * prefix / footprint.itemsize / rates.flops
@@ -85,10 +100,19 @@ class Forecast:
 
 
 def outlook(footprint: Footprint, plan: MemoryPlan, forecast: Forecast, *, where: str, pinned: bool, lookahead: int) -> list[tuple[str, str]]:
-    """What a run within a budget will do, for a person: topics, and a line on each."""
-    parts = ", ".join(f"{name} {show_size(size)}" for name, size in plan.parts.items() if size)
+    """What a run within a budget will do, for a person: topics, and a line on each.
+
+    Args:
+        footprint: Sizes of the model.
+        plan: Where its layers are.
+        forecast: What the run will take.
+        where: What the layers are read from, in words.
+        pinned: Whether they are kept in pinned CPU memory once they have been read.
+        lookahead: Turns that will go through them in one pass.
+    """
+    uses = ", ".join(f"{name} {show_size(size)}" for name, size in plan.breakdown.items() if size)
     last = plan.num_layers - 1
-    lines = [("memory", f"{show_size(plan.budget)} allowed, {show_size(plan.peak)} expected: {parts}")]
+    lines = [("memory", f"{show_size(plan.budget)} allowed, {show_size(plan.peak)} expected: {uses}")]
     if not plan.streamed:
         lines.append(("layers", "all stay in memory"))
     else:
@@ -106,7 +130,7 @@ def _lookahead(plan: MemoryPlan, forecast: Forecast, lookahead: int) -> str:
     waiting = forecast.hidden_bytes * share
     place = "memory" if waiting <= plan.hidden_limit else f"memory up to {show_size(plan.hidden_limit)}, then on disk"
     beside = f"about {forecast.read_seconds:.1f} s of reading beside {forecast.pass_seconds * share:.1f} s of computing"
-    return f"{lookahead} turn{'s' * (lookahead > 1)} a pass: {beside}; {show_size(waiting)} of hidden states wait in {place}"
+    return f"{lookahead} turn{'s' * (lookahead > 1)} a pass: {beside}; {show_size(waiting)} of hidden states are kept in {place}"
 
 
 def _clamp(turns: float) -> int:
@@ -114,7 +138,7 @@ def _clamp(turns: float) -> int:
 
 
 def _evened(lookahead: int, turns: int | None) -> int:
-    """Turns a window, where all windows are to be about as long."""
+    """Turns in a window, for windows of about the same length."""
     if turns is None:
         return lookahead
     return max(1, min(_MAX_LOOKAHEAD, -(-turns // max(1, round(turns / lookahead)))))

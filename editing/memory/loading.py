@@ -1,4 +1,7 @@
-"""Load a model within a memory budget: any model that fits on the disk."""
+"""Load a model within a memory budget. Any model that fits on the disk can be loaded.
+
+configuration --meta device--> skeleton without weights --plan--> weights that stay are read, the others by a LayerStream
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -17,17 +20,17 @@ from editing.memory.streaming import LayerStream
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
 
-Choose = Callable[[Decoder], tuple[str, ...]]
-"""Patterns of the modules to edit, given a decoder whose weights are not there yet."""
+ChooseModules = Callable[[Decoder], tuple[str, ...]]
+"""Gives the patterns of the modules to edit, for a decoder whose weights are not loaded yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Budgeted:
-    """A model whose lower layers may lie on disk.
+class BudgetedModel:
+    """A model whose lower layers may be on disk.
 
     Attributes:
-        model: The model; only what stays has its weights.
-        decoder: Runs it.
+        model: The model. Only what stays in memory has its weights.
+        decoder: Runs the model.
         reader: Reads its weights.
         dtype: Precision of the weights in memory.
         plan: Where its layers are.
@@ -41,11 +44,11 @@ class Budgeted:
 
     @property
     def originals(self) -> "StoredWeights":
-        """The modules' weights as they were before the first edit, by module name."""
+        """The weights from before the first edit, by module name."""
         return StoredWeights(self.reader, self.dtype)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if isinstance(self.decoder.residency, LayerStream):
             self.decoder.residency.close()
         self.reader.close()
@@ -53,7 +56,7 @@ class Budgeted:
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """Weights of modules by name, read from disk each time they are asked for."""
+    """Weights of modules by name. Each access reads from disk."""
 
     def __init__(self, reader: WeightReader, dtype: torch.dtype) -> None:
         self._reader, self._dtype = reader, dtype
@@ -68,14 +71,14 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self._reader.files.shapes)
 
 
-def plan_within(folder: Path, budget: int, work: Work, *, choose: Choose, dtype: pretrained.DTypeName = "auto") -> MemoryPlan:
-    """Where a model's layers would be within a budget; nothing of its weights is read.
+def plan_within(folder: Path, budget: int, work: Work, *, choose: ChooseModules, dtype: pretrained.DTypeName = "auto") -> MemoryPlan:
+    """Where a model's layers would be within a budget. No weight is read.
 
     Args:
         folder: Folder of the model.
-        budget: Bytes: resident memory of the process on a CPU, else the device's.
+        budget: Bytes: of resident memory of the process on a CPU, else of the device.
         work: What needs memory beside the weights.
-        choose: Says which modules will be edited.
+        choose: Names the modules that will be edited.
         dtype: As for :func:`editing.files.pretrained.load`.
 
     Raises:
@@ -88,9 +91,9 @@ def plan_within(folder: Path, budget: int, work: Work, *, choose: Choose, dtype:
 
 
 def load_planned(
-    folder: Path, plan: MemoryPlan, *, choose: Choose, device: torch.device, dtype: pretrained.DTypeName = "auto", pinned: bool = False
-) -> Budgeted:
-    """Load a causal language model, frozen and in evaluation mode, as far as it stays in memory.
+    folder: Path, plan: MemoryPlan, *, choose: ChooseModules, device: torch.device, dtype: pretrained.DTypeName = "auto", pinned: bool = False
+) -> BudgetedModel:
+    """Load a causal language model, frozen and in evaluation mode. Layers that are streamed get no weights yet.
 
     Args:
         folder: Folder of the model.
@@ -127,11 +130,11 @@ def load_planned(
     _move_buffers(skeleton, device)
     skeleton.generation_config = pretrained.load_generation_config(folder, skeleton)
     pretrained.check_causal(folder, skeleton, lambda input_ids: _first_segment(decoder, input_ids))
-    return Budgeted(skeleton, decoder, reader, precision, plan)
+    return BudgetedModel(skeleton, decoder, reader, precision, plan)
 
 
-def _chosen(decoder: Decoder, choose: Choose) -> dict[str, nn.Linear]:
-    """The modules to edit; none for a model that is measured only."""
+def _chosen(decoder: Decoder, choose: ChooseModules) -> dict[str, nn.Linear]:
+    """The modules to edit; none if the model is only measured."""
     patterns = choose(decoder)
     return resolve(decoder, patterns) if patterns else {}
 
@@ -142,7 +145,7 @@ def _skeleton(folder: Path, dtype: pretrained.DTypeName) -> PreTrainedModel:
 
 
 def _fill(model: nn.Module, reader: WeightReader, dtype: torch.dtype, device: torch.device, stays: Callable[[str], bool]) -> None:
-    """Read the weights that stay; tied ones once."""
+    """Read the weights that stay in memory, each tied one once."""
     table = model.get_input_embeddings().weight  # type: ignore[operator]
     tied = sum(p is table for _, p in model.named_parameters(remove_duplicate=False)) > 1
     read: dict[int, nn.Parameter] = {}
@@ -157,10 +160,10 @@ def _fill(model: nn.Module, reader: WeightReader, dtype: torch.dtype, device: to
 
 
 def _leave_on_disk(decoder: Decoder, reader: WeightReader, dtype: torch.dtype) -> None:
-    """Let the embedding table read the rows that a batch asks for, and no others."""
+    """Let the embedding table read only the rows that a batch needs."""
     table, device = decoder.table, decoder.device
     name = next(name for name, module in decoder.model.named_modules() if module is table) + ".weight"
-    table.padding_idx = None  # it only matters to a gradient, and may lie beyond the rows read
+    table.padding_idx = None  # it matters to gradients only, and may be beyond the rows read
 
     def read_rows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         ids, places = inputs[0].unique(return_inverse=True)

@@ -1,10 +1,10 @@
-"""Decoder layers that are read from disk when a pass comes to them, so that a model need not fit in memory.
+"""Decoder layers that are read from disk when a pass needs them, so that a model need not fit in memory.
 
     disk --reader thread--> slot A | slot B --> layers i, i + 1, ...      layers m .. L-1 and the head stay
 
-While one layer computes, the next one is read into the other slot. What a slot holds is used again if a pass begins with
-it, as the way down does with the layer at which the way up ended. With a GPU a slot has pinned memory beside its place on
-the device, and is copied over on a stream of its own.
+While one layer computes, the next one is read into the other slot. A pass that begins with a layer that is still in a slot uses
+it again, as the backward pass does with the last layer of the forward pass. On a GPU a slot has pinned CPU memory beside its memory
+on the device, and is copied there on a CUDA stream of its own.
 """
 
 from collections.abc import Collection, Generator
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from editing.files.reader import WeightReader
 from editing.memory.heap import trim
-from editing.model.hidden_store import Shelf
+from editing.model.hidden_store import HiddenStore
 
 _ALIGNMENT = 64
 
@@ -25,15 +25,15 @@ class LayerStream:
     """Residency of a model whose lower layers are streamed.
 
     Args:
-        layers: The decoder's layers. Weights of the streamed ones lie on the meta device.
-        path: The layers' name in the model.
-        reader: Reads them.
+        layers: The decoder's layers. Weights of the streamed ones are on the meta device.
+        path: Name of the list of layers in the model.
+        reader: Reads their weights.
         streamed: Number of layers, from the lowest, that are streamed.
-        fixed: Names of weights of streamed layers that are in memory all the same: the edited ones.
+        fixed: Names of weights of streamed layers that stay in memory: the edited ones.
         dtype: Precision of the weights in memory.
-        device: Where they go.
-        hidden_limit: Bytes of hidden states that may wait in memory; ``None`` for no limit.
-        pinned: With a GPU, keep what was read in the CPU's pinned memory, so that each layer is read from disk once.
+        device: Where the weights go.
+        hidden_limit: Bytes of hidden states that may be in memory; ``None`` for no limit.
+        pinned: On a GPU, keep what was read in pinned CPU memory, so that each layer is read from disk once.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class LayerStream:
     def holds(self, first: int, stop: int) -> bool:
         return first >= self.num_streamed
 
-    def shelf(self) -> Shelf:
-        return Shelf(limit=self._hidden_limit, move=self.device.type != "cpu")
+    def hidden_store(self) -> HiddenStore:
+        return HiddenStore(limit=self._hidden_limit, move=self.device.type != "cpu")
 
     def close(self) -> None:
         """End the reader thread."""
         self._thread.shutdown()
 
     def _request(self, layer: int | None, busy: "_Slot | None" = None) -> None:
-        """Begin to read the layer that will be wanted next, if there is one, in a slot that is not busy."""
+        """Begin to read the next layer, if there is one, into a slot that is not busy."""
         if layer is None or any(slot.layer == layer for slot in self._slots):
             return
         free = next((slot for slot in self._slots if slot is not busy), None)
@@ -105,7 +105,7 @@ class LayerStream:
 
 
 _Weight = tuple[nn.Module, str, str, nn.Parameter]
-"""A module, its parameter's own name and full name, and the parameter without memory that stands in its place."""
+"""A module, its parameter's own name and full name, and the placeholder on the meta device."""
 
 
 def _weights_of(layer: nn.Module, path: str, fixed: Collection[str]) -> list[_Weight]:
@@ -118,7 +118,7 @@ def _weights_of(layer: nn.Module, path: str, fixed: Collection[str]) -> list[_We
 
 
 def _layout(weights: list[_Weight], dtype: torch.dtype) -> tuple[list[int], int]:
-    """Where each weight begins in a slot, in bytes, and the bytes of all."""
+    """Offset of each weight in a slot, and the size of all, in bytes."""
     offsets, end = [], 0
     for *_, parameter in weights:
         offsets.append(end)
@@ -139,12 +139,12 @@ class _Slot:
     def begin(self, layer: int, weights: list[_Weight], kept: dict[int, Tensor] | None, thread: ThreadPoolExecutor) -> None:
         """Begin to read a layer."""
         if self._ready is not None:
-            self._ready.exception()  # a read that nobody waited for, since its pass was broken off
+            self._ready.exception()  # of a read that nobody waited for, since its pass ended early
         self.layer = layer
         self._ready = thread.submit(self._fill, layer, weights, kept)
 
     def wait(self) -> None:
-        """Until the layer is there. Raises what reading it raised."""
+        """Wait until the layer is in memory. Raises what reading it raised."""
         assert self._ready is not None
         try:
             self._ready.result()
@@ -160,7 +160,7 @@ class _Slot:
             module._parameters[leaf] = nn.Parameter(view, requires_grad=False)
 
     def detach(self, weights: list[_Weight]) -> None:
-        """Take the weights out of their modules again, so that nobody computes with what the slot holds next."""
+        """Take the weights out of their modules, so that nothing computes with the next content of the slot."""
         for module, leaf, _, placeholder in weights:
             module._parameters[leaf] = placeholder
         if self._cuda:
@@ -189,7 +189,7 @@ class _Slot:
 
 
 class _CudaCopy:
-    """From pinned memory to a slot on a GPU, on a stream of its own, beside what computes."""
+    """Copies from pinned memory to a slot on a GPU, on a stream of its own, while the GPU computes."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._size, self._device = size, device
@@ -199,7 +199,7 @@ class _CudaCopy:
         self._pinned: Tensor | None = None
 
     def pinned(self) -> Tensor:
-        """The slot's own pinned memory, once the last copy out of it is done."""
+        """The slot's own pinned memory, once the last copy from it is done."""
         if self._pinned is None:
             self._pinned = torch.empty(self._size, dtype=torch.uint8, pin_memory=True)
         if self._filled is not None:
@@ -207,7 +207,7 @@ class _CudaCopy:
         return self._pinned
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Queue the copy, behind what still computes with the slot's last content."""
+        """Queue the copy behind what still computes with the slot's last content."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             if self._free is not None:
                 self._stream.wait_event(self._free)
@@ -216,10 +216,10 @@ class _CudaCopy:
             self._filled.record(self._stream)
 
     def wait(self) -> None:
-        """Let what computes from now on come after the copy."""
+        """Let what is queued from now on wait for the copy."""
         torch.cuda.current_stream(self._device).wait_event(self._filled)
 
     def release(self) -> None:
-        """What was queued so far is the last to use the content."""
+        """Mark what is queued so far as the last to use the content."""
         self._free = torch.cuda.Event()
         self._free.record(torch.cuda.current_stream(self._device))

@@ -1,33 +1,34 @@
 """What an editor keeps of the edits so far: statistics of their keys and value gradients, of a size that does not grow.
 
-An edit counts once, with what was captured before its turn's first shift. Everything here is immutable: a turn makes new
-objects, and the commit puts them in the old ones' place.
+An edit counts once, with what was captured before its turn's first shift. Everything here is immutable: a turn makes new objects,
+and its commit replaces the old ones. So a turn that fails leaves the statistics as they were.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from editing.config import MethodOptions
+from editing.method.features import Features
 from editing.method.moments import Moments
-from editing.method.preserve import PreservingRidge, begin, is_exact
-from editing.method.second_moments import Features, SecondMoment
-from editing.model.rows import TurnRows
-from editing.model.tokenization import Site
+from editing.method.preserve import PreservingRidge, empty_ridge
+from editing.method.rows import Site, TurnRows
+from editing.method.second_moments import SecondMoment
 from editing.sharding.collectives import Collectives
 from editing.sharding.shards import LinearShard, Shape
 
 
 @dataclass(frozen=True, slots=True)
-class Lifelong:
+class LifelongStatistics:
     """Statistics of all turns so far.
 
     Attributes:
-        moments: By module shape ``(d_in, d_out)``, of keys and value gradients together, of the modules edited at the answers.
-        subject_moments: The same of those edited at the subjects.
-        preserved: By module, of the keys of all tokens, where the ridge preserves.
-        whitening: By module, of value gradients, where they are whitened.
+        moments: By module shape ``(d_in, d_out)``: moments of ``[K | G]`` of the modules edited at the answers.
+        subject_moments: The same of the modules edited at the subjects.
+        preserved: By module, what the preserving ridge knows of the keys of all tokens; empty if it does not preserve.
+        whitening: By module, the second moment of value gradients; empty if they are not whitened.
     """
 
     moments: dict[Shape, Moments] = field(default_factory=dict)
@@ -42,53 +43,51 @@ class Lifelong:
         shards: Mapping[str, LinearShard],
         options: MethodOptions,
         collectives: Collectives,
-    ) -> "Lifelong":
-        """These and one more turn's. All workers call this.
+    ) -> "LifelongStatistics":
+        """These statistics with those of one more turn. All workers call this.
 
         Args:
-            rows: All rows of the turn, with the keys of all tokens where the ridge preserves.
-            group_sizes: At each site, rows of each group that has some.
+            rows: All rows of the turn; with the keys of all tokens if the ridge preserves.
+            group_sizes: At each site, the number of rows of each group that has some.
             shards: What this worker holds of each module.
-            options: Which statistics are wanted.
+            options: Which statistics are kept.
             collectives: How partial results become whole.
         """
-        at_answers, at_subjects = dict(self.moments), dict(self.subject_moments)
-        preserved, whitening = dict(self.preserved), dict(self.whitening)
+        result = LifelongStatistics(dict(self.moments), dict(self.subject_moments), dict(self.preserved), dict(self.whitening))
         for name, shard in shards.items():
-            keys, gradients, site = rows.keys[name], rows.value_gradients[name], rows.site(name)
-            added = _whole(Moments.of_groups(torch.cat((keys, gradients), dim=1), group_sizes[site], options.moments), shard, collectives)
-            moments = at_answers if site == "answer" else at_subjects
-            before = moments.get(shard.shape)
-            moments[shard.shape] = before.merge(added) if before else added
-            if options.preserve != "off":
-                features = Features(shard, "keys", collectives)
-                ridge = preserved.get(name) or begin(options.preserve, features, options.preserve_rank, keys.device)
-                preserved[name] = ridge.update(rows.tokens[name], features)
+            gradients, site = rows.value_gradients[name], rows.site(name)
+            z = torch.cat((rows.keys[name], gradients), dim=1)
+            result._add_moments(site, _whole(Moments.of_groups(z, group_sizes[site], options.moments), shard, collectives), shard.shape)
+            if options.preserves:
+                result._add_keys(name, rows.tokens[name], Features(shard, "keys", collectives), options)
             if options.whiten:
-                features = Features(shard, "values", collectives)
-                second = whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
-                whitening[name] = second.add(features.broadcast(features.whole(gradients)))
-        return Lifelong(at_answers, at_subjects, preserved, whitening)
+                result._add_gradients(name, gradients, Features(shard, "values", collectives))
+        return result
 
     def at(self, site: Site) -> dict[Shape, Moments]:
         """Moments of the modules edited at a site."""
         return self.moments if site == "answer" else self.subject_moments
 
+    def _add_moments(self, site: Site, added: Moments, shape: Shape) -> None:
+        moments = self.at(site)
+        moments[shape] = moments[shape].merge(added) if shape in moments else added
 
-def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) -> int:
-    """Bytes of what is kept of one module beside its moments, old and new while a turn is made, with the keys of the turn's tokens."""
-    (d_in, d_out), held = shape, 0
-    if options.preserve != "off":
-        lines = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
-        kept = 3 + options.preserves_text + (options.passes > 1)  # further passes solve the first one's system
-        held += kept * 8 * lines * d_in + 4 * num_tokens * d_in
-    return held + (3 * 8 * d_out**2 if options.whiten else 0)
+    def _add_keys(self, name: str, tokens: Tensor, features: Features, options: MethodOptions) -> None:
+        ridge = self.preserved.get(name) or empty_ridge(options.preserve, features, options.preserve_rank, tokens.device)
+        self.preserved[name] = ridge.update(tokens, features)
+
+    def _add_gradients(self, name: str, gradients: Tensor, features: Features) -> None:
+        second = self.whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
+        self.whitening[name] = second.add(features.broadcast(features.all_gather(gradients)))
 
 
 def _whole(held: Moments, shard: LinearShard, collectives: Collectives) -> Moments:
-    """Moments of all features, given those of the held ones. Kept whole on every shard, so that a state does not depend on
-    how the model is cut, and modules of one shape can share them however each is cut."""
+    """Moments of all features, given those of the held ones.
+
+    Every shard keeps all of them. So a stored state does not depend on how the model is sharded, and modules of one shape share
+    moments even if they are sliced along different axes.
+    """
     if shard.axis is None:
         return held
-    mean, sum_of_squares = collectives.all_reduce_sum(shard.spread(torch.stack((held.mean, held.sum_of_squares))))
+    mean, sum_of_squares = collectives.all_reduce_sum(shard.scatter(torch.stack((held.mean, held.sum_of_squares))))
     return Moments(held.count, mean, sum_of_squares)

@@ -9,26 +9,27 @@ deviations), and units merge by the parallel-variance rule (Chan, Golub, LeVeque
     mean  = mean_a + delta * n_b / n
     S     = S_a + S_b + delta^2 * n_a * n_b / n
 
-which is associative: any batching, order or spread over workers gives the same moments.
+    a, b   two sets of rows     n (rows)     mean (f,)     S (f,) sum of squared deviations     f = d_in + d_out
+
+which is associative: any batching, any order and any distribution over workers gives the same moments.
 
 Differences from the published implementation
     * Its scatter of a group is ``m`` times the *unbiased* variance, ``m / (m - 1)`` times too large. That is
       ``rule="published"``, the default, for parity. ``rule="exact"`` uses the scatter itself, which makes the result
       the moments of all rows, whatever the groups.
-    * A group of one row has no unbiased variance; there the published statistics are NaN from then on. Here it adds 0.
-    * After a single row there is no spread to divide by, so normalized features would all be 0 and the first lone edit
-      would change nothing. There, and only there, features are measured against 0: they become their signs, which have
-      the unit scale that later turns have.
+    * A group of one row has no unbiased variance, and the published statistics are NaN from then on. Here it adds 0.
+    * After a single row there is no deviation to divide by. Normalized features would all be 0, and a first turn of one
+      row would change nothing. Then, and only then, features are measured from 0: they become their signs, which have
+      the same unit scale as in later turns.
     * The state is float64 and the count an integer: in float32 a count stops growing at 2**24 rows.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-MomentRule = Literal["published", "exact"]
+from editing.config import MomentRule
 
 EPSILON = torch.finfo(torch.float32).eps
 """Added to the standard deviation and to the degrees of freedom, as published."""
@@ -50,6 +51,7 @@ class Moments:
 
     @classmethod
     def empty(cls, num_features: int, device: torch.device | str = "cpu") -> "Moments":
+        """Of no rows."""
         zeros = torch.zeros(num_features, dtype=torch.float64, device=device)
         return cls(0, zeros, zeros.clone())
 
@@ -58,9 +60,9 @@ class Moments:
         """Moments of consecutive groups of rows.
 
         Args:
-            rows: ``(n, f)``, groups laid end to end.
-            group_sizes: Rows of each group, none of them 0, together ``n``.
-            rule: How a group's scatter is counted.
+            rows: ``(n, f)``, group after group.
+            group_sizes: Rows of each group: none is 0, and their sum is ``n``.
+            rule: How the scatter of a group is counted.
         """
         rows = rows.double()
         result = cls.empty(rows.shape[1], rows.device)
@@ -89,11 +91,11 @@ class Moments:
 
     @property
     def std(self) -> Tensor:
-        """``(f,)`` float64, what features are divided by."""
+        """``(f,)`` float64, the deviations that features are divided by."""
         return (self.sum_of_squares / (self.count - 1 + EPSILON)).sqrt()
 
     def of_features(self, features: Tensor) -> "Moments":
-        """Moments of chosen features alone, given their positions."""
+        """Moments of chosen features only, given their positions."""
         features = features.to(self.mean.device)
         return Moments(self.count, self.mean[features], self.sum_of_squares[features])
 

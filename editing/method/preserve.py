@@ -1,67 +1,69 @@
-"""A ridge that knows what the model is used for: what it holds back is change along the keys of everyday tokens.
+"""The preserving ridge: it holds back change along the keys of tokens that the model is used for.
 
 The published ridge ``r I`` holds back every direction of a key alike. The preserving one adds the lifelong second moment of
-the keys of *all* tokens that went through the edited module, prompts included, and, if asked for, that of a text that no edit
-is about (:mod:`editing.method.reference_text`):
+the keys ``k`` of *all* tokens that went through the edited module, prompts included. A reference text that no edit is about may
+add its own (:mod:`editing.reference_text`):
 
     C = mean k k' + p mean k k'                    over all tokens so far, over the text's (d_in, d_in)
     S = argmin ||K S - T||^2 + r ||S||^2 + w (mean_tokens ||k S||^2 + p mean_text ||k S||^2)
       = (K'K + M)^-1 K'T                           M = r I + w C
       = M^-1 K' (K M^-1 K' + I)^-1 T               an n x n system again, once M is solved for the n keys of the rows
 
-so a shift may change outputs freely where no token has been, and pays ``w`` times what it changes on the average token.
-Keys here are what the solve uses, the module's inputs as they are: the moments normalize keys for the *targets* alone, and
-their changing mean and scale do not touch ``C``. It is a mean, so a weight means the same after 10^2 and 10^6 tokens; and the text has
-a mean of its own, so that it counts as much after 10^6 edits as before the first: ``p`` = 0.3 of what the edits' tokens count.
+    K (n, d_in) keys of the turn's rows     T (n, d_out) targets     r ridge     w preserve_weight     p = 0.3, weight of the text
 
-Two forms give ``M^-1 K'`` and ``K M^-1 K'``, with float64 inside:
+So a shift may change outputs freely where no token has been, and pays ``w`` times its mean squared change on the tokens seen.
+Keys here are the module's inputs as they are, as in the solve: moments normalize keys for the *targets* only, so their changing
+mean and scale do not touch ``C``. ``C`` is a mean, so ``w`` means the same after 10^2 and 10^6 tokens. The text has a mean of its
+own, so it counts as much after 10^6 edits as before the first.
 
-``exact``   keeps the sum of ``k k'`` whole, ``d_in x d_in``, and factors ``M`` by Cholesky each turn: ``M = L L'``, ``X = L^-1 K'``,
+Two forms give ``M^-1 K'`` and ``K M^-1 K'``, in float64:
+
+``exact``   stores the whole sum of ``k k'``, ``d_in x d_in``, and factors ``M`` by Cholesky each turn: ``M = L L'``, ``X = L^-1 K'``,
             ``M^-1 K' = L^-T X``, ``K M^-1 K' = X'X``. For small ``d_in``.
-``sketch``  keeps ``B (rank, d_in)``, a frequent-directions sketch (Liberty 2013; Ghashami et al. 2016), and the exact
-            diagonal of the sum. The sum's residual ``A'A - B'B`` is positive semidefinite and at most ``||A - A_k||_F^2 / (rank - k)``
-            in norm for every ``k < rank``; of it the diagonal is kept, which is known exactly:
+``sketch``  stores ``B (rank, d_in)``, a frequent-directions sketch of all keys ``A`` (Liberty 2013; Ghashami et al. 2016), and the
+            exact diagonal of the sum ``A'A``. The residual ``A'A - B'B`` is positive semidefinite, and its norm is at most
+            ``||A - A_k||_F^2 / (rank - k)`` for every ``k < rank``. Its diagonal is known exactly and is kept:
 
                 C ~ (B'B + D) / N,   D = diag(A'A) - diag(B'B) >= 0
                 M = E + V'V,         E = r I + w D / N diagonal,   V = sqrt(w / N) B
                 M^-1 = E^-1 - E^-1 V' (I + V E^-1 V')^-1 V E^-1                              (Woodbury)
 
-            so a turn solves a rank x rank and an n x n system. A text has ``V`` and ``D`` of its own, which join these. While
-            fewer than ``rank`` tokens or features were seen, it is exact.
+            so a turn solves a rank x rank and an n x n system. A text has its own ``V`` and ``D``, which are added to these.
+            The sketch is exact until it has seen more than ``rank`` tokens.
 
-Where keys are sliced over shards, the sketch's directions stay sliced by feature like the keys themselves, and what travels
-are Gram matrices, of at most ``2 rank`` and ``rank + n`` rows. The exact form lets the keys of the turn's tokens travel, never
-the ``d_in x d_in`` sum, and every shard keeps all of it. Tokens are taken up in the turn's order in blocks of ``rank``,
-whatever the batches and replicas, so every topology has the same sketch. Sketches merge as they grow: the directions of one are
-rows to another, with the same bound.
+Where keys are sliced over shards, the sketch's directions stay sliced by feature, like the keys. Only Gram matrices travel, of at
+most ``2 rank`` and ``rank + n`` rows. In the exact form the keys of the turn's tokens travel, never the ``d_in x d_in`` sum, of
+which every shard keeps a copy. Tokens are added in the turn's order in blocks of ``rank``, whatever the batches and replicas, so
+every topology has the same sketch. Sketches can be merged: the directions of one are rows to another, with the same bound.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from editing.method.second_moments import Features, SecondMoment
-
-PreserveForm = Literal["off", "auto", "exact", "sketch"]
+from editing.config import PreserveForm
+from editing.method.features import Features
+from editing.method.second_moments import SecondMoment
 
 TEXT_WEIGHT = 0.3
-"""Of a text that no edit is about, beside the tokens seen. At 1, retention falls more than perplexity gains (docs/LOG.md, "Everyday text")."""
+"""``p``: weight of the reference text beside the tokens seen. At 1, retention loses more than perplexity gains (docs/LOG.md, "Everyday text")."""
 
 _MAX_EXACT = 2048
-"""Features up to which ``auto`` keeps the exact form: 32 MiB a module, and a Cholesky of 3 GFLOP a turn."""
+"""Features up to which ``auto`` takes the exact form: 32 MiB a module, and a Cholesky of 3 GFLOP a turn."""
 
 
 class System(Protocol):
-    """``M`` of one module in one turn, ready to be solved for keys; all passes of the turn solve the same one."""
+    """``M`` of one module in one turn, ready to be solved for keys. All passes of the turn use the same one."""
 
-    def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+    def solve(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
         """``(M^-1 K')'`` ``(n, held)`` and ``K M^-1 K'`` ``(n, n)``, both float64.
 
         Args:
             keys: ``K`` ``(n, held)``.
-            features: What is held of them.
+            features: The module's keys, of which this worker may hold a slice.
 
         Raises:
             torch.linalg.LinAlgError: Some key is not finite.
@@ -70,7 +72,7 @@ class System(Protocol):
 
 
 class PreservingRidge(Protocol):
-    """The second moment of a module's keys, in either form. Immutable: an update is a new object.
+    """The second moment of the keys of all tokens of one module, in either form. Immutable: an update is a new object.
 
     Attributes:
         count: Tokens so far.
@@ -89,7 +91,7 @@ class PreservingRidge(Protocol):
         Args:
             ridge: ``r``.
             weight: ``w``.
-            text: What a text that no edit is about has left, in the same form.
+            text: The second moment of a reference text, in the same form.
 
         Raises:
             torch.linalg.LinAlgError: Some key is not finite.
@@ -102,7 +104,7 @@ class ExactRidge:
     """Exact form.
 
     Attributes:
-        moment: Of the keys of all tokens, whole on every shard.
+        moment: Second moment of the keys of all tokens, whole on every shard.
     """
 
     moment: SecondMoment
@@ -112,7 +114,7 @@ class ExactRidge:
         return self.moment.count
 
     def update(self, tokens: Tensor, features: Features) -> "ExactRidge":
-        return ExactRidge(self.moment.add(features.whole(tokens)))
+        return ExactRidge(self.moment.add(features.all_gather(tokens)))
 
     def system(self, *, ridge: float, weight: float, text: Self | None = None) -> "ExactSystem":
         system = weight * self.moment.mean()
@@ -128,10 +130,10 @@ class ExactSystem:
 
     lower: Tensor
 
-    def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
-        half = torch.linalg.solve_triangular(self.lower, features.whole(keys).double().T, upper=False)
+    def solve(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        half = torch.linalg.solve_triangular(self.lower, features.all_gather(keys).double().T, upper=False)
         solved = torch.linalg.solve_triangular(self.lower.T, half, upper=True)
-        return features.held(solved.T), features.broadcast(half.T @ half)
+        return features.slice(solved.T), features.broadcast(half.T @ half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class SketchRidge:
         count: Tokens so far.
         directions: ``(up to rank, held)`` float64, ``B``.
         squares: ``(held,)`` float64, the exact diagonal of the sum of ``k k'``.
-        rank: Directions at the most.
+        rank: Most directions that are kept.
     """
 
     count: int
@@ -181,7 +183,7 @@ class SketchSystem:
     directions: Tensor
     diagonal: Tensor
 
-    def through(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+    def solve(self, keys: Tensor, features: Features) -> tuple[Tensor, Tensor]:
         stacked = torch.cat((self.directions, keys.double()))
         gram, rank = features.gram(stacked / self.diagonal.sqrt()), len(self.directions)
         system = gram[:rank, :rank].clone()
@@ -192,27 +194,45 @@ class SketchSystem:
 
 
 def _shrink(rows: Tensor, rank: int, features: Features) -> Tensor:
-    """One step of frequent directions: ``B`` of at most ``rank`` rows with ``B'B <= A'A`` for rows ``A``, the largest directions kept.
+    """One step of frequent directions: at most ``rank`` rows ``B`` with ``B'B <= A'A`` for rows ``A``, made of its largest directions.
 
-    All of them lose what the largest lost one had. So ``B`` changes little where ``A`` does, and rounding stays rounding.
+    Every squared length is reduced by that of the largest direction dropped. So a small change of ``A`` is a small change of ``B``.
     """
     if len(rows) <= rank:
         return rows
     values, vectors = torch.linalg.eigh(features.gram(rows))  # ascending
     values, vectors = values.flip(0), vectors.flip(1)[:, :rank]
     noise = values[0] * len(rows) * torch.finfo(values.dtype).eps
-    kept, lost = values[:rank], values[rank].clamp(min=0)
-    factors = torch.where(kept > noise, ((kept - lost) / kept.clamp(min=noise)).clamp(min=0).sqrt(), 0)
+    kept, dropped = values[:rank], values[rank].clamp(min=0)
+    factors = torch.where(kept > noise, ((kept - dropped) / kept.clamp(min=noise)).clamp(min=0).sqrt(), 0)
     return features.broadcast(factors.unsqueeze(1) * vectors.T) @ rows
 
 
 def is_exact(form: PreserveForm, num_features: int) -> bool:
-    """Whether keys of so many features are kept in the exact form."""
+    """Whether keys of a number of features are stored in the exact form."""
     return form == "exact" or (form == "auto" and num_features <= _MAX_EXACT)
 
 
-def begin(form: PreserveForm, features: Features, rank: int, device: torch.device | str = "cpu") -> PreservingRidge:
-    """Nothing seen yet, in the form asked for. It does not depend on how the model is cut."""
+def empty_ridge(form: PreserveForm, features: Features, rank: int, device: torch.device | str = "cpu") -> PreservingRidge:
+    """A ridge that has seen no token. Its form does not depend on how the model is sharded."""
     if is_exact(form, features.num_features):
         return ExactRidge(SecondMoment.empty(features.num_features, device))
     return SketchRidge.empty(features.num_held, rank, device)
+
+
+def ridges_of_text(
+    keys: Iterable[tuple[str, Tensor]], features: Mapping[str, Features], form: PreserveForm, rank: int, device: torch.device | str = "cpu"
+) -> dict[str, PreservingRidge]:
+    """What the ridges know of a reference text, by module. All workers call this.
+
+    Args:
+        keys: Modules with the keys ``(t, held)`` of tokens of the text; a module may come several times, with further tokens.
+        features: The keys of each module, of which this worker may hold a slice.
+        form: Form of the ridges.
+        rank: Directions of a sketch.
+        device: Where they are kept.
+    """
+    ridges = {name: empty_ridge(form, of_module, rank, device) for name, of_module in features.items()}
+    for name, tokens in keys:
+        ridges[name] = ridges[name].update(tokens, features[name])
+    return ridges

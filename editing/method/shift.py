@@ -1,6 +1,9 @@
 """The closed-form shift of one module in one turn (UltraEdit, arXiv 2505.14679, section 3).
 
-With keys ``K (n, d_in)``, value gradients ``G (n, d_out)``, their normalized forms ``K^``, ``G^`` and the ridge ``r``:
+    K (n, d_in)    keys of the turn's rows              K^, G^   both normalized by the lifelong moments
+    G (n, d_out)   value gradients of the rows          r        strength of the ridge, 1 in the paper
+    T (n, d_out)   targets                              lr       learning rate
+    S (d_in, d_out) shift; added transposed to a linear's weight (d_out, d_in)
 
     T = -lr * ||k^||^2 * g^                       targets, row by row            (n, d_out)
     S = argmin_S ||K S - T||^2 + r ||S||^2        ridge regression
@@ -17,12 +20,12 @@ Differences from the published implementation
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-SolveForm = Literal["auto", "row", "d_in"]
+from editing.config import SolveForm
+from editing.sharding.shards import LinearShard
 
 _BLOCK_ROWS = 64
 _POWER_STEPS = 12
@@ -49,12 +52,12 @@ class Shift:
 
     @classmethod
     def undefined(cls, keys: Tensor, targets: Tensor) -> "Shift":
-        """A shift that is not a number, where there is no solution."""
+        """A shift of NaN, where the system has no solution."""
         return cls(torch.full_like(keys.T, torch.nan), torch.full_like(targets, torch.nan))
 
     @classmethod
     def total(cls, shifts: Sequence["Shift"]) -> "Shift":
-        """The sum of shifts of one module, with the worst of their conditions."""
+        """The sum of several shifts of one module, with the worst of their conditions."""
         if len(shifts) == 1:
             return shifts[0]
         left, right = torch.cat([s.left for s in shifts], dim=1), torch.cat([s.right for s in shifts])
@@ -62,13 +65,13 @@ class Shift:
 
     @classmethod
     def nothing(cls, keys: Tensor, values: Tensor) -> "Shift":
-        """No change, where there are no rows; the widths are those of keys and values."""
+        """The shift of no rows, which changes nothing; its widths are those of keys and values."""
         return cls(keys.new_zeros(keys.shape[1], 0), values.new_zeros(0, values.shape[1]), 1.0)
 
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norm, float64, from the factors' Gram matrices; not finite if a factor is not.
 
-        Of a shift whose features are sliced it is the slice's own: the sum over slices is that of the whole.
+        Where features are sliced over shards it is that of the slice. The sum over shards is that of the whole shift.
         """
         left, right = self.left.double(), self.right.double()
         return ((left.T @ left) * (right @ right.T)).sum()
@@ -82,13 +85,13 @@ class Shift:
         weight.addmm_(self.right.T, self.left.T)
 
     def changes(self, exact: Tensor, stored: Tensor) -> bool:
-        """Whether ``exact`` with the shift, rounded to ``stored``'s dtype, differs from ``stored`` anywhere.
+        """Whether ``exact`` plus the shift, rounded to the dtype of ``stored``, differs from ``stored`` anywhere.
 
         Args:
-            exact: ``(d_out, d_in)``, what the shift is added to.
+            exact: ``(d_out, d_in)``, the weight that the shift is added to.
             stored: ``(d_out, d_in)``, the model's weight; the same tensor where it has the factors' dtype.
         """
-        for a in range(0, len(exact), _BLOCK_ROWS):  # most often the first block tells
+        for a in range(0, len(exact), _BLOCK_ROWS):  # the first block mostly decides
             rows = slice(a, a + _BLOCK_ROWS)
             shifted = exact[rows].float().addmm(self.right.T[rows], self.left.T)
             if not torch.equal(shifted.to(stored.dtype), stored[rows]):
@@ -97,7 +100,7 @@ class Shift:
 
 
 def targets(key_norms: Tensor, normalized_gradients: Tensor, learning_rate: float) -> Tensor:
-    """What each row's output shall change by, ``(n, d_out)``.
+    """``T``: by how much the output at each row is to change, ``(n, d_out)``.
 
     Args:
         key_norms: ``(n,)`` squared norms of the normalized keys.
@@ -107,17 +110,35 @@ def targets(key_norms: Tensor, normalized_gradients: Tensor, learning_rate: floa
     return -learning_rate * key_norms.unsqueeze(1) * normalized_gradients
 
 
+def choose_form(form: SolveForm, num_rows: int, shard: LinearShard) -> SolveForm:
+    """``row`` or ``d_in``: the system to solve for a number of rows of a module.
+
+    Args:
+        form: The form of the configuration; ``auto`` takes the smaller system.
+        num_rows: ``n``.
+        shard: What this worker holds of the module. Where keys are sliced, no shard has the whole keys of the d_in form.
+    """
+    if shard.axis == "keys":
+        return "row"
+    if form != "auto":
+        return form
+    return "row" if num_rows <= shard.shape[0] else "d_in"
+
+
 def solve_rows(keys: Tensor, gram: Tensor, targets: Tensor, ridge: float = 1.0) -> Shift:
     """Row form.
 
     Args:
-        keys: ``(n, d_in)``, or a shard's slice of the features.
-        gram: ``(n, n)`` float64, ``K K'`` over *all* features.
-        targets: ``(n, d_out)``, or a shard's slice.
-        ridge: Strength of the ridge.
+        keys: ``K (n, d_in)``, or a shard's slice of the features.
+        gram: ``K K' (n, n)`` float64, over *all* features.
+        targets: ``T (n, d_out)``, or a shard's slice.
+        ridge: ``r``.
+
+    Returns:
+        The shift, or the shard's slice of it.
 
     Raises:
-        torch.linalg.LinAlgError: The system is not positive definite: some key is not finite or beyond float64's range.
+        torch.linalg.LinAlgError: The system is not positive definite: some key is not finite, or beyond float64's range.
     """
     system = gram.clone()
     system.diagonal().add_(ridge)
@@ -127,7 +148,11 @@ def solve_rows(keys: Tensor, gram: Tensor, targets: Tensor, ridge: float = 1.0) 
 
 
 def solve_features(keys: Tensor, targets: Tensor, ridge: float = 1.0) -> Shift:
-    """d_in form, for more rows than features. Arguments as in :func:`solve_rows`, whole features only."""
+    """d_in form, for more rows than features. Arguments as in :func:`solve_rows`, with whole keys only.
+
+    Raises:
+        torch.linalg.LinAlgError: As in :func:`solve_rows`.
+    """
     wide = keys.double()
     system = wide.T @ wide
     system.diagonal().add_(ridge)

@@ -1,8 +1,8 @@
 """Keys and value gradients of a turn's rows: one forward and one backward pass through the suffix.
 
-No parameter requires a gradient. The graph starts at the output of the lowest edited module, and the head sees rows
-only, a chunk at a time: its logits are gone before the backward pass through the layers begins. Sequences do not
-interact, so the mean over a group's rows becomes a weight on each row and any physical batching gives the same rows.
+No parameter requires a gradient. The graph starts at the output of the lowest edited module. The head sees rows only, a chunk at
+a time, and its logits are freed before the backward pass through the layers begins. Sequences do not interact, so the mean over
+a group's rows becomes a weight on each row, and any physical batching gives the same rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from editing.config import DEFAULT_BATCH_TOKENS
+from editing.method.rows import Site, TurnRows
 from editing.model.decoder import Decoder
 from editing.model.matmul import full_speed
-from editing.model.prefix import Carried, PutAside, run_segment
-from editing.model.rows import TurnRows
-from editing.model.tokenization import DEFAULT_BATCH_TOKENS, Batch, Site
+from editing.model.prefix import LayerInputs, StoredBatches, run_segment
+from editing.model.tokenization import Batch
+from editing.sharding.shards import shard_of
 
 HeadGradients = Callable[[list[Tensor], list[Batch]], list[Tensor]]
 """Gradients at the final hidden states of batches that go through the head together."""
@@ -30,7 +32,12 @@ def at_positions(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
-    """Weight of each row in its group's mean, ``(n,)`` float32: one over the group's number of rows."""
+    """Weight of each row in the mean over its group, ``(n,)`` float32: 1 / the group's number of rows.
+
+    Args:
+        answer_lengths: Rows of each sequence, in the order of the turn.
+        group_size: Sequences in a group.
+    """
     lengths = list(answer_lengths)
     weights: list[float] = []
     for a in range(0, len(lengths), group_size):
@@ -42,7 +49,7 @@ def group_weights(answer_lengths: Iterable[int], group_size: int) -> Tensor:
 def capture(
     decoder: Decoder,
     modules: Mapping[str, nn.Linear],
-    inputs: Carried,
+    inputs: LayerInputs,
     weights: Tensor,
     *,
     start: int,
@@ -52,24 +59,25 @@ def capture(
     margin: float = 0.0,
     num_tokens: int | None = None,
 ) -> TurnRows:
-    """Run the suffix forward and back, and keep each module's rows.
+    """Run the suffix forward and back, and copy each module's rows.
 
     Args:
         decoder: The model.
         modules: The edited modules by name.
         inputs: Batches with the hidden states that layer ``start`` receives.
-        weights: ``(n,)`` from :func:`group_weights`.
+        weights: ``(n,)`` of :func:`group_weights`.
         start: First layer of the suffix.
-        sites: Where modules are edited, by name; by default at the answers.
+        sites: Where each module is edited, by name; by default at the answers.
         num_subjects: Rows at the subjects in all batches together.
-        batch_tokens: Padded tokens whose graphs may be kept at once.
-        margin: By how many nats the answer's log-probability must exceed every other token's for a row to be settled.
-        num_tokens: Tokens in all batches together, where the keys of all of them are wanted; else ``None``.
+        batch_tokens: Padded tokens whose graphs may be in memory at once.
+        margin: Nats by which the answer's log-probability must exceed every other token's; a row below it is pending.
+        num_tokens: Tokens in all batches together, if the keys of all of them are to be captured; else ``None``.
     """
     device = decoder.device
     weights = weights.to(device)
     num_rows: dict[Site, int] = {"answer": len(weights), "subject": num_subjects}
-    rows = TurnRows.empty(modules, sites or {}, num_rows, num_tokens=num_tokens, device=device)
+    shards = {name: shard_of(module) for name, module in modules.items()}
+    rows = TurnRows.empty(shards, sites or {}, num_rows, num_tokens=num_tokens, device=device)
     with full_speed(device):
         at_once = decoder.residency.holds(start, decoder.num_layers)
         head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
@@ -78,7 +86,13 @@ def capture(
 
 
 def _capture_at_once(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, rows: TurnRows, start: int, batch_tokens: int, head_gradients: HeadGradients
+    decoder: Decoder,
+    modules: Mapping[str, nn.Linear],
+    inputs: LayerInputs,
+    rows: TurnRows,
+    start: int,
+    batch_tokens: int,
+    head_gradients: HeadGradients,
 ) -> None:
     """Keep the graph of the whole suffix for as many batches as go through the head together."""
     for together in _within(batch_tokens, inputs):
@@ -91,15 +105,21 @@ def _capture_at_once(
 
 
 def _capture_by_segments(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: Carried, rows: TurnRows, start: int, batch_tokens: int, head_gradients: HeadGradients
+    decoder: Decoder,
+    modules: Mapping[str, nn.Linear],
+    inputs: LayerInputs,
+    rows: TurnRows,
+    start: int,
+    batch_tokens: int,
+    head_gradients: HeadGradients,
 ) -> None:
-    """Where the suffix is not in memory at once: up without a graph, then down segment by segment, each run again with one."""
-    received: dict[int, Carried] = {}
+    """Where the suffix is not in memory at once: up without a graph, then down, where each segment runs again with its graph."""
+    received: dict[int, LayerInputs] = {}
     inputs = list(inputs)
     with closing(decoder.residency.segments(start, decoder.num_layers)) as segments:
         for segment in segments:
             received[segment.start] = inputs
-            inputs = PutAside(decoder, run_segment(decoder, inputs, segment))
+            inputs = StoredBatches(decoder, run_segment(decoder, inputs, segment))
     gradients: list[Tensor] = []
     for together in _within(batch_tokens, inputs):
         gradients += head_gradients([final for _, final in together], [batch for batch, _ in together])
@@ -114,7 +134,7 @@ def _capture_by_segments(
                 gradients[k] = leaf.grad if leaf is not None and leaf.grad is not None else gradients[k]
 
 
-def _within(limit: int, inputs: Carried) -> Iterator[list[tuple[Batch, Any]]]:
+def _within(limit: int, inputs: LayerInputs) -> Iterator[list[tuple[Batch, Any]]]:
     """Batches that go through the head together: it reads its whole table once for all their rows."""
     together: list[tuple[Batch, Tensor | None]] = []
     used = 0
@@ -129,21 +149,21 @@ def _within(limit: int, inputs: Carried) -> Iterator[list[tuple[Batch, Any]]]:
 
 
 def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch], *, weights: Tensor, rows: TurnRows, margin: float) -> list[Tensor]:
-    """Gradients of the loss at the final hidden states, ``(B, T, d)`` each; fills in losses, correctness and what is settled."""
+    """Gradients of the loss at the final hidden states, ``(B, T, d)`` each. Fills in losses and which rows are correct or pending."""
     chosen = torch.cat([final.detach().flatten(0, 1)[batch.rows] for final, batch in zip(finals, batches, strict=True)])
     labels, ids = torch.cat([batch.labels for batch in batches]), torch.cat([batch.row_ids for batch in batches])
     at_rows = torch.empty_like(chosen)
-    for part in decoder.head_chunks(len(chosen)):
-        leaf = chosen[part].requires_grad_()
+    for chunk in decoder.head_chunks(len(chosen)):
+        leaf = chosen[chunk].requires_grad_()
         logits = decoder.logits(leaf).float()
-        losses = F.cross_entropy(logits, labels[part], reduction="none")
-        rows.losses[ids[part]] = losses.detach()
-        rows.correct[ids[part]] = correct = logits.detach().argmax(-1) == labels[part]
-        (at_rows[part],) = torch.autograd.grad(losses, leaf, weights[ids[part]])
-        rows.settled[ids[part]] = correct & (_lead(logits.detach(), labels[part]) >= margin) if margin else correct
+        losses = F.cross_entropy(logits, labels[chunk], reduction="none")
+        rows.losses[ids[chunk]] = losses.detach()
+        rows.correct[ids[chunk]] = correct = logits.detach().argmax(-1) == labels[chunk]
+        (at_rows[chunk],) = torch.autograd.grad(losses, leaf, weights[ids[chunk]])
+        rows.pending[ids[chunk]] = ~(correct & (_lead(logits.detach(), labels[chunk]) >= margin) if margin else correct)
     gradients = [torch.zeros_like(final) for final in finals]
-    for gradient, batch, part in zip(gradients, batches, at_rows.split([len(batch.rows) for batch in batches]), strict=True):
-        gradient.flatten(0, 1)[batch.rows] = part
+    for gradient, batch, of_batch in zip(gradients, batches, at_rows.split([len(batch.rows) for batch in batches]), strict=True):
+        gradient.flatten(0, 1)[batch.rows] = of_batch
     return gradients
 
 
@@ -168,18 +188,18 @@ class _Recorder:
             handle.remove()
 
     def _hook(self, name: str) -> Any:
-        positions, numbers = self._batch.at(self._rows.site(name))
+        positions, row_ids = self._batch.at(self._rows.site(name))
 
         def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self._rows.keys[name][numbers] = at_positions(inputs[0], positions)
+            self._rows.keys[name][row_ids] = at_positions(inputs[0], positions)
             if self._rows.tokens:
                 self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
-            if not output.requires_grad:  # nothing edited lies below: the graph starts here
+            if not output.requires_grad:  # no edited module is below this one: the graph starts here
                 output = output.requires_grad_().clone()  # some families add to it in place, which a leaf does not allow
             output.register_hook(store_gradient)
             return output
 
         def store_gradient(gradient: Tensor) -> None:
-            self._rows.value_gradients[name][numbers] = at_positions(gradient, positions)
+            self._rows.value_gradients[name][row_ids] = at_positions(gradient, positions)
 
         return record

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from editing.config import DEFAULT_BATCH_TOKENS
 from editing.model.decoder import Decoder
 from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed, predict
-from editing.model.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
+from editing.model.tokenization import AnswerSequence
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Hidden states put aside until they are asked for again: in memory, and past a limit in a temporary file.
+"""A store for hidden states that a later pass over the layers needs again: in memory, and past a limit in a temporary file.
 
-The file has no name and is gone with the process. It is written and read, not mapped: a full disk is then an error and
-not a signal that ends the process.
+The file has no name and is gone with the process. It is written and read, not mapped: a full disk is then an error, not a
+signal that ends the process.
 """
 
 import os
@@ -15,65 +15,69 @@ from torch import Tensor
 from editing.errors import InputError
 
 
-class Shelf:
-    """Numbered places for tensors.
+class HiddenStore:
+    """Tensors by number.
 
     Args:
-        limit: Bytes that may lie in memory; ``None`` for no limit.
-        move: Copy each tensor to the CPU's memory, which leaves an accelerator's to others.
+        limit: Bytes that may be kept in memory; ``None`` for no limit.
+        move: Copy each tensor to the CPU's memory, which leaves an accelerator's memory free.
     """
 
     def __init__(self, *, limit: int | None = None, move: bool = False) -> None:
-        self._places: dict[int, Tensor | _OnDisk] = {}
+        self._tensors: dict[int, Tensor | _OnDisk] = {}
         self._limit, self._move = limit, move
         self._bytes = 0
         self._file: IO[bytes] | None = None
 
-    def put(self, place: int, tensor: Tensor) -> None:
-        """Put a tensor in a free place.
+    def put(self, number: int, tensor: Tensor) -> None:
+        """Store a tensor under a number that is not used yet.
 
         Raises:
             InputError: It had to go to the disk, which is full.
         """
         size = tensor.numel() * tensor.element_size()
         if self._limit is not None and self._bytes + size > self._limit:
-            self._places[place] = self._write(tensor)
+            self._tensors[number] = self._write(tensor)
             return
         self._bytes += size
-        self._places[place] = tensor.cpu() if self._move else tensor
+        self._tensors[number] = tensor.cpu() if self._move else tensor
 
-    def get(self, place: int) -> Tensor:
-        """The tensor in a place."""
-        held = self._places[place]
-        return held.read() if isinstance(held, _OnDisk) else held
+    def get(self, number: int) -> Tensor:
+        """The tensor with a number.
+
+        Raises:
+            InputError: It is on disk and cannot be read.
+        """
+        stored = self._tensors[number]
+        return stored.read() if isinstance(stored, _OnDisk) else stored
 
     @property
-    def spilled(self) -> int:
-        """Tensors that lie on disk."""
-        return sum(isinstance(held, _OnDisk) for held in self._places.values())
+    def num_on_disk(self) -> int:
+        """Tensors that are on disk."""
+        return sum(isinstance(stored, _OnDisk) for stored in self._tensors.values())
 
-    def select(self, places: Iterable[int]) -> "Shelf":
-        """The tensors of some places, numbered anew from 0; nothing is copied."""
-        chosen = Shelf()
-        chosen._places = {i: self._places[place] for i, place in enumerate(places)}
+    def select(self, numbers: Iterable[int]) -> "HiddenStore":
+        """The chosen tensors, numbered from 0; nothing is copied."""
+        chosen = HiddenStore()
+        chosen._tensors = {i: self._tensors[number] for i, number in enumerate(numbers)}
         return chosen
 
     @staticmethod
-    def join(shelves: Iterable["Shelf"]) -> "Shelf":
-        """All tensors of several shelves, numbered anew from 0; nothing is copied."""
-        joined = Shelf()
-        joined._places = dict(enumerate(held for shelf in shelves for _, held in sorted(shelf._places.items(), key=lambda item: item[0])))
+    def concatenate(stores: Iterable["HiddenStore"]) -> "HiddenStore":
+        """The tensors of several stores, numbered from 0; nothing is copied."""
+        joined = HiddenStore()
+        joined._tensors = dict(enumerate(tensor for store in stores for _, tensor in sorted(store._tensors.items(), key=lambda item: item[0])))
         return joined
 
-    def detached(self) -> "Shelf":
-        """The same with tensors of their own in memory, not views that keep a large one alive."""
-        own = Shelf()
-        own._places = {place: self.get(place).clone() for place in self._places}
+    def copied(self) -> "HiddenStore":
+        """The same with own copies in memory, not views that keep a large tensor alive."""
+        own = HiddenStore()
+        own._tensors = {number: self.get(number).clone() for number in self._tensors}
         return own
 
     def _write(self, tensor: Tensor) -> "_OnDisk":
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="ultraedit-")  # noqa: SIM115  # it lives as long as what is on it
+            self._file = tempfile.TemporaryFile(prefix="ultraedit-")  # noqa: SIM115  # open as long as its tensors are needed
         offset = self._file.seek(0, os.SEEK_END)
         content = tensor.detach().cpu().contiguous()
         try:
@@ -81,14 +85,14 @@ class Shelf:
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"{tempfile.gettempdir()}: hidden states that the memory budget has no room for could not be written ({error.strerror}); "
-                "make room, set TMPDIR to a larger disk, or give a larger --device-memory or a smaller --lookahead"
+                f"{tempfile.gettempdir()}: hidden states that do not fit into the memory budget could not be written ({error.strerror}); "
+                "free some space, set TMPDIR to a larger disk, or give a larger --device-memory or a smaller --lookahead"
             ) from None
         return _OnDisk(self._file, offset, content.shape, content.dtype)
 
 
 class _OnDisk:
-    """Where a tensor lies in a shelf's file."""
+    """Where in a store's file a tensor is."""
 
     def __init__(self, file: IO[bytes], offset: int, shape: torch.Size, dtype: torch.dtype) -> None:
         self._file, self._offset, self._shape, self._dtype = file, offset, shape, dtype
@@ -98,5 +102,5 @@ class _OnDisk:
         buffer = tensor.flatten().view(torch.uint8).numpy()
         self._file.seek(self._offset)
         if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-            raise InputError(f"{tempfile.gettempdir()}: hidden states that were written there could not be read back")
+            raise InputError(f"{tempfile.gettempdir()}: hidden states that were written there could not be read; check the disk, or set TMPDIR")
         return tensor

@@ -1,7 +1,7 @@
-"""When which decoder layers have their weights in memory.
+"""When the weights of which decoder layers are in memory.
 
-A pass over layers goes segment by segment: the weights of one segment are in place, all batches go through it, then the
-next one comes. Where every layer is resident there is one segment, and nothing else to know.
+A pass over layers goes segment by segment: the weights of one segment are in memory, all batches go through it, then the next
+segment comes. Where every layer stays in memory there is one segment.
 """
 
 from collections.abc import Generator
@@ -9,35 +9,35 @@ from typing import Protocol
 
 import torch
 
-from editing.model.hidden_store import Shelf
+from editing.model.hidden_store import HiddenStore
 
 
 class Residency(Protocol):
-    """Puts the weights of layers in place."""
+    """Brings the weights of layers into memory when a pass needs them."""
 
     @property
     def device(self) -> torch.device | None:
-        """Where the layers run; ``None`` if their own weights tell."""
+        """Where the layers run; ``None`` for the device of their own weights."""
         ...
 
     def segments(self, first: int, stop: int, *, down: bool = False) -> Generator[range, None, None]:
         """Cut layers ``first .. stop - 1`` into segments, from below or, with ``down``, from above.
 
-        The weights of a segment are in place until the next one is asked for or the generator is closed.
+        The weights of a segment stay in memory until the next one is requested or the generator is closed.
         """
         ...
 
     def holds(self, first: int, stop: int) -> bool:
-        """Whether layers ``first .. stop - 1`` are one segment, whose weights stay in place."""
+        """Whether layers ``first .. stop - 1`` are one segment whose weights stay in memory."""
         ...
 
-    def shelf(self) -> Shelf:
-        """Room for hidden states that a later segment or pass will ask for."""
+    def hidden_store(self) -> HiddenStore:
+        """A store for hidden states that a later segment or pass needs."""
         ...
 
 
 class Resident:
-    """All layers are in memory all the time."""
+    """All layers stay in memory."""
 
     device: torch.device | None = None
 
@@ -47,5 +47,5 @@ class Resident:
     def holds(self, first: int, stop: int) -> bool:
         return True
 
-    def shelf(self) -> Shelf:
-        return Shelf()
+    def hidden_store(self) -> HiddenStore:
+        return HiddenStore()

@@ -3,27 +3,21 @@
 An answer is ``" " + text``, tokenized without special tokens and appended to the prompt's ids; its last token is not
 fed. The position that *predicts* an answer token is a row: a sequence with ``A`` answer tokens has ``A`` rows, its last
 ``A`` positions. Where the subject of an edit stands in its prompt, the subject's last token is a row of another kind
-(:data:`Site`).
+(:data:`editing.method.rows.Site`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
+from editing.method.rows import SITES, Site
 from editing.ranges import consecutive
-
-Site = Literal["answer", "subject"]
-"""Where in a sequence a module is edited: at the positions that predict the answer, or at the last token of the subject."""
-
-SITES: tuple[Site, ...] = ("answer", "subject")
-
-DEFAULT_BATCH_TOKENS = 2048
-"""Padded tokens in one physical batch: large enough for full matrix-multiply speed on a CPU, small in memory."""
 
 _MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""

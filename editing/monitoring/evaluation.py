@@ -17,10 +17,11 @@ Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_ge
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from editing.config import DEFAULT_BATCH_TOKENS
 from editing.editor import Editor
 from editing.model.decoder import Decoder
 from editing.model.prefix import Prefixed, predict, run_prefix
-from editing.model.tokenization import DEFAULT_BATCH_TOKENS, AnswerSequence
+from editing.model.tokenization import AnswerSequence
 from editing.turn import TokenizedEdit
 
 METRIC_OF = {

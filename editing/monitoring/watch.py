@@ -52,7 +52,7 @@ class Watch:
         """Metrics of each member."""
         self._seat([member for member in self._members if member.prefixed is None])
         edits = [member.edit for member in self._members]
-        prefixed = Prefixed.join([member.prefixed for member in self._members if member.prefixed])
+        prefixed = Prefixed.concatenate([member.prefixed for member in self._members if member.prefixed])
         after = predict_prefixed(self._editor, probe_sequences(edits)[0], prefixed, len(edits))
         return score(edits, after, [member.before or {} for member in self._members])
 
@@ -82,7 +82,7 @@ class Watch:
         editor, edits = self._editor, [member.edit for member in members]
         owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
         for k, member in enumerate(members):
-            member.prefixed = prefixed.select([j for j, (i, _) in enumerate(owners) if i == k]).detached()
+            member.prefixed = prefixed.select([j for j, (i, _) in enumerate(owners) if i == k]).copied()
         if all(member.before is not None for member in members):
             return
         with editor.unedited():

@@ -1,36 +1,37 @@
-"""How a turn's partial results become whole ones: the only thing that differs between one machine and many.
+"""How the partial results of a turn become whole: the only thing that differs between one machine and many.
 
-A model may be cut into shards, each holding a :class:`~editing.sharding.shards.LinearShard` of every edited module, and copied into
-replicas, each capturing some of a turn's groups. Of all that a turn computes, only thin things then need the others'
-part: moments (vectors), Gram matrices (n x n), squared norms (n) and single numbers. Everything that steers a turn comes
-out of one of these methods, so that all shards decide alike, bit for bit: none goes on where another one stops.
+A model may be cut into shards, each with a :class:`~editing.sharding.shards.LinearShard` of every edited module, and copied into
+replicas, each of which captures some of a turn's groups. Only thin things then have to travel: moments (vectors), Gram matrices
+(n x n), squared norms (n) and single numbers. Every decision in a turn is taken on the result of one of these methods. So all
+workers decide alike, bit for bit, and none goes on where another one stops.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from editing.sharding.shards import LinearShard
 
 
 class Collectives(Protocol):
-    """What a worker asks of its fellow workers. All of them call the same methods in the same order.
+    """What a worker asks of the other workers. All of them call the same methods in the same order.
 
     Attributes:
         replica: This worker's replica, from 0.
-        num_replicas: Copies of the model that capture a share of every turn each.
+        num_replicas: Copies of the model, each of which captures a share of every turn.
     """
 
     replica: int
     num_replicas: int
 
     def all_gather_rows(self, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
-        """All lines of a table ``(n, f)`` of which each replica has some.
+        """All rows of a table ``(n, f)``, given the rows of each replica.
 
         Args:
-            table: This replica's lines.
-            shares: Per replica the positions of its lines.
+            table: This replica's rows.
+            shares: Per replica, the positions of its rows.
         """
         ...
 
@@ -39,24 +40,24 @@ class Collectives(Protocol):
         ...
 
     def broadcast(self, value: Tensor) -> Tensor:
-        """The first worker's value of what all workers have computed, each with its own rounding."""
+        """The first worker's value of something that every worker has computed, each with its own rounding."""
         ...
 
     def all_gather_weight(self, held: Tensor, shard: LinearShard) -> Tensor:
-        """The whole ``(d_out, d_in)`` weight of which each shard holds a part, or what else is sliced alike (:meth:`LinearShard.join`)."""
+        """The whole ``(d_out, d_in)`` weight, given this shard's slice; or anything else that :meth:`LinearShard.gather` takes."""
         ...
 
     def run_on_first(self, action: Callable[[], None]) -> None:
         """Let the first worker do something, such as write a file, while the others wait.
 
         Raises:
-            UltraEditError: It failed; on every worker.
+            UltraEditError: It failed. Raised on every worker.
         """
         ...
 
 
 class SingleWorker:
-    """One worker that holds the whole model and sees every row: nothing to do."""
+    """One worker that holds the whole model and sees every row: nothing travels."""
 
     replica = 0
     num_replicas = 1
@@ -75,3 +76,21 @@ class SingleWorker:
 
     def run_on_first(self, action: Callable[[], None]) -> None:
         action()
+
+
+def frobenius_norm(squared: Tensor, shard: LinearShard, collectives: Collectives) -> float:
+    """Frobenius norm of something of a weight's shape; the same number on all workers.
+
+    Args:
+        squared: Its squared norm over the slice that this worker holds.
+        shard: What this worker holds of the module.
+        collectives: How the shards' sums become whole.
+    """
+    over_shards = collectives.all_reduce_sum if shard.axis else collectives.broadcast
+    return float(over_shards(squared).clamp(min=0).sqrt())
+
+
+def rows_of_first_replica(table: Tensor, collectives: Collectives) -> Tensor:
+    """The first replica's bits of a table ``(n, f)`` that every replica has computed, each with its own rounding."""
+    shares = [torch.arange(len(table)), *[torch.arange(0)] * (collectives.num_replicas - 1)]
+    return collectives.all_gather_rows(table[: len(shares[collectives.replica])], shares)

@@ -1,13 +1,13 @@
-"""Which part of a linear a worker holds.
+"""Which slice of a linear a worker holds.
 
-A linear's weight is ``(d_out, d_in)``. A shard holds some of its columns, and then sees slices of the keys, or some of
-its rows, and then sees slices of the value gradients:
+A linear's weight is ``(d_out, d_in)``. A shard holds some of its columns, and then sees slices of the keys ``K``; or some of its
+rows, and then sees slices of the value gradients ``G``:
 
     whole            K (n, d_in)    G (n, d_out)     nothing is sliced
-    axis "keys"      K (n, part)    G (n, d_out)     row-parallel: down_proj, o_proj, fc_out
-    axis "values"    K (n, d_in)    G (n, part)      column-parallel: gate_proj, up_proj, q_proj, fc_in
+    axis "keys"      K (n, slice)   G (n, d_out)     row-parallel: down_proj, o_proj, fc_out
+    axis "values"    K (n, d_in)    G (n, slice)     column-parallel: gate_proj, up_proj, q_proj, fc_in
 
-Whoever cuts a model puts a :class:`LinearShard` on each cut linear as its attribute ``shard``; a linear without one is whole.
+Whoever shards a model puts a :class:`LinearShard` on each sharded linear as its attribute ``shard``. A linear without one is whole.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Shape = tuple[int, int]
 """``(d_in, d_out)`` of a whole linear."""
 
 Ranges = tuple[range, ...]
-"""Features that one shard holds of the sliced axis: one range, or several where fused projections are cut one by one."""
+"""Features of the sliced axis that one shard holds: one range, or several where fused projections are sliced one by one."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class LinearShard:
     Attributes:
         shape: ``(d_in, d_out)`` of the whole linear.
         axis: What is sliced; ``None`` if nothing is.
-        held: Per shard the features that it holds of that axis, in the order in which it holds them.
-        rank: Whose part this is.
+        held: Per shard, the features of that axis that it holds, in the order in which it holds them.
+        rank: Which shard this is.
     """
 
     shape: Shape
@@ -62,14 +62,14 @@ class LinearShard:
         """Positions ``(num_values,)`` of the held value gradients in ``z = [K | G]``."""
         return self.shape[0] + (_positions(self.held[self.rank]) if self.axis == "values" else torch.arange(self.shape[1]))
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Held features' values laid out over all features, for a sum over shards that puts the whole together.
+    def scatter(self, values: Tensor) -> Tensor:
+        """Place the values of held features among all features. The sum over the shards is then whole.
 
         Args:
             values: ``(k, num_keys + num_values)``.
 
         Returns:
-            ``(k, d_in + d_out)``, 0 where another shard speaks for a feature; the first one does for those that all hold.
+            ``(k, d_in + d_out)``, with 0 for features of other shards. Features that all shards hold come from the first one.
         """
         whole = values.new_zeros(len(values), sum(self.shape))
         features = torch.cat((self.key_features, self.value_features)).to(values.device)
@@ -78,28 +78,32 @@ class LinearShard:
             whole[:, slice(self.shape[0], None) if self.axis == "keys" else slice(0, self.shape[0])] = 0
         return whole
 
-    def cut(self, weight: Any) -> Tensor:
-        """This part of a whole ``(d_out, d_in)`` weight, a tensor or an unread slice of a safetensors file."""
-        return take(weight, self.held[self.rank], 1 if self.axis == "keys" else 0) if self.axis else weight[:]
+    def slice(self, weight: Any) -> Tensor:
+        """This shard's slice of a whole ``(d_out, d_in)`` weight: a tensor, or an unread slice of a safetensors file."""
+        return take_ranges(weight, self.held[self.rank], 1 if self.axis == "keys" else 0) if self.axis else weight[:]
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole ``(d_out, d_in)`` weight, given the parts of all shards in their order; or anything else that is sliced alike,
-        such as keys ``(n, d_in)`` or transposed value gradients ``(d_out, n)``."""
+    def gather(self, slices: Sequence[Tensor]) -> Tensor:
+        """The whole of something that is sliced like the weight.
+
+        Args:
+            slices: The slices of all shards in their order: of a ``(d_out, d_in)`` weight, of keys ``(n, d_in)``, or of
+                transposed value gradients ``(d_out, n)``.
+        """
         if not self.axis:
-            return parts[0]
+            return slices[0]
         keys = self.axis == "keys"
-        whole = parts[0].new_empty(len(parts[0]) if keys else self.shape[1], self.shape[0] if keys else parts[0].shape[1])
-        for ranges, part in zip(self.held, parts, strict=True):
-            positions = _positions(ranges).to(part.device)
+        whole = slices[0].new_empty(len(slices[0]) if keys else self.shape[1], self.shape[0] if keys else slices[0].shape[1])
+        for ranges, held in zip(self.held, slices, strict=True):
+            positions = _positions(ranges).to(held.device)
             if keys:
-                whole[:, positions] = part
+                whole[:, positions] = held
             else:
-                whole[positions] = part
+                whole[positions] = held
         return whole
 
 
 def shard_of(linear: nn.Linear) -> LinearShard:
-    """The part that a module holds."""
+    """What this worker holds of a linear."""
     shard: LinearShard | None = getattr(linear, "shard", None)
     return LinearShard((linear.in_features, linear.out_features)) if shard is None else shard
 
@@ -109,7 +113,7 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or isinstance(getattr(module, "shard", None), LinearShard)
 
 
-def take(source: Any, ranges: Ranges, dim: int) -> Tensor:
+def take_ranges(source: Any, ranges: Ranges, dim: int) -> Tensor:
     """Chosen rows (``dim`` 0) or columns (1) of a tensor, or of an unread slice of a safetensors file."""
     pieces = [source[r.start : r.stop] if dim == 0 else source[:, r.start : r.stop] for r in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from editing import InputError, OutOfMemory, UltraEditError
+from editing.config import PreserveForm
 from editing.datasets import FORMATS
 from editing.errors import ran_out_of_memory
-from editing.method.preserve import PreserveForm
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.plan_command import plan_command
 from orchestrator.cli.run_tables import metrics_table, show_diff, show_history, show_run

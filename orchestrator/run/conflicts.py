@@ -88,7 +88,7 @@ class PromptIndex:
 
     def add_turn(self, turn: Turn, number: int, *, applied: bool) -> list[Conflict]:
         """Note a turn's edits if they were applied; what they overrule, earlier edits of the same turn included."""
-        asked = turn.as_asked
+        asked = turn.in_request_order
         found = [conflict for edit in asked if applied and (conflict := self.add(edit.request, edit.record, number))]
         for edit in turn.superseded:
             winner = next(e for e in asked if e.request.prompt == edit.request.prompt)

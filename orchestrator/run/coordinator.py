@@ -236,7 +236,7 @@ class Coordinator:
             report = self.worker.apply(prepared)
         except TurnRefused as error:
             outcome = f"refused: {error}"
-            self._refuse(journal, turn.as_asked, error)
+            self._refuse(journal, turn.in_request_order, error)
             row: dict[str, Any] = {"turn": state.turn, "refused": str(error)}
         else:
             outcome = APPLIED
@@ -292,7 +292,7 @@ class Coordinator:
         state = journal.state
         for number, turn in enumerate(turns, start=state.turn + 1):
             journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=number, outcome=ROLLED_BACK)
-            self._set_aside(journal, turn.as_asked, f"not applied: the run {self._stopped}")
+            self._set_aside(journal, turn.in_request_order, f"not applied: the run {self._stopped}")
 
     def _milestone(self, journal: Journal) -> None:
         state, config = journal.state, self.config

@@ -102,7 +102,7 @@ class Ledger:
         """Append one turn's edits in the order they were asked for, the superseded ones among them."""
         place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}
         own = {id(edit): outcome for edit in turn.edits} | {id(edit): SUPERSEDED for edit in turn.superseded}
-        for edit in sorted((*turn.as_asked, *turn.superseded), key=lambda e: e.record):
+        for edit in sorted((*turn.in_request_order, *turn.superseded), key=lambda e: e.record):
             asked = {name: getattr(edit.request, name) for name in _REQUEST_FIELDS}
             self._pending.append({**place, "record": edit.record, **asked, "outcome": own[id(edit)]})
 

@@ -6,16 +6,14 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from editing.config import EVERYDAY, NONE, MethodOptions, check_choice, check_number, check_whole
+from editing.config import EVERYDAY, NONE, MethodOptions, MomentRule, PreserveForm, check_choice, check_number, check_whole
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
 from editing.memory.budget import parse_size
-from editing.method.moments import MomentRule
-from editing.method.preserve import PreserveForm
-from editing.method.reference_text import read_text
 from editing.model.modules import split_patterns
 from editing.presets import find_preset
+from editing.reference_text import read_text
 from orchestrator.run.governor import Limits
 from workers.worker import WorkerSpec
 

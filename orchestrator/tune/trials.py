@@ -71,7 +71,7 @@ class Trials:
             TurnRefused: The turn's numbers are not finite.
         """
         with self._editing(candidate, 1.0) as editor:
-            squares = sum(float(torch.linalg.vector_norm(weight, dtype=torch.float32)) ** 2 for weight in editor.weights().values())
+            squares = sum(float(torch.linalg.vector_norm(weight, dtype=torch.float32)) ** 2 for weight in editor.weights.values())
             report = editor.apply_turn(self._turns.get(editor, min(len(self._edits), self._edits_per_turn))[0], measure=False)
             shift = sum(norm**2 for norm in report.shift_norms.values()) ** 0.5
             return float(candidate.strength * squares**0.5 / shift)

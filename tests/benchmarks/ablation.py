@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 import editing.model.capture
 from editing import Editor
+from editing.method.rows import TurnRows
 from editing.model import matmul, tokenization
 from editing.model.decoder import Decoder
-from editing.model.rows import TurnRows
 from editing.model.tokenization import Batch
 from editing.turn import Turn
 from tests.benchmarks.workload import relative_difference, seconds

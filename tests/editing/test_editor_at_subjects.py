@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from editing import Editor, EditRequest, InputError
-from editing.model.rows import TurnRows, owners
+from editing.method.rows import TurnRows
+from editing.model.row_positions import row_owners
 from editing.model.tokenization import encode
 from editing.state import load_state, save_state
 from editing.turn import Turn, tokenize
@@ -63,11 +64,12 @@ def test_the_shift_solves_for_the_rows_at_the_subjects_with_moments_of_their_own
     once.apply_turn(turn)
     more.apply_turn(turn)
     start = before if passes == 1 else once
-    rows = start._capture(turn)
+    rows = start.capture(turn)
     sequences = turn.turn.sequences
-    settled = torch.ones(len(sequences), dtype=torch.bool)
-    settled[owners(sequences, "answer")[~rows.settled]] = False
-    pending = ~settled[owners(sequences, "subject")]
+    owners = row_owners(sequences)
+    edits = torch.zeros(len(sequences), dtype=torch.bool)
+    edits[owners["answer"][rows.pending]] = True
+    pending = edits[owners["subject"]]
     assert passes == 1 or len(pending) > pending.sum() > 0
     for name in AT_SUBJECTS:
         (d_in, d_out), keys = start.shards[name].shape, rows.keys[name].double()
@@ -78,21 +80,21 @@ def test_the_shift_solves_for_the_rows_at_the_subjects_with_moments_of_their_own
         goal = -1.5e-3 * normal[:, :d_in].square().sum(1, keepdim=True) * normal[:, d_in:]
         if passes > 1:
             goal[~pending] = 0
-        change = (more.weights()[name] - start.weights()[name]).T.double()
+        change = (more.weights[name] - start.weights[name]).T.double()
         expected = ridge_in_float64(keys, goal, 1.0)
         assert (change - expected).norm() / expected.norm() < 1e-3
 
 
 def test_edits_without_a_subject_leave_these_modules_alone() -> None:
     plain, one = Editor.from_pretrained(editor().model.name_or_path, modules=[ANSWERED], learning_rate=1e-3), with_subjects(passes=2)
-    before = {name: weight.clone() for name, weight in one.weights().items()}
+    before = {name: weight.clone() for name, weight in one.weights.items()}
     nameless = [EditRequest(r.prompt, r.target) for r in requests()]
     plain.apply(nameless[:3])
     (report,) = with_subjects().apply(nameless[:3])
     assert report.shift_norms[ANSWERED] > 0
     reports = one.apply(nameless) + one.apply(requests()) + one.apply(nameless)
     assert [{name for name, norm in r.shift_norms.items() if norm} for r in reports] == [{ANSWERED}, {ANSWERED, *AT_SUBJECTS}, {ANSWERED}]
-    assert all(not torch.equal(one.weights()[name], before[name]) for name in AT_SUBJECTS)
+    assert all(not torch.equal(one.weights[name], before[name]) for name in AT_SUBJECTS)
 
 
 def test_answers_are_edited_as_without_such_modules() -> None:
@@ -100,7 +102,7 @@ def test_answers_are_edited_as_without_such_modules() -> None:
     plain, one = Editor.from_pretrained(editor().model.name_or_path, modules=[ANSWERED], learning_rate=1e-3, cache_prefix=False), with_subjects()
     plain.apply(requests())
     one.apply(requests())
-    torch.testing.assert_close(one.weights()[ANSWERED], plain.weights()[ANSWERED], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.weights[ANSWERED], plain.weights[ANSWERED], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"preserve": "exact", "passes": 2, "whiten": True}, {"preserve": "sketch", "preserve_rank": 8}], ids=str)

@@ -1,13 +1,14 @@
-"""Further passes of a turn settle more rows, count no edit twice, and are applied with the first one or not at all."""
+"""Further passes of a turn leave fewer rows pending, count no edit twice, and are applied with the first one or not at all."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from editing import Editor, TurnRefused
-from editing.model.rows import TurnRows
+from editing.method.rows import TurnRows
 from editing.turn import PreparedTurn, Turn, tokenize
 from tests.support.oracles import ridge_in_float64
 from tests.support.small_editor import FACTS, editor, requests
@@ -18,10 +19,10 @@ def prepared(one: Editor, count: int = len(FACTS)) -> PreparedTurn:
 
 
 def weights(one: Editor) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in one.weights().items()}
+    return {name: weight.clone() for name, weight in one.weights.items()}
 
 
-def test_passes_settle_rows_that_one_leaves() -> None:
+def test_further_passes_leave_fewer_rows_pending() -> None:
     published, refined = editor(), editor(passes=4)
     (once,), (more,) = published.apply(requests()), refined.apply(requests())
     assert once.num_pending_rows == more.num_pending_rows[:1]
@@ -33,7 +34,7 @@ def test_passes_settle_rows_that_one_leaves() -> None:
     assert "refine" not in once.seconds
 
 
-def test_a_turn_stops_when_all_rows_are_settled() -> None:
+def test_a_turn_ends_when_no_row_is_pending() -> None:
     enough, more = editor(passes=30), editor(passes=60)
     (report,), (other,) = enough.apply(requests()), more.apply(requests())
     assert report.num_pending_rows[-1] == 0
@@ -43,32 +44,32 @@ def test_a_turn_stops_when_all_rows_are_settled() -> None:
     assert more.digests() == enough.digests()
 
 
-def test_the_second_pass_solves_for_rows_that_are_not_settled_with_the_moments_of_the_first() -> None:
+def test_the_second_pass_solves_for_pending_rows_with_the_moments_of_the_first() -> None:
     """By hand: the model after one pass is captured again, and its normal equations are solved in float64."""
     one, two = editor(), editor(passes=2)
     turn = prepared(one)
     one.apply_turn(turn)
     two.apply_turn(prepared(two))
-    rows = one._capture(turn)
+    rows = one.capture(turn)
     assert rows.correct.any()
     assert not rows.correct.all()
-    for name, weight in one.weights().items():
+    for name, weight in one.weights.items():
         (d_in, d_out), keys = one.shards[name].shape, rows.keys[name].double()
         moments = one.moments[d_in, d_out]
         normal = (torch.cat((keys, rows.value_gradients[name].double()), 1) - moments.mean) / moments.std
         goal = -1e-3 * normal[:, :d_in].square().sum(1, keepdim=True) * normal[:, d_in:]
         goal[rows.correct] = 0
-        change = (two.weights()[name] - weight).T.double()
+        change = (two.weights[name] - weight).T.double()
         expected = ridge_in_float64(keys, goal, 1.0)
         assert (change - expected).norm() / expected.norm() < 1e-3
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2, 1.0])
-def test_a_row_is_settled_when_its_answer_leads_by_the_margin(margin: float) -> None:
+def test_a_row_is_pending_until_its_answer_leads_by_the_margin(margin: float) -> None:
     one = editor(passes=3)
     one.apply(requests())
-    one.config = type(one.config)(modules=("x",), learning_rate=1.0, margin=margin)
-    rows = one._capture(prepared(one))
+    one.capture.config = replace(one.config, margin=margin)
+    rows = one.capture(prepared(one))
     expected = []
     for edit in prepared(one).turn.edits:
         ids = edit.sequence
@@ -77,7 +78,7 @@ def test_a_row_is_settled_when_its_answer_leads_by_the_margin(margin: float) -> 
         for scores, answer in zip(logits, ids.answer_ids, strict=True):
             others = torch.cat((scores[:answer], scores[answer + 1 :]))
             expected.append(bool(scores[answer] - others.max() >= margin))
-    assert rows.settled.tolist() == expected
+    assert (~rows.pending).tolist() == expected
     assert any(expected)
     assert not all(expected)
 
@@ -103,7 +104,7 @@ def test_norms_are_those_of_all_passes_together() -> None:
     one = editor(passes=3)
     before = weights(one)
     (report,) = one.apply(requests())
-    for name, weight in one.weights().items():
+    for name, weight in one.weights.items():
         assert report.shift_norms[name] == pytest.approx(float((weight - before[name]).norm()), rel=1e-3)
 
 
@@ -123,7 +124,7 @@ def test_a_turn_that_fails_in_a_later_pass_leaves_nothing_behind(
 ) -> None:
     one = editor(passes=3, dtype=dtype)
     one.apply(requests(2))
-    before, masters, moments = one.digests(), {n: m.clone() for n, m in one.masters.items()}, dict(one.moments)
+    before, masters, moments = one.digests(), {n: m.clone() for n, m in one.weights.masters.items()}, dict(one.moments)
     gathered, calls = TurnRows.gathered, []
 
     def third_time(rows: TurnRows, collectives: Any, shares: Any) -> TurnRows:
@@ -139,4 +140,4 @@ def test_a_turn_that_fails_in_a_later_pass_leaves_nothing_behind(
     assert one.digests() == before
     assert one.moments == moments
     assert one.turns == 1
-    assert all(torch.equal(one.masters[name], master) for name, master in masters.items())
+    assert all(torch.equal(one.weights.masters[name], master) for name, master in masters.items())

@@ -22,8 +22,8 @@ def test_stored_and_loaded_goes_on_as_if_nothing_had_happened(dtype: str, tmp_pa
     assert second.digests() == whole.digests()
     for shape, moments in whole.moments.items():
         assert torch.equal(second.moments[shape].sum_of_squares, moments.sum_of_squares)
-    for name, master in whole.masters.items():
-        assert torch.equal(second.masters[name], master)
+    for name, master in whole.weights.masters.items():
+        assert torch.equal(second.weights.masters[name], master)
 
 
 @pytest.mark.parametrize("options", [{"preserve": "exact", "whiten": True, "passes": 2}, {"preserve": "sketch", "preserve_rank": 8}], ids=str)

@@ -63,7 +63,7 @@ class FaultyWorker(RemoteWorker):
         (self._folder / f"{placement.world_rank}.pid").write_text(str(os.getpid()))
         self._faults = [Fault(**fault) for fault in json.loads((self._folder / "faults.json").read_text())]
         editor = self.worker.editor
-        places = {"prefix": (editor, "run_prefix"), "capture": (editor, "_capture"), "solve": (editor, "_solve"), "apply": (editor, "_commit")}
+        places = {"prefix": (editor, "run_prefix"), "capture": (editor, "capture"), "solve": (editor, "_passes"), "apply": (editor, "_commit")}
         places |= {"measure": (self.worker, "measure_health"), "checkpoint": (self.worker, "save_state")}
         for phase, (owner, name) in places.items():
             setattr(owner, name, self._watched(phase, getattr(owner, name)))

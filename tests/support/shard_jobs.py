@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from editing import EditRequest, TurnRefused, UltraEditError
-from editing.model.rows import TurnRows
+from editing.method.rows import TurnRows
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns, tokenize
 from tests.support.small_editor import FACTS, SUBJECTS
 from workers.worker import Placement, Worker, WorkerSpec
@@ -76,7 +76,7 @@ def run(job: Job, placement: Placement) -> Record:
     if job.extra == "sent":
         values["sent"] = sent
     values |= _outcome(worker, prepared[0], turns[0].edits)
-    tensors |= {f"weight.{name}": weight for name, weight in worker.editor.whole(worker.editor.weights())}
+    tensors |= {f"weight.{name}": weight for name, weight in worker.editor.weights.whole()}
     for shape, moments in worker.editor.moments.items():
         tensors |= {f"mean.{shape}": moments.mean, f"std.{shape}": moments.std}
         values[f"count.{shape}"] = moments.count
@@ -158,7 +158,7 @@ def _edits(worker: Worker, job: Job) -> list[TokenizedEdit]:
 
 
 def _captured(worker: Worker, prepared: PreparedTurn) -> dict[str, torch.Tensor]:
-    rows = worker.editor._capture(prepared)
+    rows = worker.editor.capture(prepared)
     tensors = {"losses": rows.losses}
     for name, part in worker.editor.shards.items():
         tensors |= {f"keys.{name}": rows.keys[name], f"key_features.{name}": part.key_features}

@@ -46,7 +46,7 @@ class ShardedEngine:
 
     def save(self, folder: Path) -> None:
         editor = self._editor
-        edited = {self._files.key(f"{name}.weight"): weight.cpu() for name, weight in editor.whole(editor.weights())}
+        edited = {self._files.key(f"{name}.weight"): weight.cpu() for name, weight in editor.weights.whole()}
         self._collectives.run_on_first(lambda: save_edited(self._files.folder, edited, folder))
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ def _cut(source: Any, shard: LinearShard | None, leaf: str) -> Tensor:
     if shard is None or (leaf == "bias" and shard.axis == "keys"):  # a bias is added after the sum over shards, by each of them
         whole: Tensor = source[:]
         return whole
-    return shard.cut(source)
+    return shard.slice(source)
 
 
 def check_num_shards(model: str, num_shards: int) -> None:

@@ -7,17 +7,16 @@ from typing import Any
 import torch
 
 from editing import Editor
-from editing.config import EditorConfig, MethodOptions
+from editing.config import DEFAULT_BATCH_TOKENS, EditorConfig, MethodOptions
 from editing.files import pretrained
 from editing.files.checkpoint_files import weight_files
 from editing.files.saving import save_edited, saved_size
 from editing.memory import loading as budgeted
 from editing.memory.budget import Footprint, MemoryPlan, Work, free_memory, make_plan, parse_size, resident_bytes
 from editing.memory.calibration import Forecast, Rates, outlook
-from editing.memory.heap import give_back_large_blocks
+from editing.memory.heap import return_large_blocks
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
-from editing.model.tokenization import DEFAULT_BATCH_TOKENS
 from editing.presets.resolve import resolve_settings
 from workers.engines.whole import WorkerSpec
 
@@ -64,7 +63,7 @@ class BudgetedEngine:
     def load(self) -> Editor:
         spec, plan = self._spec, self.plan
         if self._device.type == "cpu":
-            give_back_large_blocks()
+            return_large_blocks()
         self._loaded = budgeted.load_planned(self._folder, plan, choose=self._choose, device=self._device, dtype=spec.dtype, pinned=self._pinned)
         loaded = self._loaded
         options = {**spec.editing, "masters": plan.masters and spec.options.get("masters", True)}
@@ -82,7 +81,7 @@ class BudgetedEngine:
 
     def save(self, folder: Path) -> None:
         editor, files = self._editor, self._loaded.reader.files
-        edited = {files.key(f"{name}.weight"): weight for name, weight in editor.weights().items()}
+        edited = {files.key(f"{name}.weight"): weight for name, weight in editor.weights.items()}
         self._loaded.reader.check_in_place()
         save_edited(files.folder, edited, folder)
         self._loaded.reader.check_in_place()
@@ -137,7 +136,7 @@ def load_to_measure(name: str, device_memory: str, device: torch.device, dtype: 
     work = Work(batch_tokens=DEFAULT_BATCH_TOKENS, edits_per_turn=EditorConfig.edits_per_turn, process=process_bytes(device))
     plan = budgeted.plan_within(folder, _budget(device_memory, device), work, choose=lambda _: (), dtype=dtype)
     if device.type == "cpu":
-        give_back_large_blocks()
+        return_large_blocks()
     return tokenizer, budgeted.load_planned(folder, plan, choose=lambda _: (), device=device, dtype=dtype).decoder
 
 

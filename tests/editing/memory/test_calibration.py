@@ -41,7 +41,7 @@ def test_no_short_window_is_left_at_the_end(footprint: Footprint, num_edits: int
 
 def test_hidden_states_that_go_to_the_disk_are_told(footprint: Footprint) -> None:
     tight, wide = within(footprint, 5 * GIB), within(footprint, 40 * GIB)
-    for plan, told in ((tight, "wait in memory up to"), (wide, None)):
+    for plan, told in ((tight, "are kept in memory up to"), (wide, None)):
         lines = dict(outlook(footprint, plan, Forecast.of(footprint, plan, SLOW_DISK, 100), where="/models/m", pinned=False, lookahead=400))
         assert ("lookahead" in lines) == (told is not None)
         assert told is None or told in lines["lookahead"]

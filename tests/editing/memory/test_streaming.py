@@ -15,7 +15,7 @@ from editing.files import pretrained
 from editing.files.reader import WeightReader
 from editing.memory import loading as budgeted
 from editing.memory.budget import MemoryPlan, Work, parse_size
-from editing.memory.loading import Budgeted
+from editing.memory.loading import BudgetedModel
 from editing.model.decoder import Decoder
 from editing.model.generation import generate
 from editing.model.prefix import Prefixed, run_prefix
@@ -39,7 +39,7 @@ REQUESTS = [
 
 
 @contextmanager
-def streamed(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", **given: Any) -> Iterator[Budgeted]:
+def streamed(folder: Path, modules: tuple[str, ...], layers: int, *, dtype: pretrained.DTypeName = "auto", **given: Any) -> Iterator[BudgetedModel]:
     """The model with just so many layers left on disk."""
     device, pinned = torch.device(given.get("device", "cpu")), given.get("pinned", False)
     plan = budgeted.plan_within(folder, 2**30, WORK, choose=lambda _: modules, dtype=dtype)
@@ -117,7 +117,7 @@ def llama(tmp_path: Path) -> Path:
     return folder
 
 
-def prefixed(loaded: Budgeted, stop: int = 3) -> Prefixed:
+def prefixed(loaded: BudgetedModel, stop: int = 3) -> Prefixed:
     tokenizer = pretrained.load_tokenizer(loaded.reader.files.folder)
     sequences = [encode(tokenizer, request.prompt, request.target) for request in REQUESTS]
     return run_prefix(loaded.decoder, sequences, stop=stop, batch_tokens=64)
@@ -127,8 +127,8 @@ def test_hidden_states_past_the_limit_wait_on_disk(llama: Path) -> None:
     check_same_bits(llama, LLAMA.modules, 3, limit=5000)
     with streamed(llama, PREFIX_MODULES, 3) as roomy, streamed(llama, PREFIX_MODULES, 3, limit=5000) as tight:
         plenty, little = prefixed(roomy), prefixed(tight)
-        assert plenty.hidden.spilled == 0
-        assert 0 < little.hidden.spilled < len(REQUESTS)
+        assert plenty.hidden.num_on_disk == 0
+        assert 0 < little.hidden.num_on_disk < len(REQUESTS)
         assert all(torch.equal(plenty.hidden.get(i), little.hidden.get(i)) for i in range(len(REQUESTS)))
 
 

@@ -8,14 +8,13 @@ import torch
 
 from editing import Editor
 from editing.config import MethodOptions
-from editing.memory.budget import Footprint, Work, memory_parts
-from editing.method.lifelong import second_moments_bytes
-from editing.method.preserve import TEXT_WEIGHT, ExactRidge, PreservingRidge, SketchRidge, begin
-from editing.method.reference_text import read_text
-from editing.method.second_moments import Features
+from editing.memory.budget import Footprint, Work, memory_breakdown, second_moments_bytes
+from editing.method.features import Features
+from editing.method.preserve import TEXT_WEIGHT, ExactRidge, PreservingRidge, SketchRidge, empty_ridge
 from editing.method.shift import solve_rows
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
+from editing.reference_text import read_text
 from editing.sharding.collectives import SingleWorker
 from editing.sharding.shards import LinearShard
 from editing.turn import Turn, tokenize
@@ -34,7 +33,7 @@ def tokens(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def ridge_of(form: str, seen: torch.Tensor, rank: int = D_IN, pieces: int = 3) -> PreservingRidge:
-    ridge = begin(form, FEATURES, rank)
+    ridge = empty_ridge(form, FEATURES, rank)
     for piece in seen.chunk(pieces):
         ridge = ridge.update(piece, FEATURES)
     return ridge
@@ -43,8 +42,8 @@ def ridge_of(form: str, seen: torch.Tensor, rank: int = D_IN, pieces: int = 3) -
 def solved(
     ridge: PreservingRidge, keys: torch.Tensor, goal: torch.Tensor, strength: float, weight: float, text: PreservingRidge | None = None
 ) -> torch.Tensor:
-    through, gram = ridge.system(ridge=strength, weight=weight, text=text).through(keys, FEATURES)
-    return solve_rows(through.float(), gram, goal, ridge=1.0).dense().double()
+    left, gram = ridge.system(ridge=strength, weight=weight, text=text).solve(keys, FEATURES)
+    return solve_rows(left.float(), gram, goal, ridge=1.0).dense().double()
 
 
 def least_squares(seen: torch.Tensor, keys: torch.Tensor, goal: torch.Tensor, strength: float, weight: float) -> torch.Tensor:
@@ -81,7 +80,7 @@ def test_a_text_counts_by_its_weight_however_many_tokens_were_seen(form: str, nu
 def test_nothing_seen_is_the_plain_ridge() -> None:
     keys, goal = tokens(5), torch.randn(5, D_OUT)
     for form in ("exact", "sketch"):
-        assert relative(solved(begin(form, FEATURES, 4), keys, goal, 2.0, 1e3), least_squares(keys[:1] * 0, keys, goal, 2.0, 1e3)) < 1e-5
+        assert relative(solved(empty_ridge(form, FEATURES, 4), keys, goal, 2.0, 1e3), least_squares(keys[:1] * 0, keys, goal, 2.0, 1e3)) < 1e-5
 
 
 @pytest.mark.parametrize("rank", [2, 6, 12])
@@ -128,7 +127,7 @@ def test_a_thin_sketch_comes_near_to_the_exact_form_and_nearer_with_its_rank() -
         kept = (seen.double() @ shift).square().sum() / len(seen)
         return float((keys.double() @ shift - goal.double()).square().sum() + shift.square().sum() + 300.0 * kept)
 
-    best, plain = cost(ridge_of("exact", seen)), cost(begin("exact", FEATURES, 1))
+    best, plain = cost(ridge_of("exact", seen)), cost(empty_ridge("exact", FEATURES, 1))
     excess = [cost(ridge_of("sketch", seen, rank)) - best for rank in (2, 6, 12, 20)]
     assert excess == sorted(excess, reverse=True)
     assert excess[0] < 0.05 * (plain - best)
@@ -137,8 +136,8 @@ def test_a_thin_sketch_comes_near_to_the_exact_form_and_nearer_with_its_rank() -
 
 def test_auto_takes_the_exact_form_for_few_inputs_only() -> None:
     wide = Features(LinearShard((14_336, 4)), "keys", SingleWorker())
-    assert isinstance(begin("auto", FEATURES, 4), ExactRidge)
-    assert isinstance(begin("auto", wide, 4), SketchRidge)
+    assert isinstance(empty_ridge("auto", FEATURES, 4), ExactRidge)
+    assert isinstance(empty_ridge("auto", wide, 4), SketchRidge)
 
 
 def test_the_keys_of_all_tokens_are_those_of_a_plain_forward_pass() -> None:
@@ -152,7 +151,7 @@ def test_the_keys_of_all_tokens_are_those_of_a_plain_forward_pass() -> None:
             one.model(input_ids=torch.tensor([sequence.input_ids]))
     hook.remove()
     expected = torch.cat(seen)
-    rows = one._capture(one.prepare([turn])[0], tokens=True)
+    rows = one.capture(one.prepare([turn])[0], tokens=True)
     torch.testing.assert_close(rows.tokens[name], expected, rtol=1e-4, atol=1e-5)
     one.apply_turn(one.prepare([turn])[0])
     ridge = one.lifelong.preserved[name]
@@ -195,16 +194,16 @@ def test_the_keys_of_a_text_are_those_of_the_unedited_model(form: str, tmp_path:
     modules, seen = list(one.modules), {name: list[torch.Tensor]() for name in one.modules}
     hooks = [m.register_forward_hook(lambda _m, inputs, _out, name=name: seen[name].append(inputs[0][0].clone())) for name, m in one.modules.items()]
     with torch.no_grad():
-        for passage in one._passages:
+        for passage in one._text.passages:
             one.model(input_ids=torch.tensor([passage.input_ids]))
     for hook in hooks:
         hook.remove()
     one.apply(requests())
-    one.__dict__.pop("_text")  # asked for anew by a run that is resumed
-    assert sum(len(p.input_ids) for p in one._passages) > 2 * 2048
+    one._reference = None  # as in a run that is resumed
+    assert sum(len(p.input_ids) for p in one._text.passages) > 2 * 2048
     for name in modules:
         expected = torch.cat(seen[name]).double()
-        ridge = one._text[name]
+        ridge = one.prepare_reference_text()[name]
         assert ridge.count == len(expected)
         found = ridge.squares if isinstance(ridge, SketchRidge) else ridge.moment.total.diagonal()
         torch.testing.assert_close(found, expected.square().sum(0), rtol=1e-4, atol=1e-5)
@@ -220,10 +219,10 @@ def test_a_text_changes_less_where_it_is_preserved(form: str) -> None:
     assert change_on(with_text, untouched, text) < 0.8 * change_on(without, untouched, text)
 
 
-def test_text_that_is_not_asked_for_is_not_looked_at() -> None:
+def test_without_a_preserving_ridge_no_text_is_observed() -> None:
     one = editor(preserve="off", preserve_text="everyday")
     one.apply(requests())
-    assert not one._text
+    assert not one.prepare_reference_text()
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])
@@ -232,9 +231,9 @@ def test_batches_make_no_difference(form: str, text: str) -> None:
     one, two = (editor(preserve=form, preserve_rank=8, preserve_text=text, edits_per_turn=4, batch_tokens=size) for size in (16, 2048))
     one.apply(requests())
     two.apply(requests())
-    for name, weight in one.weights().items():
-        change = two.weights()[name] - two._originals[name]
-        assert relative(weight - one._originals[name], change) < 1e-4
+    for name, weight in one.weights.items():
+        change = two.weights[name] - two.weights.originals[name]
+        assert relative(weight - one.weights.originals[name], change) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,8 @@ def test_what_is_kept_of_a_module_is_counted(options: dict[str, object]) -> None
     one = editor(**options)
     one.apply(requests())
     tensors = [t for ridge in one.lifelong.preserved.values() for t in (getattr(ridge, "directions", None), getattr(ridge, "squares", None))]
-    tensors += [ridge.moment.total for ridge in (*one.lifelong.preserved.values(), *one._text.values()) if isinstance(ridge, ExactRidge)]
+    ridges = (*one.lifelong.preserved.values(), *one.prepare_reference_text().values())
+    tensors += [ridge.moment.total for ridge in ridges if isinstance(ridge, ExactRidge)]
     tensors += [second.total for second in one.lifelong.whitening.values()]
     kept = sum(t.numel() * t.element_size() for t in tensors if t is not None)
     counted = sum(second_moments_bytes(part.shape, one.config, num_tokens=0) for part in one.shards.values())
@@ -257,7 +257,7 @@ def test_a_model_within_a_budget_has_room_for_the_copies_of_further_passes() -> 
     modules = resolve(decoder, MODULES)
     footprint = Footprint.of(decoder, modules, torch.float32)
     work = Work(batch_tokens=64, edits_per_turn=5, process=0)
-    once, more = (sum(memory_parts(footprint, replace(work, method=MethodOptions(passes=p)), 0, True).values()) for p in (1, 4))
+    once, more = (sum(memory_breakdown(footprint, replace(work, method=MethodOptions(passes=p)), 0, True).values()) for p in (1, 4))
     assert more - once == sum(module.weight.numel() * 4 for module in modules.values())
-    preserving = memory_parts(footprint, replace(work, method=MethodOptions(preserve="exact", whiten=True)), 0, True)
+    preserving = memory_breakdown(footprint, replace(work, method=MethodOptions(preserve="exact", whiten=True)), 0, True)
     assert preserving["second moments"] > 8 * sum(m.weight.shape[1] ** 2 + m.weight.shape[0] ** 2 for m in modules.values())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from editing import EditorConfig, InputError
-from editing.method.second_moments import Features, SecondMoment
+from editing.method.features import Features
+from editing.method.second_moments import SecondMoment
 from editing.method.whitening import MAX_FEATURES, check_width, whiten
 from editing.sharding.collectives import SingleWorker
 from editing.sharding.shards import LinearShard
@@ -56,7 +57,7 @@ def test_whitening_edits_and_is_another_edit() -> None:
     plain.apply(requests())
     (report,) = whitening.apply(requests())
     (prepared,) = whitening.prepare([Turn.of([tokenize(whitening.tokenizer, r, max_tokens=None) for r in requests()])])
-    assert float(whitening._capture(prepared).losses.mean()) < report.loss
+    assert float(whitening.capture(prepared).losses.mean()) < report.loss
     assert whitening.digests() != plain.digests()
     assert {second.count for second in whitening.lifelong.whitening.values()} == {report.rows}
 

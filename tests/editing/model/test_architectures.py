@@ -45,8 +45,13 @@ SUPPORTED: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 _GEMMA_3N = {
     **GROUPED,
-    "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": WORDS, "laurel_rank": 8, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": WORDS,
+    "laurel_rank": 8,
+    "altup_num_inputs": 2,
+    "activation_sparsity_pattern": [0.0] * 4,
 }
 REFUSED = {
     "bert": ("bert", {**SMALL, "is_decoder": True}, "cannot be run in two halves|is an encoder"),

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from editing.method.rows import SITES, Site, TurnRows
 from editing.model.capture import capture, group_weights
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
 from editing.model.prefix import run_prefix
-from editing.model.rows import TurnRows
-from editing.model.tokenization import SITES, AnswerSequence, Site
+from editing.model.tokenization import AnswerSequence
 from tests.support.families import FAMILIES, tiny_model
 
 GROUP = 3

@@ -25,16 +25,16 @@ def test_cut_and_joined_is_the_whole_from_memory_and_from_a_file(cut: str, tmp_p
     save_file({"w": weight}, tmp_path / "w")
     with safe_open(tmp_path / "w", "pt") as file:
         for source in (weight, file.get_slice("w")):
-            pieces = [part.cut(source) for part in parts(cut)]
+            pieces = [part.slice(source) for part in parts(cut)]
             assert [tuple(p.shape) for p in pieces] == [(part.num_values, part.num_keys) for part in parts(cut)]
-            assert torch.equal(parts(cut)[0].join(pieces), weight)
+            assert torch.equal(parts(cut)[0].gather(pieces), weight)
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_spread_features_add_up_to_all_features(cut: str) -> None:
     z = torch.randn(2, 13)
     held = [z[:, torch.cat((part.key_features, part.value_features))] for part in parts(cut)]
-    assert torch.equal(sum(part.spread(values) for part, values in zip(parts(cut), held, strict=True)), z)
+    assert torch.equal(sum(part.scatter(values) for part, values in zip(parts(cut), held, strict=True)), z)
 
 
 def test_a_linear_without_a_part_is_whole() -> None:

@@ -150,7 +150,7 @@ def test_a_trial_is_what_an_editor_does_and_leaves_no_trace(llama_tiny: Path, ed
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
     editor = Editor(model, tokenizer, EditorConfig(modules=both[0].modules, learning_rate=rates[0], edits_per_turn=10))
-    weights = {name: weight.float().norm() for name, weight in editor.weights().items()}
+    weights = {name: weight.float().norm() for name, weight in editor.weights.items()}
     reports = [editor.apply_turn(turn, measure=False) for turn in editor.prepare(list(in_turns(edits[:20], 10)))]
     shift = torch.tensor(list(reports[0].shift_norms.values())).norm() / torch.stack(list(weights.values())).norm()
     assert float(shift) == pytest.approx(0.3, rel=1e-3)

@@ -1,0 +1,143 @@
+"""The solver of one turn: rows and lifelong statistics in, one shift per module out. Knows no model and no weight.
+
+For each module, with the lifelong moments or second moments of this turn and all turns before it:
+
+    K  (n, d_in)     keys of the module's rows               K^   normalized keys
+    G  (n, d_out)    value gradients                         G^   normalized, or whitened, value gradients
+    T  (n, d_out)    targets  -lr ||k^||^2 g^                0 for rows that are not pending in a further pass
+    M  (d_in, d_in)  r I, or r I + w C of the preserving ridge
+    S  (d_in, d_out) shift  M^-1 K' (K M^-1 K' + I)^-1 T     at a subject: lr times subject_scale
+
+A shard solves for its slice of ``S``; only Gram matrices and squared norms travel (:mod:`editing.method.features`). A system that
+cannot be solved gives a shift of NaN on every shard, and its norm refuses the turn on all of them alike.
+
+Differences from the published implementation
+    * Further passes, the preserving ridge, whitening and edits at subjects are not in it; all are off by default.
+    * The shift of a module without rows is nothing, where the published code has no such case.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but not in its __all__
+
+from editing.config import EditorConfig
+from editing.errors import TurnRefused
+from editing.method.features import Features
+from editing.method.lifelong import LifelongStatistics
+from editing.method.preserve import PreservingRidge, System
+from editing.method.rows import Site, TurnRows
+from editing.method.shift import Shift, choose_form, solve_features, solve_rows, targets
+from editing.method.whitening import whiten
+from editing.sharding.collectives import Collectives, frobenius_norm
+from editing.sharding.shards import LinearShard
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What one pass over a turn adds; empty if there was nothing to solve.
+
+    Attributes:
+        shifts: By module, the shift or this shard's slice of it.
+        norms: By module, the Frobenius norm of the whole shift.
+    """
+
+    shifts: dict[str, Shift]
+    norms: dict[str, float]
+
+    @classmethod
+    def empty(cls) -> "Solution":
+        """Of a pass without pending rows."""
+        return cls({}, {})
+
+
+class TurnSolver:
+    """Solves all passes of one turn.
+
+    Args:
+        statistics: Lifelong statistics, with those of this turn.
+        shards: What this worker holds of each module.
+        config: Learning rate, ridge and options of the method.
+        collectives: How partial results become whole. All workers solve the same passes in the same order.
+        reference: By module, what the preserving ridge knows of the reference text.
+    """
+
+    def __init__(
+        self,
+        statistics: LifelongStatistics,
+        shards: Mapping[str, LinearShard],
+        config: EditorConfig,
+        collectives: Collectives,
+        reference: Mapping[str, PreservingRidge] | None = None,
+    ) -> None:
+        self._statistics, self._shards, self._config, self._collectives = statistics, shards, config, collectives
+        self._reference = reference or {}
+        self._systems: dict[str, System] = {}  # of preserving ridges, factored in the first pass for all of them
+
+    def solve(self, rows: TurnRows, pending: Mapping[Site, Tensor] | None = None) -> Solution:
+        """One pass's shifts.
+
+        Args:
+            rows: All rows of the turn, as they were captured for this pass.
+            pending: At each site, ``(n,)`` or ``(s,)`` float32: 0 for rows whose output is to stay as it is, else 1. By default
+                all rows get targets.
+
+        Raises:
+            TurnRefused: A shift is not finite.
+        """
+        found = self._with_norms({name: self._shift(name, rows, pending) for name in self._shards})
+        for name, norm in found.norms.items():
+            if not norm < float("inf"):
+                raise TurnRefused(f"the shift of {name} is not finite")
+        return found
+
+    def total(self, passes: Sequence[Solution]) -> Solution:
+        """What several passes have added together."""
+        if len(passes) == 1:
+            return passes[0]
+        return self._with_norms({name: Shift.total([p.shifts[name] for p in passes if p.shifts]) for name in self._shards})
+
+    def targets(self, name: str, rows: TurnRows) -> Tensor:
+        """``T (n, d_out)`` of a module, or this shard's slice of it."""
+        keys, shard, site = rows.keys[name], self._shards[name], rows.site(name)
+        moments = self._statistics.at(site)[shard.shape]
+        normalized = moments.of_features(shard.key_features).normalize(keys)
+        rate = self._config.learning_rate * (self._config.subject_scale if site == "subject" else 1.0)
+        return targets(self._features(name).squared_norms(normalized), self._normalized_gradients(name, rows), rate)
+
+    def _shift(self, name: str, rows: TurnRows, pending: Mapping[Site, Tensor] | None) -> Shift:
+        keys, gradients = rows.keys[name], rows.value_gradients[name]
+        if not len(keys):
+            return Shift.nothing(keys, gradients)
+        try:
+            goal = self.targets(name, rows)
+            if pending is not None:
+                goal *= pending[rows.site(name)].unsqueeze(1)
+            return self._solve_preserving(name, keys, goal) if name in self._statistics.preserved else self._solve_plain(name, keys, goal)
+        except LinAlgError:
+            return Shift.undefined(keys, gradients)
+
+    def _normalized_gradients(self, name: str, rows: TurnRows) -> Tensor:
+        gradients, shard = rows.value_gradients[name], self._shards[name]
+        if self._config.whiten:
+            return whiten(gradients, self._statistics.whitening[name], Features(shard, "values", self._collectives))
+        return self._statistics.at(rows.site(name))[shard.shape].of_features(shard.value_features).normalize(gradients)
+
+    def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
+        if name not in self._systems:
+            ridge, config = self._statistics.preserved[name], self._config
+            self._systems[name] = ridge.system(ridge=config.ridge, weight=config.preserve_weight, text=self._reference.get(name))
+        left, gram = self._systems[name].solve(keys, self._features(name))
+        return solve_rows(left.to(goal.dtype), gram, goal, ridge=1.0)
+
+    def _solve_plain(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
+        if choose_form(self._config.solve, len(keys), self._shards[name]) == "d_in":
+            return solve_features(keys, goal, self._config.ridge)
+        return solve_rows(keys, self._features(name).gram(keys), goal, self._config.ridge)
+
+    def _features(self, name: str) -> Features:
+        return Features(self._shards[name], "keys", self._collectives)
+
+    def _with_norms(self, shifts: dict[str, Shift]) -> Solution:
+        return Solution(shifts, {n: frobenius_norm(shift.squared_norm(), self._shards[n], self._collectives) for n, shift in shifts.items()})

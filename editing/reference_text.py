@@ -1,0 +1,79 @@
+"""The reference text: text that no edit is about, whose keys the preserving ridge knows before the first edit.
+
+Prompts of edits are all alike. A ridge that has seen nothing else lets a shift change freely what the model does with other text.
+A few thousand tokens of other text are enough to hold that back (docs/LOG.md, "Everyday text"). This room reads the text and cuts
+it into token sequences; :mod:`editing.model.token_keys` runs the model over them.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from editing.config import EVERYDAY, NONE, MethodOptions
+from editing.errors import InputError
+from editing.model.tokenization import AnswerSequence
+
+_MAX_TOKENS = 512
+"""Tokens of a passage; a longer one is cut into several."""
+
+_EXPECTED = "expected passages with empty lines between them"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceText:
+    """A text as it was read.
+
+    Attributes:
+        sha256: Digest of the text, or ``none`` if there is no text.
+        passages: Its passages as token sequences.
+    """
+
+    sha256: str = NONE
+    passages: list[AnswerSequence] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: MethodOptions, tokenizer: Any, max_tokens: int | None) -> "ReferenceText":
+        """The text that the options name; none if the ridge does not preserve.
+
+        Args:
+            options: Options of the method.
+            tokenizer: The model's tokenizer.
+            max_tokens: The model's context length, or ``None`` for no limit.
+
+        Raises:
+            InputError: The text cannot be read.
+        """
+        text = read_text(options.preserve_text) if options.preserves_text else ""
+        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(tokenizer, text, max_tokens)) if text else cls()
+
+
+def read_text(source: str) -> str:
+    """The text of a name or of a UTF-8 file; empty for ``none``.
+
+    Raises:
+        InputError: There is no such file, or it is not text.
+    """
+    if source == NONE:
+        return ""
+    if source == EVERYDAY:
+        return resources.files("editing.probes").joinpath("passages.txt").read_text(encoding="utf-8")
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"preserve_text: {source}: {error.strerror or error}; expected a text file, {EVERYDAY} or {NONE}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"preserve_text: {source}: is no UTF-8 text (byte {error.start}); {_EXPECTED}") from None
+    if not text.strip():
+        raise InputError(f"preserve_text: {source}: is empty; {_EXPECTED}")
+    return text
+
+
+def _passages(tokenizer: Any, text: str, max_tokens: int | None) -> list[AnswerSequence]:
+    width = min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
+    pieces: list[AnswerSequence] = []
+    for passage in text.split("\n\n"):
+        ids = tokenizer(passage.strip())["input_ids"] if passage.strip() else []
+        pieces += [AnswerSequence(tuple(ids[a : a + width]), (0,)) for a in range(0, len(ids), width)]
+    return pieces

@@ -1,0 +1,94 @@
+"""Capture of a turn over replicas: each runs its own groups, and all get all rows.
+
+turn --groups dealt to replicas--> this replica's sequences --suffix forward and back--> its rows
+     --all-gather over the replicas--> all rows of the turn, in the turn's order --> finite, or the turn is refused
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from editing.config import EditorConfig
+from editing.errors import TurnRefused
+from editing.method.rows import SITES, Site, TurnRows
+from editing.model.capture import capture, group_weights
+from editing.model.decoder import Decoder
+from editing.model.row_positions import row_owners, row_positions, token_positions
+from editing.sharding.collectives import Collectives
+from editing.turn import PreparedTurn, Turn
+
+
+class TurnCapture:
+    """Captures turns of one editor.
+
+    Args:
+        decoder: The model.
+        modules: The edited modules by name.
+        sites: At which rows each of them is edited.
+        start: First layer of the suffix.
+        config: Group size, batch size and margin.
+        collectives: How the replicas' rows come together. All workers capture the same turns in the same order.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        modules: Mapping[str, nn.Linear],
+        sites: Mapping[str, Site],
+        start: int,
+        config: EditorConfig,
+        collectives: Collectives,
+    ) -> None:
+        self._decoder, self._modules, self._sites, self._start = decoder, modules, sites, start
+        self.config, self._collectives = config, collectives
+
+    def __call__(self, prepared: PreparedTurn, chosen: Sequence[int] | None = None, *, tokens: bool = False) -> TurnRows:
+        """All rows of a turn, or of chosen edits of it, with the model's weights as they are now.
+
+        Args:
+            prepared: The turn.
+            chosen: Positions of edits in the turn; by default all of them.
+            tokens: Also capture the keys of all tokens.
+
+        Raises:
+            TurnRefused: A loss, a key or a gradient is not finite. Raised on every worker.
+        """
+        turn, config = prepared.turn, self.config
+        weights = group_weights([len(s.answer_ids) for s in turn.sequences], config.group_size)
+        if chosen is not None:
+            weights = weights[row_positions(chosen, turn.sequences)["answer"]]
+            prepared = prepared.only(chosen, self._collectives.replica)
+        rows = self._run(prepared, weights, tokens=tokens)
+        sequences = prepared.turn.sequences
+        not_finite = self._collectives.all_reduce_sum(rows.count_not_finite(row_owners(sequences), len(sequences)))
+        _check_finite(not_finite == 0, prepared.turn, len(turn.edits))
+        return rows
+
+    def _run(self, prepared: PreparedTurn, weights: Tensor, *, tokens: bool) -> TurnRows:
+        """Capture this replica's share, and gather the rows of all replicas."""
+        config, replica, sequences = self.config, self._collectives.replica, prepared.turn.sequences
+        positions = [row_positions(share, sequences) for share in prepared.shares]
+        of_tokens = [token_positions(share, sequences) for share in prepared.shares]
+        captured = capture(
+            self._decoder,
+            self._modules,
+            prepared.prefixed.batches(batch_tokens=config.batch_tokens, device=self._decoder.device),
+            weights[positions[replica]["answer"]],
+            start=self._start,
+            sites=self._sites,
+            num_subjects=len(positions[replica]["subject"]),
+            batch_tokens=config.batch_tokens,
+            margin=config.margin,
+            num_tokens=len(of_tokens[replica]) if tokens else None,
+        )
+        rows = captured.gathered(self._collectives, {site: [of_share[site] for of_share in positions] for site in SITES})
+        return replace(rows, tokens={name: self._collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})
+
+
+def _check_finite(finite: Tensor, turn: Turn, num_edits: int) -> None:
+    """Refuse a turn of a number of edits, some of which were captured, unless all of these are finite."""
+    if finite.all():
+        return
+    culprits = tuple(sorted(position for position, good in zip(turn.order, finite.tolist(), strict=True) if not good))
+    raise TurnRefused(f"loss or gradients of {len(culprits)} of its {num_edits} edits are not finite", culprits)
