@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from editing import editor
 from editing.files import pretrained
 from editing.method.shift import Shift
-from orchestrator.run import coordinator
+from orchestrator.run import finish
 from orchestrator.run.directory import JOURNAL, RunDirectory
 from tests.conftest import MODULES, FinishedRun, Outcome
 from workers.worker import Worker
@@ -524,7 +524,7 @@ MOMENTS = {
     "the model is saved": (pretrained, "save"),
     "edits are evaluated": (Worker, "evaluate"),
     "text is generated": (Worker, "generate"),
-    "plots are drawn": (coordinator, "plot_run"),
+    "plots are drawn": (finish, "plot_run"),
     "the run is about to be put in place": (RunDirectory, "commit"),
 }
 
