@@ -194,26 +194,44 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
     )
 
 
-def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int, *, before: int = 0) -> Iterator[Turn]:
-    """Cut a stream of edits into turns; the last one may be short.
+class TurnCutter:
+    """Cuts edits that come one by one into turns.
 
     One solve would blend two targets for the same prompt. So the later edit wins, and the earlier one is superseded.
 
     Args:
-        edits: The edits in the order of their requests.
         edits_per_turn: Edits of a full turn.
-        before: Number of turns before these in their run.
+        before: Number of turns before the first one in their run.
     """
-    pending: list[TokenizedEdit] = []
-    superseded: list[TokenizedEdit] = []
-    for edit in edits:
+
+    def __init__(self, edits_per_turn: int, *, before: int = 0) -> None:
+        self._edits_per_turn, self._before = edits_per_turn, before
+        self._pending: list[TokenizedEdit] = []
+        self._superseded: list[TokenizedEdit] = []
+
+    def add(self, edit: TokenizedEdit) -> Turn | None:
+        """Add an edit; the turn that it completes, if it does."""
         new = edit.request
-        if earlier := [p for p in pending if p.request.prompt == new.prompt and p.request.target != new.target]:
-            pending = [p for p in pending if p.request.prompt != new.prompt or p.request.target == new.target]
-            superseded += earlier
-        pending.append(edit)
-        if len(pending) == edits_per_turn:
-            yield Turn.of(pending, superseded, before=before)
-            pending, superseded, before = [], [], before + 1
-    if pending:
-        yield Turn.of(pending, superseded, before=before)
+        if earlier := [p for p in self._pending if p.request.prompt == new.prompt and p.request.target != new.target]:
+            self._pending = [p for p in self._pending if p.request.prompt != new.prompt or p.request.target == new.target]
+            self._superseded += earlier
+        self._pending.append(edit)
+        return self.rest() if len(self._pending) == self._edits_per_turn else None
+
+    def rest(self) -> Turn | None:
+        """A turn of the edits that are in none yet; ``None`` if there are no such edits."""
+        if not self._pending:
+            return None
+        turn = Turn.of(self._pending, self._superseded, before=self._before)
+        self._pending, self._superseded, self._before = [], [], self._before + 1
+        return turn
+
+
+def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int, *, before: int = 0) -> Iterator[Turn]:
+    """Cut a stream of edits into turns, ``before`` of which were before it; the last one may be short. See :class:`TurnCutter`."""
+    cutter = TurnCutter(edits_per_turn, before=before)
+    for edit in edits:
+        if turn := cutter.add(edit):
+            yield turn
+    if turn := cutter.rest():
+        yield turn

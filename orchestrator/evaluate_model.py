@@ -13,7 +13,8 @@ from editing.model.generation import generate
 from editing.monitoring.evaluation import begins_with, predict_probes, score, summarize
 from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
-from orchestrator.run.intake import Intake, look_ahead
+from orchestrator.run.intake import FirstLook, Intake
+from orchestrator.tokenizing import RequestTokenizer
 from workers.engines.streamed import load_to_measure
 from workers.worker import USUAL_EVALUATION
 
@@ -39,16 +40,15 @@ def measure_model(
     Raises:
         UltraEditError: A model or the file cannot be used.
     """
-    source = EditFile(edits, format, seed=seed)
-    look_ahead(source, limit)
+    look = FirstLook(EditFile(edits, format, seed=seed))
     tokenizer, decoder = _load(model, device, dtype, device_memory)
-    intake = Intake(source, tokenizer, max_tokens=decoder.max_tokens, limit=limit, strict=False)
-    dropped: list[BadRecord] = []
-    tokenized = list(intake.edits(dropped.append))
-    for bad in dropped:
+    items = list(Intake(look, RequestTokenizer(tokenizer, decoder.max_tokens), limit=limit).items())
+    tokenized = [item for item in items if not isinstance(item, BadRecord)]
+    rejected = [item for item in items if isinstance(item, BadRecord)]
+    for bad in rejected:
         logger.warning("record %d left out: %s", bad.number, bad.reason)
     if not tokenized:
-        raise InputError(f"{edits}: holds no edit that this model can be measured on; record {dropped[-1].number}: {dropped[-1].reason}")
+        raise InputError(f"{edits}: holds no edit that this model can be measured on; record {rejected[-1].number}: {rejected[-1].reason}")
     after = _predict(decoder, tokenized, "evaluating", progress)
     generated = _generated(decoder, tokenizer, tokenized, generate, seed)
     del decoder
@@ -56,7 +56,7 @@ def measure_model(
     if base is not None:
         _, base_decoder = _load(base, device, dtype, device_memory)
         before = _predict(base_decoder, tokenized, "base model", progress)
-    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(dropped)}
+    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(rejected)}
 
 
 def _load(name: str, device: str, dtype: pretrained.DTypeName, device_memory: str | None) -> tuple[Any, Decoder]:

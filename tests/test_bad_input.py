@@ -24,7 +24,7 @@ from editing import editor as editor_module
 from editing import turn_capture
 from editing.files import pretrained
 from editing.method.shift import Shift
-from orchestrator.run import coordinator
+from orchestrator.run import finish
 from orchestrator.run.directory import JOURNAL, RunDirectory
 from tests.support.command_line import MODULES, FinishedRun, Outcome
 from workers.worker import Worker
@@ -536,7 +536,7 @@ MOMENTS = {
     "the model is saved": (editor_module, "save_edited"),
     "edits are evaluated": (Worker, "evaluate"),
     "text is generated": (Worker, "generate"),
-    "plots are drawn": (coordinator, "plot_run"),
+    "plots are drawn": (finish, "plot_run"),
     "the run is about to be put in place": (RunDirectory, "commit"),
 }
 

@@ -14,6 +14,7 @@ from editing.monitoring.watch import Watch
 from editing.turn import PreparedTurn
 
 _PROBES = resources.files("editing.probes")
+_WATCHED = ("efficacy", "generalization", "specificity", "locality_retention", "efficacy_before", "generalization_before", "specificity_before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Vitals:
         watch_generalization: The same on their rephrased prompts.
         watch_specificity: The same on their locality probes.
         watch_locality_retention: Their locality probes whose answer is still the unedited model's own.
+        perplexity_before: Perplexity of the unedited model on the fixed text.
+        watch_efficacy_before: Right answer tokens of the unedited model on the watched sample.
+        watch_generalization_before: The same on the rephrased prompts.
+        watch_specificity_before: The same on the locality probes.
     """
 
     efficacy_after: float
@@ -39,6 +44,10 @@ class Vitals:
     watch_generalization: float | None
     watch_specificity: float | None
     watch_locality_retention: float | None
+    perplexity_before: float | None = None
+    watch_efficacy_before: float | None = None
+    watch_generalization_before: float | None = None
+    watch_specificity_before: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
@@ -72,7 +81,8 @@ class Health:
             perplexity=found,
             perplexity_growth=found / self._perplexity,
             probe_retention=sum(kept) / len(kept),
-            **{f"watch_{name}": watched.get(name) for name in ("efficacy", "generalization", "specificity", "locality_retention")},
+            perplexity_before=self._perplexity,
+            **{f"watch_{name}": watched.get(name) for name in _WATCHED},
         )
 
     def _predict(self) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from editing import InputError, OutOfMemory, UltraEditError
 from editing.config import PreserveForm
-from editing.datasets import FORMATS
+from editing.datasets import FORMATS, EditFile
 from editing.errors import ran_out_of_memory
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.plan_command import plan_command
@@ -224,9 +224,10 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     from orchestrator.run.topology import warn_of_what_a_job_loses
 
     warn_of_what_a_job_loses(config)
-    config = config.with_dataset()
+    edits = config.edit_file()
+    config = config.with_dataset(edits)
     try:
-        show_run(run_to_the_end(lambda: _coordinator(config), resume=resume), _screen())
+        show_run(run_to_the_end(lambda: _coordinator(config, edits), resume=resume), _screen())
     except Collapsed as error:
         if config.on_collapse == "rollback":
             with closing(_coordinator(_stored(error.path))) as coordinator:
@@ -236,13 +237,13 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
         raise
 
 
-def _coordinator(config: RunConfig) -> "Coordinator":
+def _coordinator(config: RunConfig, edits: EditFile | None = None) -> "Coordinator":
     from orchestrator.run.coordinator import Coordinator
     from orchestrator.run.topology import make_worker
     from orchestrator.tracking import make_tracker
 
     tracker = make_tracker(config.tracking_uri, config.experiment)
-    return Coordinator(config, make_worker(config), tracker, Progress(_errors()))
+    return Coordinator(config, make_worker(config), tracker, Progress(_errors()), edits)
 
 
 def _stored(run_dir: Path) -> RunConfig:

@@ -18,6 +18,7 @@ from editing import EditRequest, InputError
 from editing.datasets import BadRecord, EditFile
 from editing.datasets.writing import RequestWriter
 from orchestrator.jsonl import LineFile
+from orchestrator.rejected import RejectedRecords
 
 logger = logging.getLogger("ultraedit")
 
@@ -145,7 +146,7 @@ class _Usable:
 
     def _set_aside(self, bad: BadRecord) -> None:
         self._file = self._file or LineFile(self._aside, 0)
-        self._file.add({"record": bad.number, "reason": bad.reason, "content": bad.raw})
+        RejectedRecords(self._file).add_record(bad)
         self._newest, self.num_bad, self.first_bad = bad.number, self.num_bad + 1, self.first_bad or bad
         if self.num_bad <= _SHOWN:
             logger.warning("record %d set aside: %s", bad.number, bad.reason)

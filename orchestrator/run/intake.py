@@ -1,97 +1,132 @@
-"""From an edit file to tokenized edits, with bad records set aside, each with its reason."""
+"""From an edit file to tokenized edits, with bad records set aside, each with its reason.
 
-from collections.abc import Callable, Iterator
+The first records are read once, before the model is loaded, and are kept: they tell what is wrong with the file while it
+costs nothing yet, how many edits there are in a short one, and go on into the warm-up and the first turns. The file stays
+open meanwhile, and what follows is read from there. So a run reads its input once, beside the thread that computes its SHA-256.
+"""
+
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 from editing.datasets import BadRecord, EditFile, NumberedRequest
-from editing.errors import InputError, InvalidRequest
-from editing.turn import TokenizedEdit, tokenize
+from editing.errors import InputError
+from editing.turn import TokenizedEdit
+from orchestrator.run.windows import Cursor, Window, in_windows
+from orchestrator.tokenizing import RequestTokenizer
 
 _READ_WHOLE_BYTES = 2**24
 """Texts up to this length are read to their end before a run starts."""
 
-_LOOKED_AT = 1000
-"""Records of any other input that are read before a run starts."""
+_FIRST_RECORDS = 1000
+"""Records of any other input that are read before a run starts; so many of any input are kept."""
+
+_KEPT_CHARACTERS = 2**24
+"""Characters of all kept records together, about."""
+
+Record = NumberedRequest | BadRecord
+
+
+class FirstLook:
+    """The first records of an edit file, read once and kept: all of a short text, else as many as tell what it is.
+
+    Args:
+        source: The edit file.
+
+    Raises:
+        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record.
+    """
+
+    def __init__(self, source: EditFile) -> None:
+        self.source = source
+        self._open: Iterator[Record] | None = source.records()
+        self._kept: list[Record] = []
+        self._num_usable = self._num_records = self._characters = 0
+        self._reads_whole = source.text_bytes is not None and source.text_bytes <= _READ_WHOLE_BYTES
+        first_bad: BadRecord | None = None
+        for record in islice(self._open, None if self._reads_whole else _FIRST_RECORDS):
+            self._add(record)
+            first_bad = first_bad or (record if isinstance(record, BadRecord) else None)
+        self._saw_end = self._reads_whole or self._num_records < _FIRST_RECORDS
+        if self._saw_end and not self._num_usable:
+            why = f"; record {first_bad.number}: {first_bad.reason}" if first_bad else ""
+            raise InputError(f"{source.path}: holds no usable edit{why}")
+
+    def num_edits(self, limit: int | None) -> int | None:
+        """About how many usable edits there are, before tokenization, up to a limit; ``None`` if only reading on would tell."""
+        known = self._num_usable if self._saw_end else self.source.num_records
+        return min((n for n in (known, limit) if n is not None), default=None)
+
+    def records(self, *, after: int = 0) -> Iterator[Record]:
+        """The file's records after a number. Kept ones are not read again; those that follow are read on from there by the first who asks."""
+        kept_all = len(self._kept) == self._num_records
+        last_kept = self._kept[-1].number if self._kept else 0
+        yield from (record for record in self._kept if record.number > after)
+        if self._saw_end and kept_all:
+            return
+        following, self._open = self._open, None
+        if following is None or not kept_all or after > last_kept:
+            following = self.source.records(after=max(after, last_kept))
+        yield from following
+
+    def _add(self, record: Record) -> None:
+        self._num_records += 1
+        self._num_usable += not isinstance(record, BadRecord)
+        kept_all_before = len(self._kept) == self._num_records - 1
+        if kept_all_before and self._num_records <= _FIRST_RECORDS and self._characters < _KEPT_CHARACTERS:
+            self._kept.append(record)
+            self._characters += _num_characters(record)
 
 
 class Intake:
     """The usable edits of a file, in order, from any record on.
 
     Args:
-        source: The edit file.
-        tokenizer: The model's tokenizer.
-        max_tokens: The model's context length.
-        limit: Stop after this many usable edits.
+        look: The file, whose first records have been read.
+        tokenizer: Tokenizes them for the model.
+        limit: Stop after this many usable edits of the file.
         strict: Raise at the first bad record.
-        after: Leave out the records up to this number, which were read before.
-        taken: Usable edits among those.
-
-    Attributes:
-        record: Number of the last record that was read.
-        taken: Usable edits so far.
     """
 
-    def __init__(
-        self, source: EditFile, tokenizer: Any, *, max_tokens: int | None, limit: int | None, strict: bool, after: int = 0, taken: int = 0
-    ) -> None:
-        self._source, self._tokenizer, self._max_tokens = source, tokenizer, max_tokens
-        self._limit, self._strict = limit, strict
-        self.record, self.taken = after, taken
+    def __init__(self, look: FirstLook, tokenizer: RequestTokenizer, *, limit: int | None = None, strict: bool = False) -> None:
+        self._look, self._tokenizer, self._limit, self._strict = look, tokenizer, limit, strict
 
-    def edits(self, on_bad: Callable[[BadRecord], None] = lambda _: None) -> Iterator[TokenizedEdit]:
-        """Usable edits, in the file's order; ``on_bad`` is called with every other record.
+    def items(self, *, after: int = 0, num_usable: int = 0, limit: int | None = None) -> Iterator[TokenizedEdit | BadRecord]:
+        """Usable edits and bad records, in the file's order.
+
+        Args:
+            after: Leave out the records up to this number, which were read before.
+            num_usable: Usable edits among those.
+            limit: Stop earlier, after so many usable edits.
 
         Raises:
             InputError: The file cannot be read, or a record is bad and ``strict`` is set.
         """
-        if self.taken == self._limit:
+        last = min((n for n in (self._limit, limit) if n is not None), default=None)
+        if num_usable == last:
             return
-        for record in self._source.records(after=self.record):
-            self.record = record.number
-            usable = self._tokenize(record)
-            if isinstance(usable, BadRecord):
-                if self._strict:
-                    raise InputError(f"{self._source.path}: record {usable.number}: {usable.reason}")
-                on_bad(usable)
-                continue
-            self.taken += 1
-            yield usable
-            if self.taken == self._limit:
+        for record in self._look.records(after=after):
+            item = self._tokenizer.tokenize_record(record)
+            if isinstance(item, BadRecord) and self._strict:
+                raise InputError(f"{self._look.source.path}: record {item.number}: {item.reason}")
+            num_usable += not isinstance(item, BadRecord)
+            yield item
+            if num_usable == last:
                 return
 
-    def _tokenize(self, record: NumberedRequest | BadRecord) -> TokenizedEdit | BadRecord:
-        if isinstance(record, BadRecord):
-            return record
-        try:
-            return tokenize(self._tokenizer, record.request, max_tokens=self._max_tokens, record=record.number)
-        except InvalidRequest as error:
-            return BadRecord(record.number, str(error), {"prompt": record.request.prompt, "target": record.request.target})
+    def first_edits(self, count: int) -> Iterator[TokenizedEdit]:
+        """The first usable edits of the file, at the most so many."""
+        return (item for item in self.items(limit=count) if not isinstance(item, BadRecord))
+
+    def windows(self, begin: Cursor, *, edits_per_turn: int, turns_per_window: int, num_turns: int) -> Iterator[Window]:
+        """Windows of turns from a cursor on; see :func:`~orchestrator.run.windows.in_windows`."""
+        items = self.items(after=begin.record, num_usable=begin.num_usable)
+        return in_windows(items, begin, edits_per_turn=edits_per_turn, turns_per_window=turns_per_window, num_turns=num_turns)
 
 
-def look_ahead(source: EditFile, limit: int | None) -> int | None:
-    """An early look at a file: all of a short text, else the first records.
-
-    Returns:
-        About how many usable edits there will be, before tokenization; ``None`` if only reading on would tell.
-
-    Raises:
-        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record.
-    """
-    whole = source.text_bytes is not None and source.text_bytes <= _READ_WHOLE_BYTES
-    first_bad: BadRecord | None = None
-    read = usable = 0
-    for record in islice(source, None if whole else _LOOKED_AT):
-        read += 1
-        if isinstance(record, BadRecord):
-            first_bad = first_bad or record
-        else:
-            usable += 1
-    if whole or read < _LOOKED_AT:
-        if not usable:
-            why = f"; record {first_bad.number}: {first_bad.reason}" if first_bad else ""
-            raise InputError(f"{source.path}: holds no usable edit{why}")
-        known: int | None = usable
+def _num_characters(record: Record) -> int:
+    """Characters of a record's texts, about."""
+    if isinstance(record, BadRecord):
+        texts = [record.raw, *(record.raw.values() if isinstance(record.raw, dict) else ())]
     else:
-        known = source.num_records
-    return min((n for n in (known, limit) if n is not None), default=None)
+        texts = [getattr(record.request, name) for name in type(record.request).__slots__]
+    return sum(len(text) for text in texts if isinstance(text, (str, tuple, list)))

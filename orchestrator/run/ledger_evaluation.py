@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from editing.monitoring.evaluation import EditResult, Means, Summary
-from editing.turn import TokenizedEdit, tokenize
 from orchestrator.progress import Progress
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.results import EditRow, EditsFile, Generated
 from orchestrator.run.run_config import RunConfig
+from orchestrator.tokenizing import RequestTokenizer
 from workers.worker import Worker
 
 _CHUNK = 200
@@ -120,22 +120,19 @@ def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
 
 
 def _results(worker: Worker, entries: Iterable[Entry]) -> Iterator[EditResult]:
+    tokenizer = RequestTokenizer.of(worker)
     for chunk in _chunks(entries, worker.edits_at_a_time):
-        yield from worker.evaluate([_tokenized(worker, entry) for entry in chunk])
+        yield from worker.evaluate([tokenizer.tokenize(entry.request, entry.record) for entry in chunk])
 
 
 def _texts(worker: Worker, entries: Iterable[Entry]) -> Iterator[Generated]:
     for chunk in _chunks(entries, worker.edits_at_a_time):
         prompts = [entry.request.prompt for entry in chunk]
         before = worker.generate(prompts, unedited=True)
-        asked = [k for k, entry in enumerate(chunk) if entry.request.rephrase]
-        after = worker.generate([*prompts, *(chunk[k].request.rephrase or "" for k in asked)])  # at once: it may have to read the model
-        rephrased = dict(zip(asked, after[len(prompts) :], strict=True))
+        with_rephrase = [k for k, entry in enumerate(chunk) if entry.request.rephrase]
+        after = worker.generate([*prompts, *(chunk[k].request.rephrase or "" for k in with_rephrase)])  # at once: it may have to read the model
+        rephrased = dict(zip(with_rephrase, after[len(prompts) :], strict=True))
         yield from (Generated(before[k], after[k], rephrased.get(k)) for k in range(len(chunk)))
-
-
-def _tokenized(worker: Worker, entry: Entry) -> TokenizedEdit:
-    return tokenize(worker.tokenizer, entry.request, max_tokens=worker.max_tokens, record=entry.record)
 
 
 def _entries(ledger: Ledger) -> Iterator[Entry]:

@@ -16,27 +16,62 @@ _VITALS = (
 )
 """What the run's plot shows of :class:`editing.monitoring.health.Vitals`, and how it is called there."""
 
+_BEFORE = ("watch_efficacy", "watch_generalization")
+"""Those of which it shows the unedited model's on the same sample too."""
+
 
 def plot_run(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the model's health and the size of its changes over applied edits."""
     if not history:
         return
-    edits = [row["total_edits"] for row in history]
-    measured = [row for row in history if row["vitals"]]
     with _figure(path, 3) as (shares, perplexity, weights):
-        for name, label in _VITALS:
-            _curve(shares, [row["total_edits"] for row in measured], [row["vitals"][name] for row in measured], label)
-        shares.set(ylabel="share", ylim=(-0.03, 1.03), title="A sample of the edits applied so far, and fixed probes that no edit is about")
-        shares.legend(loc="best", fontsize="small")
-        _curve(perplexity, [row["total_edits"] for row in measured], [row["vitals"]["perplexity"] for row in measured], None)
-        perplexity.set(ylabel="perplexity", title="Fixed text", ylim=(0, None))
-        total = [sum(n * n for n in row["shift_norms"].values()) ** 0.5 for row in history]
-        weights.plot(edits, total, color="black", label="norm of the turn's shift, all modules")
-        weights.set(xlabel="edits applied", ylabel="Frobenius norm", title="Edited weights", ylim=(0, None))
-        growth = weights.twinx()
-        growth.plot(edits, [100 * max(row["weight_growth"].values()) for row in history], color="tab:red")
-        growth.set_ylabel("largest growth of a weight's norm, %", color="tab:red")
-        weights.legend(loc="best", fontsize="small")
+        _draw_health(shares, perplexity, vitals_by_edits(history))
+        _draw_weights(weights, history)
+
+
+def vitals_by_edits(history: Sequence[dict[str, Any]]) -> dict[int, dict[str, float | None]]:
+    """Vitals by the number of edits applied, from the unedited model on, which the first measurement tells of.
+
+    Args:
+        history: The applied turns, as ``turns.jsonl`` has them.
+    """
+    measured = {row["total_edits"]: row["vitals"] for row in history if row["vitals"]}
+    if not measured:
+        return {}
+    first = next(iter(measured.values()))
+    perplexity = first.get("perplexity_before") or first["perplexity"] / first["perplexity_growth"]  # version 0.1.0 has the growth alone
+    unedited = {
+        **{name: first.get(f"{name}_before") for name, _ in _VITALS},
+        "watch_locality_retention": None if first["watch_locality_retention"] is None else 1.0,
+        "efficacy_after": history[0]["efficacy_before"],
+        "probe_retention": 1.0,
+        "perplexity": perplexity,
+    }
+    return {0: unedited, **measured}
+
+
+def _draw_health(shares: Any, perplexity: Any, vitals: dict[int, dict[str, float | None]]) -> None:
+    edits, rows = list(vitals), list(vitals.values())
+    for name, label in _VITALS:
+        lines = _curve(shares, edits, [row[name] for row in rows], label)
+        if lines and name in _BEFORE:
+            before = [rows[0][name], *(row.get(f"{name}_before") for row in rows[1:])]
+            _curve(shares, edits, before, f"{label}, unedited model", color=lines[0].get_color(), linestyle=":", alpha=0.6)
+    shares.set(ylabel="share", ylim=(-0.03, 1.03), title="A sample of the edits applied so far, and fixed probes that no edit is about")
+    shares.legend(loc="best", fontsize="small")
+    _curve(perplexity, edits, [row["perplexity"] for row in rows], None)
+    perplexity.set(ylabel="perplexity", title="Fixed text", ylim=(0, None))
+
+
+def _draw_weights(weights: Any, history: Sequence[dict[str, Any]]) -> None:
+    edits = [row["total_edits"] for row in history]
+    total = [sum(n * n for n in row["shift_norms"].values()) ** 0.5 for row in history]
+    _curve(weights, edits, total, "norm of the turn's shift, all modules", color="black")
+    weights.set(xlabel="edits applied", ylabel="Frobenius norm", title="Edited weights", ylim=(0, None))
+    growth = weights.twinx()
+    _curve(growth, [0, *edits], [0.0, *(100 * max(row["weight_growth"].values()) for row in history)], None, color="tab:red")
+    growth.set_ylabel("largest growth of a weight's norm, %", color="tab:red")
+    weights.legend(loc="best", fontsize="small")
 
 
 def plot_milestones(milestones: Sequence[dict[str, Any]], path: Path) -> None:
@@ -72,8 +107,9 @@ def _figure(path: Path, rows: int) -> Iterator[Any]:
     plt.close(figure)
 
 
-def _curve(axes: Any, edits: Sequence[int], values: Sequence[float | None], label: str | None, **style: Any) -> None:
+def _curve(axes: Any, edits: Sequence[int], values: Sequence[float | None], label: str | None, **style: Any) -> list[Any]:
     """A line through the values that are there; nothing if there is none."""
-    if any(value is not None for value in values):
-        points = [float("nan") if value is None else value for value in values]
-        axes.plot(edits, points, marker="o", markersize=3, label=label, **style)
+    if all(value is None for value in values):
+        return []
+    points = [float("nan") if value is None else value for value in values]
+    return list(axes.plot(edits, points, marker="o", markersize=3, label=label, **style))

@@ -1,33 +1,61 @@
 """Going back: the same loop over the ledger, from the checkpoint before.
 
 roll_back   the model as it was after a turn: the windows since the checkpoint run again, up to that turn
-remove      the model as if some edits had never been asked for: the edits since the checkpoint, less these, cut into
+remove      the model as if some edits had never been requested: the edits since the checkpoint, less these, cut into
             turns and windows again
 """
 
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 
 from editing import InputError
-from editing.turn import TokenizedEdit, Turn, in_turns, tokenize
+from editing.turn import Turn, in_turns
 from orchestrator.run.checkpoint import STATE, Checkpoint, Checkpoints
 from orchestrator.run.coordinator import Coordinator
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.journal import Journal, RunState
-from orchestrator.run.ledger import ROLLED_BACK, Entry, Ledger
-from orchestrator.run.resume import check_same_run, settings_of
+from orchestrator.run.journal import RunState
+from orchestrator.run.ledger import APPLIED, ROLLED_BACK, Entry, Ledger
+from orchestrator.run.resume import REPLAYING, check_same_run, settings_of
 from orchestrator.run.warm_up import from_ledger
-from workers.worker import Worker
+from orchestrator.run.windows import Cursor, Schedule, Window
+from orchestrator.tokenizing import RequestTokenizer
 
 logger = logging.getLogger("ultraedit")
 
 _BEGINNING = -1
 """Before any checkpoint."""
 
-Windows = Callable[[Journal, Ledger, Worker], Iterator[list[Turn]]]
+_ENTRIES_AT_A_TIME = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a replay begins, and what it has for its windows.
+
+    Attributes:
+        cursor: How far the run had come at the checkpoint.
+        turn: Turns until then.
+        num_edits: Edits that will run again.
+        tokenizer: Tokenizes them.
+        lookahead: Turns of a window.
+    """
+
+    cursor: Cursor
+    turn: int
+    num_edits: int
+    tokenizer: RequestTokenizer
+    lookahead: int
+
+    def follows(self, entry: Entry) -> bool:
+        """Whether an edit came after it, and was not undone since."""
+        return entry.window > self.cursor.window and not entry.rolled_back
+
+
+Windows = Callable[[Ledger, _Start], Iterator[Window]]
 
 
 def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
@@ -41,57 +69,74 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
     if not 0 <= to_turn < last:
         raise InputError(f"to-turn: expected a turn from 0 to {last - 1}, found {to_turn}; {path} has {last} turns")
 
-    def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
-        state, done = journal.state, journal.state.window
-        for turns in old.windows():
-            if turns[0][0].window <= done:
-                continue
-            wanted = [turn for turn in turns if not turn[0].rolled_back and turn[0].turn <= to_turn]
-            if wanted:
-                state.sources, state.window = wanted[0][0].source, wanted[0][0].window - 1
-                yield [_turn(worker, turn) for turn in wanted]
-            for turn in turns[len(wanted) :]:
-                journal.ledger.keep_rolled_back(turn)
-        state.source = {**state.source, "sha256": ROLLED_BACK}  # so that the same file can be asked for again
+    def keeps(entry: Entry) -> bool:
+        return not entry.rolled_back and entry.turn <= to_turn
 
-    return _replay(coordinator, path, before=to_turn, windows=windows)
+    def windows(old: Ledger, start: _Start) -> Iterator[Window]:
+        cursor = start.cursor
+        for turns in old.windows():
+            if turns[0][0].window <= start.cursor.window:
+                continue
+            kept = [turn for turn in turns if keeps(turn[0])]
+            if kept:
+                cursor = replace(cursor, source=kept[0][0].source, window=kept[0][0].window)
+            again = [_turn(start.tokenizer, entries) for entries in kept]
+            undone = [entry for entries in turns[len(kept) :] for entry in entries]
+            yield Window(cursor=cursor, turns=again, rolled_back=undone, may_be_last=any(entries[0].turn == to_turn for entries in kept))
+
+    return _replay(coordinator, path, before=to_turn, windows=windows, keeps=keeps, outcome=ROLLED_BACK)
 
 
 def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
-    """Make a finished run's folder what it would be if some edits had never been asked for.
+    """Make a finished run's folder what it would be if some edits had never been requested.
 
     Raises:
         InputError: An id is not in the ledger, or there is no finished run.
     """
     path, ledger = _finished(coordinator)
-    found = {entry.id: entry.turn for entry in ledger if entry.id in ids and not entry.rolled_back}
-    if missing := sorted(set(ids) - found.keys()):
+    removed = [entry for entry in ledger if entry.id in ids and not entry.rolled_back]
+    if missing := sorted(set(ids) - {entry.id for entry in removed}):
         raise InputError(f"edit: {path} has no edit with the id {missing[0]!r}; 'ultraedit history {path} --edits' lists them")
+    _warn_of_shared_ids(removed)
 
-    def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
-        state, done = journal.state, journal.state.window
-        later = (entry for entry in old if entry.window > done and not entry.rolled_back)
-        for source, entries in groupby(later, key=lambda entry: entry.source):
-            state.sources = source
-            kept = (entry for entry in entries if not _set_aside(journal, entry, found))
-            turns = in_turns(_tokenized(worker, kept), coordinator.config.edits_per_turn, before=state.turn)
-            while window := list(islice(turns, coordinator.worker.lookahead)):
-                yield window
+    def keeps(entry: Entry) -> bool:
+        return not entry.rolled_back and entry.id not in ids
+
+    def windows(old: Ledger, start: _Start) -> Iterator[Window]:
+        yield Window(cursor=start.cursor, removed=removed)
+        again = (entry for entry in old if start.follows(entry) and keeps(entry))
+        last = start.cursor
+        for window in _cut_again(again, start, coordinator.config.edits_per_turn):
+            last = window.cursor
+            yield window
         # turns that were rolled back before are in no window of this run any more
-        undone = (entry for entry in old if entry.window > done and entry.rolled_back)
-        journal.ledger.keep_rolled_back(undone, window=state.window + 1)
+        undone = (replace(entry, window=last.window + 1) for entry in old if entry.window > start.cursor.window and entry.rolled_back)
+        while some := list(islice(undone, _ENTRIES_AT_A_TIME)):
+            yield Window(cursor=last, rolled_back=some)
 
-    warming = from_ledger(ledger, coordinator.config.warm_up, 0)
-    before = _BEGINNING if any(entry.id in found for entry in warming) else min(found.values()) - 1
-    return _replay(coordinator, path, before=before, windows=windows, without=found)
+    in_warm_up = {entry.id for entry in from_ledger(ledger, coordinator.config.warm_up, 0)} & set(ids)
+    before = _BEGINNING if in_warm_up else min(entry.turn for entry in removed) - 1
+    return _replay(coordinator, path, before=before, windows=windows, keeps=keeps, outcome=APPLIED, without=ids)
 
 
-def _set_aside(journal: Journal, entry: Entry, ids: Collection[str]) -> bool:
-    if entry.id not in ids:
-        return False
-    content = {"id": entry.id, "prompt": entry.request.prompt, "target": entry.request.target}
-    journal.rejected.add({"record": entry.record, "reason": "removed on request", "content": content})
-    return True
+def _warn_of_shared_ids(removed: list[Entry]) -> None:
+    by_id = sorted(removed, key=lambda entry: entry.id)
+    for name, entries in groupby(by_id, key=lambda entry: entry.id):
+        if len(turns := [entry.turn for entry in entries]) > 1:
+            logger.warning("edit      %d edits have the id %r, of turns %s; all of them are removed", len(turns), name, ", ".join(map(str, turns)))
+
+
+def _cut_again(entries: Iterable[Entry], start: _Start, edits_per_turn: int) -> Iterator[Window]:
+    """Edits of a ledger in new turns and windows. No window has edits of two inputs."""
+    cursor, turn, num_left = start.cursor, start.turn, start.num_edits
+    for source, of_source in groupby(entries, key=lambda entry: entry.source):
+        edits = (start.tokenizer.tokenize(entry.request, entry.record) for entry in of_source)
+        turns = in_turns(edits, edits_per_turn, before=turn)
+        while window := list(islice(turns, start.lookahead)):
+            cursor = replace(cursor, source=source, window=cursor.window + 1)
+            turn += len(window)
+            num_left -= sum(len(each.edits) + len(each.superseded) for each in window)
+            yield Window(cursor=cursor, turns=window, may_be_last=not num_left)
 
 
 def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:
@@ -101,46 +146,76 @@ def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:
     return path, Ledger(path / "ledger")
 
 
-def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windows, without: Collection[str] = ()) -> Path:
-    """Drive a run over windows of its own ledger, less some edits, from the newest checkpoint that is not after a turn."""
+def _replay(
+    coordinator: Coordinator,
+    path: Path,
+    *,
+    before: int,
+    windows: Windows,
+    keeps: Callable[[Entry], bool],
+    outcome: str,
+    without: Collection[str] = (),
+) -> Path:
+    """Drive a run over windows of its own ledger, from the newest checkpoint that is not after a turn.
+
+    Args:
+        coordinator: Of the run, with the unedited model.
+        path: The run's folder.
+        before: That turn.
+        windows: Makes the windows.
+        keeps: Whether an edit of the ledger is in them.
+        outcome: What has become of the run's input when they are done.
+        without: Ids of edits that the warm-up leaves out.
+    """
     worker, config = coordinator.worker, coordinator.config
-    with RunDirectory(path, overwrite=True) as out:
-        coordinator.load(out)
+
+    def make_schedule() -> Schedule:
         old = Ledger(path / "ledger")
         checkpoints = Checkpoints(path / "checkpoints").all()
         last = RunState(**checkpoints[-1].state)
         check_same_run(last, settings_of(config, worker), worker.fingerprint())
-        start = next((c for c in reversed(checkpoints) if c.turn <= before), None)
-        state = _begin(out, last, start, worker)
+        checkpoint = next((c for c in reversed(checkpoints) if c.turn <= before), None)
+        state = _begin(out, last, checkpoint)
         logger.info("replaying  from turn %d", state.turn)
-        warming = from_ledger(old, config.warm_up, last.warmed, without) if start is None else []
-        journal = Journal(out.staging, state, keep=config.keep)
+        tokenizer, cursor = RequestTokenizer.of(worker), Cursor.of(state)
+        num_edits = sum(1 for entry in old if entry.window > cursor.window and keeps(entry))
+        start = _Start(cursor, state.turn, num_edits, tokenizer, worker.lookahead)
+        warm_up = from_ledger(old, config.warm_up, last.warmed, without) if checkpoint is None else []
+        return Schedule(
+            state=state,
+            windows=_then_close(windows(old, start), cursor, Cursor.of(last), outcome),
+            num_edits=num_edits,
+            model_state=None if checkpoint is None else checkpoint.path / STATE,
+            warm_up=[tokenizer.tokenize(entry.request, entry.record) for entry in warm_up],
+            is_replay=True,
+        )
 
-        def then_catch_up() -> Iterator[list[Turn]]:
-            yield from windows(journal, old, worker)
-            state.sources, state.window, state.input_done = last.sources, max(state.window + 1, last.window), True
-
-        total = sum(1 for entry in old if entry.window > state.window and not entry.rolled_back)
-        return coordinator.drive(out, journal, then_catch_up(), total, replay=True, warming=_tokenized(worker, warming))
+    with RunDirectory(path, overwrite=True) as out:
+        return coordinator.drive(out, make_schedule)
 
 
-def _begin(out: RunDirectory, last: RunState, start: Checkpoint | None, worker: Worker) -> RunState:
+def _then_close(windows: Iterable[Window], begin: Cursor, end: Cursor, outcome: str) -> Iterator[Window]:
+    """Windows, and in the end the cursor of the run that was replayed, so that further edits come after all that it had."""
+    number = begin.window
+    for window in windows:
+        number = window.cursor.window
+        yield window
+    yield Window(cursor=replace(end, window=max(number + 1, end.window), input_done=True, input_outcome=outcome))
+
+
+def _begin(out: RunDirectory, last: RunState, checkpoint: Checkpoint | None) -> RunState:
     """Fill the staging folder with the run as it was at a checkpoint, or at the very beginning."""
     out.branch()
     shutil.rmtree(out.staging / "checkpoints", ignore_errors=True)
-    if start is None:
-        begun = {name: getattr(last, name) for name in ("config", "settings", "base", "base_digests", "source")}
-        return RunState(**begun, record=last.record, taken=last.taken)
-    shutil.copytree(start.path, out.staging / "checkpoints" / start.path.name)
-    state = RunState(**{**start.state, "source": last.source, "record": last.record, "taken": last.taken})
-    worker.load_state(start.path / STATE, state.watch)
-    return state
+    source = {**last.source, "outcome": REPLAYING}
+    if checkpoint is None:
+        begun = {name: getattr(last, name) for name in ("config", "settings", "base", "base_digests")}
+        return RunState(**begun, source=source, record=last.record, taken=last.taken)
+    shutil.copytree(checkpoint.path, out.staging / "checkpoints" / checkpoint.path.name)
+    return RunState(**{**checkpoint.state, "source": source, "record": last.record, "taken": last.taken})
 
 
-def _turn(worker: Worker, entries: list[Entry]) -> Turn:
-    """One turn as it was, whoever superseded whom in it."""
-    return next(in_turns(_tokenized(worker, entries), len(entries), before=entries[0].turn - 1))
-
-
-def _tokenized(worker: Worker, entries: Iterable[Entry]) -> list[TokenizedEdit]:
-    return [tokenize(worker.tokenizer, entry.request, max_tokens=worker.max_tokens, record=entry.record) for entry in entries]
+def _turn(tokenizer: RequestTokenizer, entries: list[Entry]) -> Turn:
+    """One turn as it was, with the edits that it superseded."""
+    edits = [tokenizer.tokenize(entry.request, entry.record) for entry in entries]
+    return next(in_turns(edits, len(entries), before=entries[0].turn - 1))

@@ -9,11 +9,18 @@ from editing.datasets import EditFile
 from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
 from orchestrator.run.directory import RunDirectory, find_unfinished
+from orchestrator.run.intake import FirstLook, Intake
 from orchestrator.run.journal import RunState
+from orchestrator.run.ledger import ROLLED_BACK
 from orchestrator.run.run_config import RunConfig
+from orchestrator.run.windows import Cursor, Schedule
+from orchestrator.tokenizing import RequestTokenizer
 from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
+
+REPLAYING = "is being replayed"
+"""Outcome of an input whose edits a rollback or a removal is running again; it has another at the end."""
 
 _SETTINGS = ("edits_per_turn", "group_size", "batch_tokens", "seed", "warm_up")
 
@@ -40,12 +47,52 @@ def fresh_state(config: RunConfig, worker: Worker, source: dict[str, Any]) -> Ru
     )
 
 
+def schedule_edits(
+    out: RunDirectory, config: RunConfig, worker: Worker, look: FirstLook, digest: InputDigest, *, resume: bool = False
+) -> Schedule | None:
+    """The schedule of a run over an edit file.
+
+    Args:
+        out: The run's folder.
+        config: The run's configuration.
+        worker: Holds the unedited model.
+        look: The edit file.
+        digest: Its SHA-256.
+        resume: Go on with the run that is there, if there is one.
+
+    Returns:
+        What the run begins from and goes through; ``None`` where the run that is there has all edits of the file.
+
+    Raises:
+        InputError: As :func:`resumed_state`.
+    """
+    source = describe_source(look.source, config.limit)
+    state, model_state = resumed_state(out, config, worker, source, digest) if resume else (None, None)
+    if state is not None and state.input_done and not out.is_resumed:
+        logger.info("complete  %s has all edits of %s; nothing to do", out.path, look.source.path)
+        return None
+    if state is None:
+        state = fresh_state(config, worker, source)
+    else:
+        logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
+    intake = Intake(look, RequestTokenizer.of(worker), limit=config.limit, strict=config.strict)
+    begin, total = Cursor.of(state), look.num_edits(config.limit)
+    return Schedule(
+        state=state,
+        windows=intake.windows(begin, edits_per_turn=config.edits_per_turn, turns_per_window=worker.lookahead, num_turns=state.turn),
+        num_edits=None if total is None else max(0, total - begin.num_usable),
+        model_state=model_state,
+        warm_up=() if model_state else intake.first_edits(config.warm_up),
+        digest=digest,
+    )
+
+
 def resumed_state(
     out: RunDirectory, config: RunConfig, worker: Worker, source: dict[str, Any], digest: InputDigest
 ) -> tuple[RunState | None, Path | None]:
     """The state of the newest valid checkpoint, and its file; nothing if there is no run to go on with.
 
-    A finished run goes on with another input: its edits are appended. To tell whether it is another, all of it is read.
+    A finished run goes on with another input: its edits are appended. All of the input is read to tell whether it is another.
 
     Raises:
         InputError: The input, the settings or the base model are not those of the run that is there.
@@ -57,22 +104,36 @@ def resumed_state(
         return None, None
     state = RunState(**checkpoint.state)
     check_same_run(state, settings_of(config, worker), worker.fingerprint())
-    source = {**source, "sha256": digest.result()}
-    changed = next((name for name in ("sha256", "limit") if source[name] != state.source[name]), None)
+    _take_input(state, {**source, "sha256": digest.result()})
+    return state, checkpoint.path / STATE
+
+
+def _take_input(state: RunState, source: dict[str, Any]) -> None:
+    """Have a run go on with an input: the one that it was reading, or another whose edits are appended.
+
+    Raises:
+        InputError: The run has not finished the one before.
+    """
+    before = state.source
+    outcome, sha256 = before.get("outcome"), before["sha256"]
+    if sha256 == ROLLED_BACK:  # where version 0.1.0 stored the outcome
+        outcome, sha256 = ROLLED_BACK, None
+    if outcome == REPLAYING:
+        raise InputError("resume: a rollback or removal of this run was interrupted; give that command again, or give --overwrite to begin anew")
+    changed = next((name for name, old in (("sha256", sha256), ("limit", before["limit"])) if source[name] != old), None)
     if changed and not state.input_done:
         raise InputError(
-            f"resume: the run has not finished its input {state.source['path']} ({changed} {_short(state.source[changed])}); "
-            f"{source['path']} ({changed} {_short(source[changed])}) is another: resume with the first one, or give --overwrite"
+            f"resume: the run has not finished its input {before['path']} ({changed} {_shortened(before[changed])}), and {source['path']} "
+            f"({changed} {_shortened(source[changed])}) is another; resume with the first one, or give --overwrite to begin anew"
         )
-    if source["sha256"] != state.source["sha256"]:
+    if source["sha256"] != sha256 or outcome == ROLLED_BACK:  # after a rollback the same file may be given again
         state.source, state.sources, state.record, state.taken, state.input_done = source, state.sources + 1, 0, 0, False
         logger.info("appending %s", source["path"])
     elif changed:
         state.source, state.input_done = source, False
-    return state, checkpoint.path / STATE
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     return str(value)[:12]
 
 
@@ -85,7 +146,7 @@ def stored_config(path: Path) -> dict[str, Any]:
     folder = find_unfinished(path) or path
     checkpoint = Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
-        raise InputError(f"resume: {path} holds no run with a checkpoint, and there is no unfinished one; check the path, or begin a new run")
+        raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
     return {**checkpoint.state["config"], "output": str(path), "overwrite": False}
 
 
@@ -99,4 +160,4 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base:
-        raise InputError("resume: the base model is not the one that the run began with; give that one, or --overwrite")
+        raise InputError("resume: the base model is not the one that the run began with; give that one, or --overwrite to begin anew")

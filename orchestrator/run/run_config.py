@@ -206,14 +206,21 @@ class RunConfig:
             key = str(error).partition(":")[0]
             raise InputError(f"{file}: {error}") if file and key not in given else error from None
 
-    def with_dataset(self) -> "RunConfig":
-        """The same with the data set that the edits tell, where none was given; what is appended to the run later is edited alike.
+    def edit_file(self) -> EditFile:
+        """The edits. What one object has found out about the file is not looked up again."""
+        return EditFile(self.edits, self.format, seed=self.seed)
+
+    def with_dataset(self, edits: EditFile) -> "RunConfig":
+        """The same with the data set inferred from the edits, where none was given. Edits that are appended later are made in the same modules.
+
+        Args:
+            edits: As :meth:`edit_file` gives it.
 
         Raises:
             InputError: The edits cannot be read, or are of no known format.
         """
         known = self.dataset is not None or self.modules is not None
-        return self if known else replace(self, dataset=EditFile(self.edits, self.format).format.name)
+        return self if known else replace(self, dataset=edits.format.name)
 
     @property
     def method(self) -> dict[str, Any]:

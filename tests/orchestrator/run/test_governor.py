@@ -19,11 +19,11 @@ def turns(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "turns.jsonl").read_text().splitlines()]
 
 
-def test_health_is_measured_at_the_first_turn_and_every_few(tmp_path: Path) -> None:
+def test_health_is_measured_at_the_first_turn_every_few_and_at_the_last(tmp_path: Path) -> None:
     worker = ScriptedWorker()
     out = run_scripted(tmp_path, worker, count=14, watch_every=3)
-    assert worker.measured == [1, 3, 6]
-    assert [row["turn"] for row in turns(out) if row["vitals"]] == [1, 3, 6]
+    assert worker.measured == [1, 3, 6, 7]
+    assert [row["turn"] for row in turns(out) if row["vitals"]] == [1, 3, 6, 7]
 
 
 def test_a_limit_is_warned_of_once_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ from editing.datasets import records as records_module
 from orchestrator import digest as digest_module
 from orchestrator.digest import InputDigest
 from orchestrator.progress import Progress
-from orchestrator.run.intake import look_ahead
+from orchestrator.run.intake import FirstLook
 
 RECORD = json.dumps({"prompt": "p" * 1000, "target": "t"}).encode()
 BROKEN = b"[" + b",".join([RECORD] * 17_000) + b', {"prompt": '
@@ -39,8 +39,9 @@ def test_of_a_large_text_only_the_beginning_is_read_at_the_start(large: Path, mo
     parse = records_module._parse
     monkeypatch.setattr(records_module, "_parse", lambda number, text: parsed.append(number) or parse(number, text))
     source = EditFile(large)
-    assert look_ahead(source, None) is None
-    assert look_ahead(source, 5) == 5
+    look = FirstLook(source)
+    assert look.num_edits(None) is None
+    assert look.num_edits(5) == 5
     assert max(parsed) == 1000
     with pytest.raises(InputError, match="record 17001: the JSON array breaks off"):
         list(source.records(after=16_999))
@@ -49,30 +50,30 @@ def test_of_a_large_text_only_the_beginning_is_read_at_the_start(large: Path, mo
 def test_a_short_text_is_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "edits.json"
     path.write_bytes(b"[" + b",".join([RECORD] * 3000) + b"]")
-    assert look_ahead(EditFile(path), None) == 3000
-    assert look_ahead(EditFile(path), 2000) == 2000
+    assert FirstLook(EditFile(path)).num_edits(None) == 3000
+    assert FirstLook(EditFile(path)).num_edits(2000) == 2000
     path.write_bytes(b"[" + b",".join([RECORD] * 3000))
     with pytest.raises(InputError, match="record 3000: the JSON array breaks off"):
-        look_ahead(EditFile(path), None)
+        FirstLook(EditFile(path)).num_edits(None)
 
 
 def test_what_few_records_a_compressed_text_has_are_all_seen(tmp_path: Path) -> None:
     path = tmp_path / "edits"
     path.write_bytes(gzip.compress(b"\n".join([RECORD] * 999)))
-    assert look_ahead(EditFile(path), None) == 999
+    assert FirstLook(EditFile(path)).num_edits(None) == 999
     path.write_bytes(gzip.compress(b"\n".join([RECORD] * 1001)))
-    assert look_ahead(EditFile(path), None) is None
+    assert FirstLook(EditFile(path)).num_edits(None) is None
     path.write_bytes(gzip.compress(b'{"prompt": "p", "target": ""}\n' * 999))
     with pytest.raises(InputError, match="holds no usable edit; record 1: target"):
-        look_ahead(EditFile(path), None)
+        FirstLook(EditFile(path)).num_edits(None)
 
 
 def test_parquet_says_how_many_records_it_has(tmp_path: Path) -> None:
     table = pa.table({"prompt": ["p"] * 1500, "target": ["t"] * 1500})
     for part in "ab":
         pq.write_table(table, tmp_path / part)
-    assert look_ahead(EditFile(tmp_path), None) == 3000
-    assert look_ahead(EditFile(tmp_path), 7) == 7
+    assert FirstLook(EditFile(tmp_path)).num_edits(None) == 3000
+    assert FirstLook(EditFile(tmp_path)).num_edits(7) == 7
 
 
 def test_a_bar_needs_no_total() -> None:
