@@ -36,6 +36,7 @@ from editing.memory.budget import peak_bytes
 from editing.monitoring.health import Vitals
 from editing.state import stored_weights
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
+from editing.version import __version__
 from orchestrator.digest import InputDigest
 from orchestrator.progress import Progress
 from orchestrator.run.checkpoint import STATE, Checkpoint
@@ -382,7 +383,7 @@ class Coordinator:
             counts["collapse"] = self._stopped
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
         run["mlflow_run_id"] = self.tracker.run_id()
-        out.write_json("run.json", run)
+        out.write_run(run)
         out.write_json("metrics.json", {**metrics, **counts, "seconds": seconds, "peak_memory_bytes": max(memory, _peak_memory())})
         journal.sync()
         plot_run(_history(journal), out.staging / "plots" / "run.png")
@@ -463,7 +464,13 @@ def _some(names: list[str]) -> str:
 
 def _versions() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "pyarrow")}
-    return {"python": platform.python_version(), "platform": platform.platform(), "threads": str(torch.get_num_threads()), **versions}
+    return {
+        "ultraedit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+        **versions,
+    }
 
 
 def _peak_memory() -> int:

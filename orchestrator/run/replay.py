@@ -8,6 +8,7 @@ remove      the model as if some edits had never been asked for: the edits since
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from editing import InputError
 from editing.turn import TokenizedEdit, Turn, in_turns, tokenize
 from orchestrator.run.checkpoint import STATE, Checkpoint, Checkpoints
 from orchestrator.run.coordinator import Coordinator
-from orchestrator.run.directory import RunDirectory
+from orchestrator.run.directory import RunDirectory, read_run
 from orchestrator.run.journal import Journal, RunState
 from orchestrator.run.ledger import ROLLED_BACK, Entry, Ledger
 from orchestrator.run.resume import check_same_run, settings_of
@@ -98,6 +99,7 @@ def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:
     path = Path(coordinator.config.output)
     if not (path / "run.json").is_file() or not (path / "ledger").is_dir():
         raise InputError(f"{path}: holds no finished run with a ledger; finish it first with 'ultraedit edit --resume {path}'")
+    read_run(path)  # or it is refused
     return path, Ledger(path / "ledger")
 
 
@@ -108,7 +110,7 @@ def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windo
         coordinator.load(out)
         old = Ledger(path / "ledger")
         checkpoints = Checkpoints(path / "checkpoints").all()
-        last = RunState(**checkpoints[-1].state)
+        last = RunState.from_stored(checkpoints[-1])
         check_same_run(last, settings_of(config, worker), worker.fingerprint())
         start = next((c for c in reversed(checkpoints) if c.turn <= before), None)
         state = _begin(out, last, start, worker)
@@ -132,7 +134,7 @@ def _begin(out: RunDirectory, last: RunState, start: Checkpoint | None, worker: 
         begun = {name: getattr(last, name) for name in ("config", "settings", "base", "base_digests", "source")}
         return RunState(**begun, record=last.record, taken=last.taken)
     shutil.copytree(start.path, out.staging / "checkpoints" / start.path.name)
-    state = RunState(**{**start.state, "source": last.source, "record": last.record, "taken": last.taken})
+    state = replace(RunState.from_stored(start), source=last.source, record=last.record, taken=last.taken)
     worker.load_state(start.path / STATE, state.watch)
     return state
 
