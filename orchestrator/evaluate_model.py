@@ -15,7 +15,7 @@ from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
 from orchestrator.run.intake import Intake, look_ahead
 from workers.engines.streamed import load_to_measure
-from workers.worker import USUAL_EVALUATION
+from workers.protocol import USUAL_EVALUATION
 
 logger = logging.getLogger("ultraedit")
 

@@ -51,7 +51,7 @@ from orchestrator.run.resume import describe_source, fresh_state, resumed_state
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.warm_up import from_file, warm_up
 from orchestrator.tracking import Tracker
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 

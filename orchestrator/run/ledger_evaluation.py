@@ -15,7 +15,7 @@ from orchestrator.progress import Progress
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.results import EditRow, EditsFile, Generated
 from orchestrator.run.run_config import RunConfig
-from workers.worker import Worker
+from workers.protocol import Worker
 
 _CHUNK = 200
 """Rows written at a time, which keeps memory constant."""

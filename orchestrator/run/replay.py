@@ -21,7 +21,7 @@ from orchestrator.run.journal import Journal, RunState
 from orchestrator.run.ledger import ROLLED_BACK, Entry, Ledger
 from orchestrator.run.resume import check_same_run, settings_of
 from orchestrator.run.warm_up import from_ledger
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 

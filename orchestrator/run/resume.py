@@ -11,7 +11,7 @@ from orchestrator.run.checkpoint import STATE, Checkpoints
 from orchestrator.run.directory import RunDirectory, find_unfinished, read_run
 from orchestrator.run.journal import RunState
 from orchestrator.run.run_config import RunConfig
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 

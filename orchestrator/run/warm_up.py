@@ -15,7 +15,7 @@ from editing.turn import TokenizedEdit, in_turns
 from orchestrator.run.intake import Intake
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.run_config import RunConfig
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
