@@ -16,7 +16,7 @@ from orchestrator.progress import Progress
 from orchestrator.run.intake import FirstLook, Intake
 from orchestrator.tokenizing import RequestTokenizer
 from workers.engines.streamed import load_to_measure
-from workers.worker import USUAL_EVALUATION
+from workers.protocol import USUAL_EVALUATION
 
 logger = logging.getLogger("ultraedit")
 

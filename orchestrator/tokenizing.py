@@ -7,7 +7,7 @@ from editing.datasets import BadRecord, NumberedRequest
 from editing.errors import InvalidRequest
 from editing.requests import EditRequest
 from editing.turn import TokenizedEdit, tokenize
-from workers.worker import Worker
+from workers.protocol import Worker
 
 
 @dataclass(frozen=True, slots=True)

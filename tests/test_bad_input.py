@@ -27,7 +27,7 @@ from editing.method.shift import Shift
 from orchestrator.run import finish
 from orchestrator.run.directory import JOURNAL, RunDirectory
 from tests.support.command_line import MODULES, FinishedRun, Outcome
-from workers.worker import Worker
+from workers.worker import LocalWorker
 
 Ultraedit = Callable[..., Outcome]
 WriteJsonl = Callable[..., Path]
@@ -381,7 +381,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 @pytest.mark.parametrize(("verb", "where"), [("load", "error: out of memory: "), ("apply", "error: turn 1: out of memory: ")])
 def test_memory_that_runs_out_is_one_line_with_advice(verb: str, where: str, edits: Path, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Worker, verb, lambda *_: torch.empty(2**50))
+    monkeypatch.setattr(LocalWorker, verb, lambda *_: torch.empty(2**50))
     line = refused("--edits", edits, words=["can't allocate memory", "try a smaller --batch-tokens"], only_line=verb == "load")
     assert where in line
 
@@ -532,10 +532,10 @@ MOMENTS = {
     "the model is loaded": (pretrained, "load"),
     "gradients are captured": (turn_capture, "capture"),
     "a turn is committed": (Shift, "add_to"),
-    "the sample is watched": (Worker, "measure_health"),
+    "the sample is watched": (LocalWorker, "measure_health"),
     "the model is saved": (editor_module, "save_edited"),
-    "edits are evaluated": (Worker, "evaluate"),
-    "text is generated": (Worker, "generate"),
+    "edits are evaluated": (LocalWorker, "evaluate"),
+    "text is generated": (LocalWorker, "generate"),
     "plots are drawn": (finish, "plot_run"),
     "the run is about to be put in place": (RunDirectory, "commit"),
 }

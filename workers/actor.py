@@ -1,4 +1,7 @@
-"""What an actor holds: a worker, and the turns that it has prepared. Its methods are those of :class:`workers.worker.Worker`."""
+"""What an actor holds: a worker, and the turns that it has prepared.
+
+Its methods are the verbs of :class:`workers.protocol.Worker`, but a prepared turn is named by its place in the window.
+"""
 
 import socket
 from collections.abc import Sequence
@@ -12,9 +15,9 @@ from editing import InputError, TurnReport, UltraEditError
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
-from workers.engines.whole import WorkerSpec
 from workers.process_groups import Placement
-from workers.worker import Worker
+from workers.protocol import Worker, WorkerSpec
+from workers.worker import LocalWorker
 
 
 class RemoteWorker:
@@ -36,7 +39,7 @@ class RemoteWorker:
         if num_threads:
             torch.set_num_threads(num_threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        self.worker = Worker(self._spec, placement)
+        self.worker: Worker = LocalWorker(self._spec, placement)
         self.worker.load()
         if placement.world_rank:
             return {}

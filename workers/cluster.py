@@ -4,6 +4,7 @@ The only file that names placement groups. Before it reserves anything it looks 
 never be met is an error within seconds, where Ray would wait for ever.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -96,7 +97,8 @@ class Cluster:
         if not ray.is_initialized():
             return
         if hasattr(self, "_places"):
-            remove_placement_group(self._places)
+            with contextlib.suppress(Exception):  # a cluster that is gone keeps no places, and must not hide why it is closed
+                remove_placement_group(self._places)
             del self._places
         if self._connected:
             ray.shutdown()

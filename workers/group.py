@@ -27,15 +27,14 @@ from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.actor import RemoteWorker
 from workers.cluster import Cluster, ClusterSpec
 from workers.engines.sharded import check_num_shards
-from workers.engines.whole import WorkerSpec
 from workers.process_groups import FirstFailed, Placement
-from workers.worker import USUAL_EVALUATION
+from workers.protocol import USUAL_EVALUATION, Worker, WorkerSpec
 
 _NO_ROWS = Prefixed((), None)
 
 
-class WorkerGroup:
-    """The verbs of :class:`workers.worker.Worker`, on all workers of a cluster.
+class WorkerGroup(Worker):
+    """One model on all workers of a cluster.
 
     Args:
         spec: What every worker loads.
@@ -48,6 +47,7 @@ class WorkerGroup:
         self._actors: list[Any] = []
         self._nodes: list[str] = []
         self._window: list[PreparedTurn] = []
+        self._cluster: Cluster | None = None
 
     def outlook(self, num_edits: int | None = None) -> list[str]:
         return []
@@ -56,16 +56,16 @@ class WorkerGroup:
         """Reserve places, start the actors and load the model."""
         if Path(self.spec.model).is_dir():  # else the workers see it, and check
             check_num_shards(self.spec.model, self._cluster_spec.shards)
-        self._cluster = Cluster(self._cluster_spec)
+        self._cluster = cluster = Cluster(self._cluster_spec)
         try:
             remote = ray.remote(RemoteWorker)
             count = self._cluster_spec.num_actors
-            self._actors = [remote.options(**self._cluster.actor_options(i)).remote(self.spec) for i in range(count)]
-            self._nodes = self._cluster.nodes()
+            self._actors = [remote.options(**cluster.actor_options(i)).remote(self.spec) for i in range(count)]
+            self._nodes = cluster.nodes()
             points = self._ask([actor.meeting_point.remote() for actor in self._actors])
             self._check_model([seen for _, _, seen in points])
             address, port, _ = points[0]
-            cpus = int(self._cluster.resources.get("CPU", 0)) or None
+            cpus = int(cluster.resources.get("CPU", 0)) or None
             loading = [actor.load.remote(self._placement(i, address, port), cpus) for i, actor in enumerate(self._actors)]
             self._known = self._ask(loading)[0]
         except BaseException:
@@ -176,8 +176,9 @@ class WorkerGroup:
             with contextlib.suppress(Exception):  # one that is dead already
                 ray.kill(actor)
         self._actors = []
-        if hasattr(self, "_cluster"):
+        if self._cluster is not None:
             self._cluster.close()
+            self._cluster = None
 
     def _replica(self, replica: int) -> list[Any]:
         shards = self._cluster_spec.shards

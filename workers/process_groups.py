@@ -209,9 +209,11 @@ class GroupCollectives:
                 action()
             except Exception as error:  # the others must hear of it, or they would wait for the timeout
                 failure = error
-        failed = bool(self.broadcast(torch.tensor([float(failure is not None)])))
-        if failure is not None:
-            raise failure
+        try:
+            failed = bool(self.broadcast(torch.tensor([float(failure is not None)])))
+        finally:  # others that are gone do not hide why this one failed
+            if failure is not None:
+                raise failure
         if failed:
             raise FirstFailed("the first worker could not do what the others waited for; its own message says why")
 

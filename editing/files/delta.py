@@ -20,11 +20,14 @@ from torch import Tensor
 
 from editing.errors import InputError, ModelError
 from editing.files import pretrained
+from editing.files.format_version import Format
 from editing.files.reader import WeightReader
 from editing.files.saving import save_edited
 from editing.files.weights import WeightFiles
 
 WEIGHTS, ABOUT = "edited.safetensors", "delta.json"
+
+FORMAT = Format("delta", 1)
 
 
 def write_delta(folder: Path, weights: Mapping[str, Tensor], *, base: str, fingerprint: str, dtype: str) -> None:
@@ -42,7 +45,7 @@ def write_delta(folder: Path, weights: Mapping[str, Tensor], *, base: str, finge
         save_file({f"{name}.weight": weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise InputError(f"{folder}: the edited weights could not be written ({error})") from None
-    about = {"base": base, "base_fingerprint": fingerprint, "dtype": dtype, "modules": list(weights)}
+    about = {**FORMAT.tag, "base": base, "base_fingerprint": fingerprint, "dtype": dtype, "modules": list(weights)}
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -58,7 +61,7 @@ def apply_delta(folder: Path, output: Path, *, base: str | None = None) -> str:
         The base that was used.
 
     Raises:
-        InputError: The delta is damaged, ``output`` is there already, or the disk is full. Nothing was written.
+        InputError: The delta is damaged or of a newer format version, ``output`` is there already, or the disk is full. Nothing was written.
         ModelError: The base cannot be read, or is another model.
     """
     about = _read_about(folder)
@@ -100,10 +103,11 @@ def _edited(folder: Path, files: WeightFiles) -> dict[str, Tensor]:
 def _read_about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        FORMAT.version_of(about, folder / ABOUT)
         missing = [key for key in ("base", "base_fingerprint", "dtype") if not isinstance(about[key], str)]
     except OSError as error:
         raise InputError(f"{folder}: holds no delta: {ABOUT} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / ABOUT}: is damaged ({type(error).__name__}: {error})") from None
     if missing:
         raise InputError(f"{folder / ABOUT}: {missing[0]}: expected a text, found {about[missing[0]]!r}")

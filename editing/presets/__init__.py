@@ -8,6 +8,7 @@ A file's own settings are the published method's. Beside them it may have varian
       fever: {modules: [...]}
     default: refined
 
+A file may also say its ``format_version``, as the shipped ones and those of ``ultraedit tune`` do.
 A variant named as an edit file's format is for that data set, and is taken for such a file by itself. Modules are named from
 the list of decoder layers on, ``layers.3.mlp.up_proj``, whatever that list is called in the model (:mod:`editing.model.modules`).
 """
@@ -22,8 +23,11 @@ import yaml
 
 from editing.config import MethodOptions, check_number
 from editing.errors import InputError
+from editing.files.format_version import KEY, Format
 
 PUBLISHED = "published"
+
+FORMAT = Format("preset", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,7 @@ def all_presets() -> dict[str, Preset]:
 
 
 def _read(model: str, values: dict[str, Any]) -> Iterator[Preset]:
+    values = {key: value for key, value in values.items() if key != KEY}
     variants = {PUBLISHED: {}, **values.pop("variants", {})}
     default = values.pop("default", PUBLISHED)
     for name, variant in ((model, default), *((f"{model}/{variant}", variant) for variant in variants)):
@@ -85,22 +90,36 @@ def read_preset(path: Path) -> Preset:
     """The default preset of a YAML file, for whatever model it is given.
 
     Raises:
-        InputError: The file cannot be read or is no preset.
+        InputError: The file cannot be read, is no preset, or is of a newer format version.
     """
-    expected = "expected a preset with modules, learning_rate and source"
+    values = _load(path)
+    FORMAT.version_of(values, f"preset: {path}")
     try:
-        found = next(_read(str(path), values := yaml.safe_load(path.read_text(encoding="utf-8"))))
+        found = next(_read(str(path), values))
         if not (isinstance(values["modules"], list) and found.modules and all(isinstance(name, str) for name in found.modules)):
             raise InputError(f"modules: expected a list of names, found {values['modules']!r}")
         check_number("learning_rate", found.learning_rate)
         MethodOptions(**found.options)
-    except OSError as error:
-        raise InputError(f"preset: {path}: cannot be read ({error.strerror}); {expected}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"preset: {path}: {' '.join(str(error).split())}; {expected}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"preset: {path}: {' '.join(str(error).split())}; {_EXPECTED}") from None
     except InputError as error:
         raise InputError(f"preset: {path}: {error}") from None
     return found
+
+
+_EXPECTED = "expected a preset with modules, learning_rate and source"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"preset: {path}: cannot be read ({error.strerror}); {_EXPECTED}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"preset: {path}: {' '.join(str(error).split())}; {_EXPECTED}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"preset: {path}: {_EXPECTED}, found {'nothing' if values is None else type(values).__name__}")
+    return values
 
 
 def find_preset(config: Any, architecture: str, name: str | None = None, *, dataset: str | None = None) -> Preset | None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from editing import InputError
+from orchestrator.run.directory import read_run
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.plots import MILESTONE_METRICS
 
@@ -37,7 +38,7 @@ def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
     Raises:
         InputError: ``path`` holds no finished run.
     """
-    run, metrics = _read(path, "run.json"), _read(path, "metrics.json")
+    run, metrics = read_run(path), _read(path, "metrics.json")
     try:
         tables = [metrics_table(metrics), *_milestones(metrics)]
         parts = [*_texts(path / "edits.parquet", samples), *(part for t in tables if t.row_count for part in (t, "")), *_places(path, run, metrics)]
@@ -54,6 +55,7 @@ def show_history(path: Path, console: Console, *, edits: bool = False) -> None:
     """
     if not (path / "ledger").is_dir():
         raise InputError(f"{path}: holds no ledger, so it is no finished run")
+    read_run(path)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("turn", "id", "prompt", "target", "outcome") if edits else ("turn", "edits", "when", "outcome"):
         table.add_column(name, overflow="fold" if edits else "ellipsis")
@@ -73,6 +75,7 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
     Raises:
         InputError: ``path`` holds no finished run, or it has no such turns.
     """
+    read_run(path)
     turns = {row["turn"]: row for row in _turns(path)}
     last = max(turns, default=0)
     if not turn_a < turn_b <= last:

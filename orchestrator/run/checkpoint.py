@@ -16,10 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editing.files.format_version import Format
+
 logger = logging.getLogger("ultraedit")
 
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
+
+FORMAT = Format("checkpoint", 2)
+"""The manifest: its checksum covers everything else in it. Version 2 says its version; version 1 differs in nothing else."""
+
+
+_PREFIX = "turn-"
 
 
 class InvalidCheckpoint(Exception):
@@ -32,16 +40,13 @@ class Checkpoint:
 
     Attributes:
         path: Its folder.
+        turn: Turns done when it was written, refused ones counted too.
         state: What the run put into its manifest.
     """
 
     path: Path
+    turn: int
     state: dict[str, Any]
-
-    @property
-    def turn(self) -> int:
-        """Turns done when it was written, refused ones counted too."""
-        return int(self.state["turn"])
 
 
 class Checkpoints:
@@ -56,21 +61,22 @@ class Checkpoints:
         self.folder = folder
         self._keep = keep
 
-    def write(self, state: dict[str, Any], save: Callable[[Path], None]) -> Checkpoint:
+    def write(self, turn: int, state: dict[str, Any], save: Callable[[Path], None]) -> Checkpoint:
         """Write one checkpoint and delete those that are too old.
 
         Args:
-            state: The run's loop state; ``turn`` names the checkpoint.
+            turn: Turns so far; the checkpoint's name.
+            state: The run's loop state, as plain values.
             save: Writes the model's state to a path.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        final = self.folder / f"turn-{state['turn']:08d}"
+        final = self.folder / f"{_PREFIX}{turn:08d}"
         partial = self.folder / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save(partial / STATE)
         _sync(partial / STATE)
-        body = {"state": state, "files": {STATE: _describe(partial / STATE)}}
+        body = {**FORMAT.tag, "state": state, "files": {STATE: _describe(partial / STATE)}}
         (partial / MANIFEST).write_text(json.dumps({**body, "sha256": _checksum(body)}), encoding="utf-8")
         _sync(partial / MANIFEST)
         _sync(partial)
@@ -83,7 +89,11 @@ class Checkpoints:
         return written
 
     def all(self) -> list[Checkpoint]:
-        """Valid checkpoints, oldest first; what is skipped is said."""
+        """Valid checkpoints, oldest first, with a warning for each that is skipped.
+
+        Raises:
+            InputError: One was written by a newer version of this program.
+        """
         found = []
         for name in self._names():
             try:
@@ -93,26 +103,28 @@ class Checkpoints:
         return found
 
     def newest(self) -> Checkpoint | None:
-        """The newest valid checkpoint."""
+        """The newest valid checkpoint. Raises as :meth:`all` does."""
         valid = self.all()
         return valid[-1] if valid else None
 
     def _names(self) -> list[str]:
-        return sorted(p.name for p in self.folder.glob("turn-*")) if self.folder.is_dir() else []
+        return sorted(p.name for p in self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
 
 
 def _read(path: Path) -> Checkpoint:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        body = {"state": manifest["state"], "files": manifest["files"]}
-        if manifest["sha256"] != _checksum(body):
+        turn = int(path.name.removeprefix(_PREFIX))
+        body = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        FORMAT.version_of(body, path / MANIFEST)  # before anything else: one of a newer version must not be taken for a damaged one
+        if body.pop("sha256") != _checksum(body):
             raise InvalidCheckpoint("its manifest was altered")
         for name, described in body["files"].items():
             if _describe(path / name) != described:
                 raise InvalidCheckpoint(f"its {name} is truncated or altered")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = body["state"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidCheckpoint(f"it is incomplete ({type(error).__name__}: {error})") from None
-    return Checkpoint(path, body["state"])
+    return Checkpoint(path, turn, state)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from orchestrator.run.timing import PHASES, timed
 from orchestrator.run.warm_up import warm_up
 from orchestrator.run.windows import Schedule, Window
 from orchestrator.tracking import Tracker
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 

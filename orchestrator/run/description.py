@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from editing.version import __version__
 from orchestrator.run.journal import RunState
 from orchestrator.run.run_config import RunConfig
 
@@ -75,4 +76,5 @@ def _shortened(names: list[str]) -> str:
 
 def _versions() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "platform": platform.platform(), "threads": str(torch.get_num_threads()), **versions}
+    own = {"ultraedit": __version__, "python": platform.python_version(), "platform": platform.platform(), "threads": str(torch.get_num_threads())}
+    return {**own, **versions}

@@ -17,14 +17,20 @@ from types import TracebackType
 from typing import Any
 
 from editing.errors import InputError
+from editing.files.format_version import Format
 from orchestrator.heartbeat import Heartbeat, Owner
 
 logger = logging.getLogger("ultraedit")
 
+RUN = "run.json"
+
+FORMAT = Format("run", 1)
+"""``run.json``, and what else of a finished run is read: ``metrics.json``, ``turns.jsonl``, ``edits.parquet``."""
+
 JOURNAL = frozenset({"ledger", "checkpoints", "turns.jsonl", "rejected.jsonl"})
 """What a run writes while it goes, and is resumed from."""
 
-CONTENT = JOURNAL | {"model", "delta", "plots", "run.json", "metrics.json", "edits.parquet"}
+CONTENT = JOURNAL | {"model", "delta", "plots", RUN, "metrics.json", "edits.parquet"}
 """What a run writes into its folder. Anything else there is somebody's own and is never removed."""
 
 
@@ -107,6 +113,10 @@ class RunDirectory:
         """Write a JSON file, readable by a person."""
         (self.staging / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    def write_run(self, values: Mapping[str, Any]) -> None:
+        """Write ``run.json``, with its format version."""
+        self.write_json(RUN, {**FORMAT.tag, **values})
+
     def commit(self) -> None:
         """Put the folder in place; an earlier one goes only when the new one is there.
 
@@ -157,8 +167,8 @@ class RunDirectory:
         names = {entry.name for entry in self.path.iterdir()}
         if foreign := sorted(names - CONTENT):
             raise InputError(f"output: {self.path} holds {foreign[0]!r}, which no run of this program wrote; choose another folder")
-        if names and "run.json" not in names:
-            raise InputError(f"output: {self.path} holds files but no run.json, so it is no finished run; choose another folder")
+        if names and RUN not in names:
+            raise InputError(f"output: {self.path} holds files but no {RUN}, so it is no finished run; choose another folder")
         if names and not self._overwrite:
             raise InputError(f"output: {self.path} already holds a run; choose another folder or give --overwrite")
 
@@ -190,6 +200,22 @@ class RunDirectory:
             self._resumed = True
         elif not self._overwrite:
             raise InputError(f"output: an unfinished run of {self.path} can go on: give --resume auto, or --overwrite to begin anew")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The ``run.json`` of a finished run.
+
+    Raises:
+        InputError: There is none, it is damaged, or of a newer format version.
+    """
+    try:
+        values = dict(json.loads((path / RUN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: holds no {RUN}, so it is no finished run") from None
+    except (NotADirectoryError, ValueError, TypeError):
+        raise InputError(f"{path / RUN}: is not a run's {RUN}") from None
+    FORMAT.version_of(values, path / RUN)
+    return values
 
 
 def find_unfinished(path: Path) -> Path | None:

@@ -19,7 +19,7 @@ from orchestrator.run.plots import plot_milestones, plot_run
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.timing import timed
 from orchestrator.tracking import Tracker
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
@@ -76,7 +76,7 @@ class Finish:
         counts = {name: getattr(state, name) for name in _COUNTS} | ({"collapse": collapse} if collapse else {})
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
         memory = max(memory, _peak_memory())
-        out.write_json("run.json", {**run, "input": state.source, "mlflow_run_id": self._tracker.run_id()})
+        out.write_run({**run, "input": state.source, "mlflow_run_id": self._tracker.run_id()})
         out.write_json("metrics.json", {**metrics, **counts, "seconds": seconds, "peak_memory_bytes": memory})
         journal.sync()
         plot_run(_applied_turns(journal), out.staging / "plots" / "run.png")

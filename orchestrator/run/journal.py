@@ -4,18 +4,26 @@
     checkpoints/   the newest states of the run             rejected.jsonl  what was not applied, and why
 
 A checkpoint holds the lengths of the growing files; going back to it cuts them to these lengths, so that nothing is in
-them twice and nothing is missing.
+them twice and nothing is missing. The state has a format version, which goes for ``turns.jsonl`` and ``rejected.jsonl`` too.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from editing import InputError
+from editing.files.format_version import KEY, Format
 from orchestrator.jsonl import LineFile
 from orchestrator.run.checkpoint import Checkpoint, Checkpoints
 from orchestrator.run.conflicts import PromptIndex
 from orchestrator.run.ledger import Ledger
+
+logger = logging.getLogger("ultraedit")
+
+FORMAT = Format("run state", 1)
+"""The loop state of a run in its checkpoints, and the lines of ``turns.jsonl`` and ``rejected.jsonl`` that it counts."""
 
 
 @dataclass(kw_only=True)
@@ -82,6 +90,28 @@ class RunState:
     turns_bytes: int = 0
     rejected_bytes: int = 0
 
+    @classmethod
+    def from_stored(cls, checkpoint: Checkpoint) -> "RunState":
+        """The state of a checkpoint, whichever version of this program wrote it.
+
+        A field that this version does not know is left out with a warning: within a format version it decides nothing.
+
+        Raises:
+            InputError: It is of a newer format version, or a field is missing.
+        """
+        FORMAT.version_of(checkpoint.state, checkpoint.path)
+        values = {name: value for name, value in checkpoint.state.items() if name != KEY}
+        known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
+        if missing := [name for name, required in known.items() if required and name not in values]:
+            raise InputError(f"{checkpoint.path}: its run state has no field {missing[0]!r}; expected a checkpoint of a run of this program")
+        if unknown := sorted(values.keys() - known):
+            logger.warning("%s: left out fields of its run state that this version does not know: %s", checkpoint.path, ", ".join(unknown))
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def as_stored(self) -> dict[str, Any]:
+        """What :meth:`from_stored` reads."""
+        return {**FORMAT.tag, **asdict(self)}
+
 
 class Journal:
     """The growing files of one run folder, opened at a state.
@@ -110,7 +140,7 @@ class Journal:
     def checkpoint(self, save: Callable[[Path], None]) -> Checkpoint:
         """Sync, then write a checkpoint; ``save`` writes the model's state."""
         self.sync()
-        return self.checkpoints.write(asdict(self.state), save)
+        return self.checkpoints.write(self.state.turn, self.state.as_stored(), save)
 
     def close(self) -> None:
         self.turns.close()

@@ -16,7 +16,11 @@ import pyarrow.parquet as pq
 
 from editing import EditRequest, InputError
 from editing.datasets.writing import REQUEST_COLUMNS
+from editing.files.format_version import Format
 from editing.turn import Turn
+
+FORMAT = Format("ledger", 1)
+"""A part's rows. What an edit could not say in an earlier version has no column there."""
 
 _REQUEST_FIELDS = [f.name for f in fields(EditRequest)]
 
@@ -29,7 +33,8 @@ SCHEMA = pa.schema(
         *REQUEST_COLUMNS,
         ("when", pa.timestamp("us", tz="UTC")),
         ("outcome", pa.string()),
-    ]
+    ],
+    metadata=FORMAT.parquet_tag,
 )
 _BATCH_ROWS = 1000
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -129,11 +134,12 @@ class Ledger:
         """All flushed entries, at constant memory.
 
         Raises:
-            InputError: A part is missing or damaged.
+            InputError: A part is missing, damaged or of a newer format version.
         """
         for name in map(_part, range(self.num_parts)):
             try:
                 with pq.ParquetFile(self.folder / name) as file:
+                    FORMAT.version_of_parquet(file.metadata.metadata, self.folder / name)
                     for batch in file.iter_batches(_BATCH_ROWS):
                         yield from map(_entry, _plain(batch).to_pylist())
             except (OSError, pa.ArrowException) as error:

@@ -15,7 +15,7 @@ from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.results import EditRow, EditsFile, Generated
 from orchestrator.run.run_config import RunConfig
 from orchestrator.tokenizing import RequestTokenizer
-from workers.worker import Worker
+from workers.protocol import Worker
 
 _CHUNK = 200
 """Rows written at a time, which keeps memory constant."""

@@ -21,7 +21,7 @@ from orchestrator.run.ledger import APPLIED, ROLLED_BACK
 from orchestrator.run.timing import timed
 from orchestrator.run.windows import Window
 from orchestrator.tracking import Tracker
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 

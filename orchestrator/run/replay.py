@@ -16,7 +16,7 @@ from editing import InputError
 from editing.turn import Turn, in_turns
 from orchestrator.run.checkpoint import STATE, Checkpoint, Checkpoints
 from orchestrator.run.coordinator import Coordinator
-from orchestrator.run.directory import RunDirectory
+from orchestrator.run.directory import RunDirectory, read_run
 from orchestrator.run.journal import RunState
 from orchestrator.run.ledger import APPLIED, ROLLED_BACK, Entry, Ledger
 from orchestrator.run.resume import REPLAYING, check_same_run, settings_of
@@ -143,6 +143,7 @@ def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:
     path = Path(coordinator.config.output)
     if not (path / "run.json").is_file() or not (path / "ledger").is_dir():
         raise InputError(f"{path}: holds no finished run with a ledger; finish it first with 'ultraedit edit --resume {path}'")
+    read_run(path)  # or it is refused
     return path, Ledger(path / "ledger")
 
 
@@ -172,7 +173,7 @@ def _replay(
     def make_schedule() -> Schedule:
         old = Ledger(path / "ledger")
         checkpoints = Checkpoints(path / "checkpoints").all()
-        last = RunState(**checkpoints[-1].state)
+        last = RunState.from_stored(checkpoints[-1])
         check_same_run(last, settings_of(config, worker), worker.fingerprint())
         checkpoint = next((c for c in reversed(checkpoints) if c.turn <= before), None)
         state = _begin(out, last, checkpoint)
@@ -212,7 +213,7 @@ def _begin(out: RunDirectory, last: RunState, checkpoint: Checkpoint | None) -> 
         begun = {name: getattr(last, name) for name in ("config", "settings", "base", "base_digests")}
         return RunState(**begun, source=source, record=last.record, taken=last.taken)
     shutil.copytree(checkpoint.path, out.staging / "checkpoints" / checkpoint.path.name)
-    return RunState(**{**checkpoint.state, "source": source, "record": last.record, "taken": last.taken})
+    return replace(RunState.from_stored(checkpoint), source=source, record=last.record, taken=last.taken)
 
 
 def _turn(tokenizer: RequestTokenizer, entries: list[Entry]) -> Turn:

@@ -8,14 +8,14 @@ from editing import InputError
 from editing.datasets import EditFile
 from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
-from orchestrator.run.directory import RunDirectory, find_unfinished
+from orchestrator.run.directory import RunDirectory, find_unfinished, read_run
 from orchestrator.run.intake import FirstLook, Intake
 from orchestrator.run.journal import RunState
 from orchestrator.run.ledger import ROLLED_BACK
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.windows import Cursor, Schedule
 from orchestrator.tokenizing import RequestTokenizer
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
@@ -98,11 +98,12 @@ def resumed_state(
         InputError: The input, the settings or the base model are not those of the run that is there.
     """
     if not out.is_unfinished and (out.path / "run.json").is_file():
+        read_run(out.path)  # or it is refused
         out.branch()
     checkpoint = Checkpoints(out.staging / "checkpoints").newest()
     if checkpoint is None:
         return None, None
-    state = RunState(**checkpoint.state)
+    state = RunState.from_stored(checkpoint)
     check_same_run(state, settings_of(config, worker), worker.fingerprint())
     _take_input(state, {**source, "sha256": digest.result()})
     return state, checkpoint.path / STATE
@@ -147,7 +148,7 @@ def stored_config(path: Path) -> dict[str, Any]:
     checkpoint = Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
-    return {**checkpoint.state["config"], "output": str(path), "overwrite": False}
+    return {**RunState.from_stored(checkpoint).config, "output": str(path), "overwrite": False}
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:

@@ -15,7 +15,7 @@ from editing.model.modules import split_patterns
 from editing.presets import find_preset
 from editing.reference_text import read_text
 from orchestrator.run.governor import Limits
-from workers.worker import WorkerSpec
+from workers.protocol import WorkerSpec
 
 OnCollapse = Literal["warn", "stop", "rollback"]
 Save = Literal["full", "delta"]

@@ -5,11 +5,11 @@ import os
 import secrets
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
 
 from editing import InputError
 from orchestrator.run.run_config import RunConfig
-from workers.worker import Worker
+from workers.protocol import Worker
+from workers.worker import LocalWorker
 
 logger = logging.getLogger("ultraedit")
 
@@ -22,7 +22,7 @@ def make_worker(config: RunConfig) -> Worker:
     """
     spec = config.worker_spec()
     if not config.is_distributed:
-        return Worker(spec)
+        return LocalWorker(spec)
     for package in ("ray", *(["deepspeed"] if config.shards > 1 else [])):
         if find_spec(package) is None:
             raise InputError(f"shards: {package} is not installed; install the extra [distributed], or give --shards 1 --replicas 1")
@@ -35,7 +35,7 @@ def make_worker(config: RunConfig) -> Worker:
     cluster = ClusterSpec(
         shards=config.shards, replicas=config.replicas, address=address, resources=config.resources(), placement_timeout=config.placement_timeout
     )
-    return cast(Worker, WorkerGroup(spec, cluster, timeout=config.worker_timeout))
+    return WorkerGroup(spec, cluster, timeout=config.worker_timeout)
 
 
 def warn_of_what_a_job_loses(config: RunConfig) -> None:

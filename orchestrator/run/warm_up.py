@@ -13,7 +13,7 @@ from editing import InputError, TurnRefused
 from editing.turn import TokenizedEdit, in_turns
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.run_config import RunConfig
-from workers.worker import Worker
+from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 

@@ -15,6 +15,7 @@ from editing.datasets import EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
 from editing.model.modules import editable
+from editing.presets import FORMAT
 from orchestrator.digest import InputDigest
 from orchestrator.progress import Progress
 from orchestrator.tracking import Tracker
@@ -230,6 +231,7 @@ def _write(config: TuneConfig, table: Sequence[Sequence[Measured]], architecture
     drawn = f"{best.edits} edits of {Path(config.edits).name} (SHA-256 {input_digest[:16]}), seed {config.seed}"
     about = f"ultraedit tune, {datetime.now(UTC):%Y-%m-%d}, {config.model}, {drawn}, turns of {config.edits_per_turn}"
     values = {
+        **FORMAT.tag,
         "source": f"{about}: {reason(table)}",
         "match": {
             "architectures": [architecture],

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from editing import InputError
+from editing.files.format_version import Format
 from orchestrator.jsonl import LineFile
 
 Key = tuple[str, ...]
+
+FORMAT = Format("trial log", 1)
 
 
 class Measurements:
@@ -19,7 +22,7 @@ class Measurements:
         overwrite: Start anew.
 
     Raises:
-        InputError: The file is of other settings, or is no such file.
+        InputError: The file is of other settings or of a newer format version, or is no such file.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -30,7 +33,7 @@ class Measurements:
             length = self._read(settings)
         self._file = LineFile(path, length)
         if not length:
-            self._add({"settings": settings})
+            self._add({**FORMAT.tag, "settings": settings})
 
     def __enter__(self) -> "Measurements":
         return self
@@ -63,6 +66,7 @@ class Measurements:
             try:
                 values = json.loads(line)
                 if number == 1:
+                    FORMAT.version_of(values, self._path)
                     self._check(values["settings"], settings)
                 else:
                     self._known[tuple(values.pop("key"))] = values

@@ -30,7 +30,7 @@ from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
 from tests.benchmarks.checkpoint import write_random
 from tests.support.paths import ROOT
-from workers.worker import Worker, WorkerSpec
+from workers.worker import LocalWorker, WorkerSpec
 
 MISTRAL_7B: dict[str, Any] = {"vocab_size": 32768, "rope_theta": 1e6, "sliding_window": None, "dtype": "bfloat16"}
 MODULES = "model.layers.{29,30}.mlp.down_proj"
@@ -127,7 +127,7 @@ def measure(folder: str, budget: str, modules: str, windows: list[int], edits_pe
     spec = WorkerSpec(
         model=folder, dtype=dtype, device_memory=budget, modules=(modules,), learning_rate=1e-6, options={"edits_per_turn": edits_per_turn}
     )
-    worker = Worker(spec)
+    worker = LocalWorker(spec)
     outlook = worker.outlook()
     began = time.perf_counter()
     worker.load()

@@ -22,7 +22,7 @@ from editing.turn import PreparedTurn
 from orchestrator import tracking
 from orchestrator.tracking import MlflowTracker, NoTracker, make_tracker
 from tests.support.command_line import FinishedRun, Outcome
-from workers.worker import Worker
+from workers.worker import LocalWorker
 
 pytest.importorskip("mlflow")
 from mlflow import MlflowClient
@@ -106,9 +106,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def after_turn(number: int, action: Callable[[], object]) -> Iterator[None]:
     """Let something happen after a run's n-th turn."""
     turns: list[int] = []
-    apply = Worker.apply
+    apply = LocalWorker.apply
 
-    def applied(self: Worker, prepared: PreparedTurn) -> TurnReport:
+    def applied(self: LocalWorker, prepared: PreparedTurn) -> TurnReport:
         report = apply(self, prepared)
         turns.append(1)
         if len(turns) == number:
@@ -116,7 +116,7 @@ def after_turn(number: int, action: Callable[[], object]) -> Iterator[None]:
         return report
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Worker, "apply", applied)
+        patch.setattr(LocalWorker, "apply", applied)
         yield
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_fails_is_tracked_as_failed(
     def broken(*_: object) -> None:
         raise InputError("the disk went away")
 
-    monkeypatch.setattr(Worker, "save", broken)
+    monkeypatch.setattr(LocalWorker, "save", broken)
     flags = ["--tracking-uri", finished_run.tracking_uri, "--experiment", "fails", "--edits", llama_tiny / "edits.json", "--output", tmp_path / "out"]
     outcome = ultraedit(*edit_flags, *flags)
     assert outcome.errors == ["error: the disk went away"]

@@ -16,7 +16,7 @@ from editing import EditRequest, TurnRefused, UltraEditError
 from editing.method.rows import TurnRows
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns, tokenize
 from tests.support.small_editor import FACTS, SUBJECTS
-from workers.worker import Placement, Worker, WorkerSpec
+from workers.worker import LocalWorker, Placement, WorkerSpec
 
 PROMPTS = ["The capital of Kiribati is", "Perl", "The moon Triton orbits the planet that is called"]
 
@@ -137,16 +137,16 @@ def _own_head() -> Iterator[None]:
         layers.LmHeadLinearAllreduce.forward = repaired
 
 
-def _loaded(job: Job, placement: Placement) -> Worker:
+def _loaded(job: Job, placement: Placement) -> LocalWorker:
     spec = WorkerSpec(
         model=job.model, device="cpu", dtype=job.dtype, modules=job.modules, learning_rate=job.learning_rate, options=job.options, watch_size=4
     )
-    worker = Worker(spec, placement)
+    worker = LocalWorker(spec, placement)
     worker.load()
     return worker
 
 
-def _edits(worker: Worker, job: Job) -> list[TokenizedEdit]:
+def _edits(worker: LocalWorker, job: Job) -> list[TokenizedEdit]:
     if job.edits:
         requests = [EditRequest(e["prompt"], e["ans"]) for e in json.loads(Path(job.edits).read_text())]
     else:
@@ -157,7 +157,7 @@ def _edits(worker: Worker, job: Job) -> list[TokenizedEdit]:
     return [tokenize(worker.tokenizer, request, max_tokens=worker.max_tokens) for request in requests]
 
 
-def _captured(worker: Worker, prepared: PreparedTurn) -> dict[str, torch.Tensor]:
+def _captured(worker: LocalWorker, prepared: PreparedTurn) -> dict[str, torch.Tensor]:
     rows = worker.editor.capture(prepared)
     tensors = {"losses": rows.losses}
     for name, part in worker.editor.shards.items():
@@ -166,7 +166,7 @@ def _captured(worker: Worker, prepared: PreparedTurn) -> dict[str, torch.Tensor]
     return tensors
 
 
-def _outcome(worker: Worker, prepared: PreparedTurn, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
+def _outcome(worker: LocalWorker, prepared: PreparedTurn, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
     return {
         "digests": worker.digest(),
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
@@ -176,7 +176,7 @@ def _outcome(worker: Worker, prepared: PreparedTurn, edits: tuple[TokenizedEdit,
     }
 
 
-def _refusals(worker: Worker, prepared: PreparedTurn, placement: Placement) -> list[str]:
+def _refusals(worker: LocalWorker, prepared: PreparedTurn, placement: Placement) -> list[str]:
     """What a worker says when a number of the last shard alone is broken, and when the first one cannot write."""
     said = []
     editor = worker.editor

@@ -117,8 +117,8 @@ def test_what_cannot_be_placed_is_refused_in_one_line_within_seconds(flags: list
 @pytest.mark.parametrize("cause", [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
 def test_a_worker_without_memory_is_named_with_what_to_do(cause: Exception) -> None:
     from workers.cluster import ClusterSpec
-    from workers.engines.whole import WorkerSpec
     from workers.group import WorkerGroup
+    from workers.protocol import WorkerSpec
 
     group = WorkerGroup(WorkerSpec(model="m", options={}), ClusterSpec(shards=2, replicas=2))
     group._nodes = ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"]

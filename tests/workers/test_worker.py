@@ -8,7 +8,7 @@ import pytest
 
 from editing import InputError, ModelError
 from tests.support.paths import PARITY, ROOT
-from workers.worker import Placement, Worker, WorkerSpec
+from workers.worker import LocalWorker, Placement, WorkerSpec
 
 LLAMA = str(PARITY / "llama-tiny" / "model")
 SPEC = WorkerSpec(model=LLAMA, device="cpu", modules=("model.layers.1.mlp.down_proj",), learning_rate=1e-3, options={})
@@ -17,8 +17,8 @@ SPEC = WorkerSpec(model=LLAMA, device="cpu", modules=("model.layers.1.mlp.down_p
 def test_a_whole_model_is_loaded_without_deepspeed() -> None:
     code = f"""
 import sys
-from workers.worker import Worker, WorkerSpec
-worker = Worker(WorkerSpec(model={LLAMA!r}, device="cpu", modules=("model.layers.1.mlp.down_proj",), learning_rate=1e-3, options={{}}))
+from workers.worker import LocalWorker, WorkerSpec
+worker = LocalWorker(WorkerSpec(model={LLAMA!r}, device="cpu", modules=("model.layers.1.mlp.down_proj",), learning_rate=1e-3, options={{}}))
 worker.load()
 print([m for m in ("deepspeed", "ray") if m in sys.modules])
 """
@@ -27,7 +27,7 @@ print([m for m in ("deepspeed", "ray") if m in sys.modules])
 
 def test_more_shards_than_attention_heads_are_refused_with_numbers_that_work() -> None:
     with pytest.raises(ModelError, match="4 attention heads, too few for 5 shards; give 1 to 4"):
-        Worker(SPEC, Placement(num_shards=5)).load()
+        LocalWorker(SPEC, Placement(num_shards=5)).load()
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
@@ -42,5 +42,5 @@ def test_a_shard_that_meets_nobody_gives_up_after_its_timeout(monkeypatch: pytes
         monkeypatch.setenv(name, "")  # put back afterwards
     began = time.monotonic()
     with pytest.raises(InputError, match="shard 1 of 2 could not meet the others"):
-        Worker(SPEC, Placement(rank=1, num_shards=2, port=1, timeout=2)).load()
+        LocalWorker(SPEC, Placement(rank=1, num_shards=2, port=1, timeout=2)).load()
     assert time.monotonic() - began < 30

@@ -3,6 +3,7 @@
 No process ever holds the whole model: its peak is its shard and one more layer's slice.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,23 @@ from editing.files import pretrained
 from editing.files.saving import save_edited, saved_size
 from editing.files.weights import WeightFiles
 from editing.sharding.shards import LinearShard
-from workers.engines.whole import WorkerSpec
+from workers.engines.engine import InMemoryEngine
 from workers.process_groups import GroupCollectives, Groups, Placement
+from workers.protocol import WorkerSpec
 
 
-class ShardedEngine:
+class ShardedEngine(InMemoryEngine):
     """This process's shard of a model. Every method is called on all shards, in the same order."""
 
     def __init__(self, spec: WorkerSpec, placement: Placement, groups: Groups, device: torch.device) -> None:
         self._spec, self._placement, self._groups, self._device = spec, placement, groups, device
+        self._opened = ExitStack()
 
     def load(self) -> Editor:
         spec, placement = self._spec, self._placement
         folder = pretrained.local_folder(spec.model)
         model, tokenizer, self._files, self._dtype = load_sharded(folder, self._groups.shards, device=self._device, dtype=spec.dtype)
+        self._opened.callback(self._files.close)
         self._collectives = GroupCollectives(placement, self._groups, self._device)
         self._editor = Editor.of_loaded(model, tokenizer, spec.model, collectives=self._collectives, **spec.editing)
         return self._editor
@@ -50,8 +54,7 @@ class ShardedEngine:
         self._collectives.run_on_first(lambda: save_edited(self._files.folder, edited, folder))
 
     def close(self) -> None:
-        self._files.close()
-        del self._editor
+        self._opened.close()
 
 
 def load_sharded(
@@ -76,12 +79,15 @@ def load_sharded(
     config = pretrained.load_config(folder)
     precision = pretrained.resolve_dtype(config, dtype)
     skeleton = pretrained.make_skeleton(folder, config, precision)
-    files = WeightFiles(folder, skeleton)
-    model = pretrained.attempt(folder, "shard", lambda: autotp.shard(skeleton, group, dtype=precision, device=device))
-    fill(model, files)
-    model.generation_config = pretrained.load_generation_config(folder, model)
-    pretrained.check_causal(folder, model)
-    return model, pretrained.load_tokenizer(folder), files, precision
+    with ExitStack() as opened:
+        files = opened.enter_context(WeightFiles(folder, skeleton))
+        model = pretrained.attempt(folder, "shard", lambda: autotp.shard(skeleton, group, dtype=precision, device=device))
+        fill(model, files)
+        model.generation_config = pretrained.load_generation_config(folder, model)
+        pretrained.check_causal(folder, model)
+        tokenizer = pretrained.load_tokenizer(folder)
+        opened.pop_all()  # all went well: the files stay open
+    return model, tokenizer, files, precision
 
 
 @torch.no_grad()

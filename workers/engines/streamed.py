@@ -1,5 +1,6 @@
 """A model within a memory budget: what does not fit is read from disk when a pass comes to it."""
 
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from editing.memory.heap import return_large_blocks
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
 from editing.presets.resolve import resolve_settings
-from workers.engines.whole import WorkerSpec
+from workers.engines.engine import Engine
+from workers.protocol import USUAL_EVALUATION, WorkerSpec
 
 _LATER = 128 * 2**20
 """Bytes that a process will still take for libraries that a run loads as it goes, such as MLflow and the plots."""
@@ -26,21 +28,18 @@ _LATER = 128 * 2**20
 _CUDA_CONTEXT = 512 * 2**20
 
 
-class BudgetedEngine:
+class StreamedEngine(Engine):
     """One process's model, of which only a part is in memory.
 
     Args:
         spec: What is loaded; it has a ``device_memory``.
         device: Where it computes.
-
-    Attributes:
-        num_edits: Edits to come, if that is known; it is asked for when the lookahead is chosen.
     """
-
-    num_edits: int | None = None
 
     def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
         self._spec, self._device = spec, device
+        self._num_edits: int | None = None
+        self._opened = ExitStack()
         self._folder = pretrained.local_folder(spec.model)
         self._options = {name: spec.options.get(name, getattr(EditorConfig, name)) for name in ("batch_tokens", "edits_per_turn")}
 
@@ -53,12 +52,17 @@ class BudgetedEngine:
 
     @property
     def lookahead(self) -> int:
-        return self._forecast.lookahead
+        return self._spec.lookahead or self._forecast.lookahead
 
-    def outlook(self, lookahead: int) -> list[str]:
-        """What the run will do, for a person."""
-        told = outlook(self._footprint, self.plan, self._forecast, where=str(self._folder), pinned=self._pinned, lookahead=lookahead)
-        return [f"{topic:<9}  {text}" for topic, text in told]
+    @property
+    def edits_at_a_time(self) -> int:
+        """As many as a window holds, since a pass reads all streamed layers."""
+        return max(USUAL_EVALUATION, self.lookahead * int(self._options["edits_per_turn"]))
+
+    def outlook(self, num_edits: int | None) -> list[str]:
+        self._num_edits = num_edits
+        lines = outlook(self._footprint, self.plan, self._forecast, where=str(self._folder), pinned=self._pinned, lookahead=self.lookahead)
+        return [f"{topic:<9}  {text}" for topic, text in lines]
 
     def load(self) -> Editor:
         spec, plan = self._spec, self.plan
@@ -66,6 +70,7 @@ class BudgetedEngine:
             return_large_blocks()
         self._loaded = budgeted.load_planned(self._folder, plan, choose=self._choose, device=self._device, dtype=spec.dtype, pinned=self._pinned)
         loaded = self._loaded
+        self._opened.callback(loaded.close)
         options = {**spec.editing, "masters": plan.masters and spec.options.get("masters", True)}
         self._editor = Editor.of_loaded(loaded.model, self._tokenizer, spec.model, decoder=loaded.decoder, originals=loaded.originals, **options)
         return self._editor
@@ -87,14 +92,12 @@ class BudgetedEngine:
         self._loaded.reader.check_in_place()
 
     def close(self) -> None:
-        if hasattr(self, "_loaded"):
-            self._loaded.close()
-            del self._loaded, self._editor
+        self._opened.close()
 
     @cached_property
     def _forecast(self) -> Forecast:
         rates = Rates.measure(self._footprint, self._skeleton[1], self._device, weight_files(self._folder)[0])
-        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"], num_edits=self.num_edits)
+        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"], num_edits=self._num_edits)
 
     @cached_property
     def _footprint(self) -> Footprint:

@@ -17,8 +17,8 @@ from editing.presets import all_presets, find_preset
 from editing.presets.resolve import resolve_settings
 from editing.sharding.shards import shard_of
 from tests.support.tiny_models import TINY, TinyModel
-from workers.engines.streamed import BudgetedEngine
-from workers.engines.whole import WorkerSpec
+from workers.engines.streamed import StreamedEngine
+from workers.protocol import WorkerSpec
 
 _LLAMA_SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
 _GEMMA = {"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32, "num_key_value_heads": 16}
@@ -159,7 +159,7 @@ def test_a_tiny_model_as_deep_as_the_real_one_is_edited_there_and_nowhere_else(n
 def test_a_model_within_a_budget_is_planned_and_edited_with_the_data_sets_modules(tmp_path: Path) -> None:
     tiny("gptj", 28).write(tmp_path)
     spec = WorkerSpec(model=str(tmp_path), preset="gpt-j-6b", dataset="fever", options={}, device_memory="8GiB")
-    engine = BudgetedEngine(spec, torch.device("cpu"))
+    engine = StreamedEngine(spec, torch.device("cpu"))
     editor = engine.load()
     assert (editor.config.preset, list(editor.modules)) == ("gpt-j-6b/fever", PUBLISHED["gpt-j-6b"]["fever"])
     assert engine.plan.start == editor.start == 25
