@@ -11,13 +11,17 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 SHARED ?= ../shared/data
+# Processes that run tests side by side
+WORKERS ?= 2
 
 .PHONY: demo test test-slow check format bench bench-7b quality soak clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
+# Two at a time: tests that share a cluster or a long reference run stay together (tests/README.md)
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	@began=$$(date +%s); $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup; code=$$?; \
+	took=$$(( $$(date +%s) - began )); echo "make test took $$((took / 60)) min $$((took % 60)) s with $(WORKERS) workers"; exit $$code
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -18,6 +18,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts 
 torch.set_num_threads(1)  # tiny models; and bits are compared between processes, which another number of threads changes
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, begin with those that take long: none of them is left for the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def llama_tiny() -> Path:
     """Folder with ``model/``, ``edits.json`` (60 edits), ``run.json`` and ``expected.safetensors``."""

@@ -27,6 +27,7 @@ from editing.method.shift import Shift
 from orchestrator.run import finish
 from orchestrator.run.directory import JOURNAL, RunDirectory
 from tests.support.command_line import MODULES, FinishedRun, Outcome
+from tests.support.forked import ForkedRun
 from workers.worker import LocalWorker
 
 Ultraedit = Callable[..., Outcome]
@@ -575,9 +576,7 @@ class Started:
         (folder / "many.json").write_text(json.dumps(records))
         self.folder = folder
         command = [*flags, "--edits", folder / "many.json", "--output", folder / "out", "--overwrite", "--generate", "600"]
-        code = "from orchestrator.__main__ import main; main()"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", code, *map(str, command)], stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = ForkedRun(command)
 
     def wait_for(self, name: str) -> None:
         """Wait until the run has begun to write a file."""
@@ -590,7 +589,7 @@ class Started:
     def hit(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
         stderr = self.process.communicate(timeout=60)[1]
-        return self.process.returncode, stderr
+        return self.process.returncode or 0, stderr
 
 
 @pytest.mark.parametrize(

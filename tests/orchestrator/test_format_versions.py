@@ -20,7 +20,7 @@ from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.journal import RunState
 from orchestrator.tune import trial_log
 from orchestrator.tune.trial_log import Measurements
-from tests.conftest import Outcome
+from tests.support.command_line import Outcome
 
 Ultraedit = Callable[..., Outcome]
 OLD = Path(__file__).parents[1] / "data" / "run-0.1.0" / "finished"

@@ -1,8 +1,7 @@
-"""The command line of a run on Ray whose workers end, or are ended, at chosen moments of a turn.
+"""Runs on Ray whose workers end, or are ended, at chosen moments of a turn.
 
-    ULTRAEDIT_FAULTS=FOLDER python -m tests.support.faulty_run edit ...
-
-``FOLDER/faults.json`` lists the faults; each strikes once, however often the run is started again.
+:func:`arm` writes the faults into a folder and :func:`make_faulty` is called in the process of the run. Each fault strikes
+once, however often the run is started again.
 """
 
 import json
@@ -103,11 +102,9 @@ class FaultyWorker(RemoteWorker):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
+def make_faulty() -> None:
+    """Make this process's runs start workers that strike."""
     import workers.group
-    from orchestrator.__main__ import main
-    from tests.support import faulty_run
 
     (Path(os.environ[_VARIABLE]) / "coordinator.pid").write_text(str(os.getpid()))
-    workers.group.RemoteWorker = faulty_run.FaultyWorker  # under the name by which the actors find it
-    main()
+    workers.group.RemoteWorker = FaultyWorker  # under the name by which the actors find it

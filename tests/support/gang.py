@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 
+from tests.support import forked  # noqa: F401  # what the processes are forked from
 from tests.support.shard_jobs import Job, Record, run
 from workers.worker import Placement
 
@@ -20,7 +21,7 @@ def run_on_shards(jobs: Sequence[Job], num_shards: int, folder: Path, *, num_rep
         Per job the processes' records, in the order of their world ranks.
     """
     count = num_shards * num_replicas
-    mp.start_processes(_process, (num_shards, num_replicas, _free_port(), list(jobs), str(folder)), nprocs=count, start_method="spawn")
+    mp.start_processes(_process, (num_shards, num_replicas, _free_port(), list(jobs), str(folder)), nprocs=count, start_method="forkserver")
     return {job.name: [Record.read(folder, f"{job.name}.{rank}") for rank in range(count)] for job in jobs}
 
 

@@ -1,16 +1,16 @@
 """Runs on Ray as a person starts them, each with a cluster of its own."""
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from tests.support.paths import PARITY, ROOT
+from tests.support.forked import ForkedRun
+from tests.support.paths import PARITY
 from tests.support.tiny_runs import PER_TURN
 
 MODEL = PARITY / "llama-tiny" / "model"
@@ -21,15 +21,14 @@ def command(out: Path, *more: object) -> list[str]:
     settings = ["--modules", "model.layers.{1,2}.mlp.{gate,down}_proj", "--learning-rate", "1e-3", "--edits-per-turn", str(PER_TURN)]
     loop = ["--lookahead", "2", "--checkpoint-every", "2", "--tracking-uri", "none", "--no-eval", "--generate", "0"]
     edit = ["edit", "--model", str(MODEL), "--edits", str(EDITS), "--output", str(out), *settings, *loop]
-    return [sys.executable, "-m", "orchestrator", *edit, *map(str, more)]
+    return [*edit, *map(str, more)]
 
 
-def start(out: Path, *more: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command(out, *more), cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(out: Path, *more: object, environment: Mapping[str, str] | None = None) -> ForkedRun:
+    return ForkedRun(command(out, *more), environment=environment)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
+def finish(process: ForkedRun, timeout: float = 240) -> str:
     """What it said; it must have ended well."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editing import InputError
-from tests.conftest import Outcome
+from tests.support.command_line import Outcome
 from workers.process_groups import GroupCollectives, Groups, Placement
 from workers.protocol import WorkerSpec
 from workers.worker import LocalWorker

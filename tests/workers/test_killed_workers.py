@@ -1,8 +1,6 @@
 """Whoever is killed, at whatever phase of a turn: the run ends in the bits of an undisturbed one."""
 
-import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,24 +8,22 @@ import pytest
 pytest.importorskip("ray")
 pytest.importorskip("deepspeed")
 
-from tests.support.faulty_run import PHASES, Fault, arm, struck
-from tests.support.paths import ROOT
+from tests.support.faulty_run import PHASES, Fault, arm, make_faulty, struck
+from tests.support.forked import ForkedRun
 from tests.support.ray_runs import command, digests, finish, start
 from tests.support.tiny_models import TinyModel
 from tests.support.tiny_runs import PER_TURN, TURNS, ledger
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 SHARDS = ("--shards", 2)
 GRID = ("--shards", 2, "--replicas", 2)
 
 
-def start_faulty(out: Path, faults: list[Fault], *more: object) -> subprocess.Popen[str]:
+def start_faulty(out: Path, faults: list[Fault], *more: object) -> ForkedRun:
     """A run whose health is measured every turn, so that it has that phase too."""
-    python, _, _, *arguments = command(out, *more, "--watch-every", 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **arm(out.with_name("faults"), faults)}
-    run = [python, "-m", "tests.support.faulty_run", *arguments]
-    return subprocess.Popen(run, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = arm(out.with_name("faults"), faults)
+    return ForkedRun(command(out, *more, "--watch-every", 1), environment=environment, before=make_faulty)
 
 
 def assert_same(out: Path, undisturbed: Path) -> None:
@@ -43,6 +39,7 @@ def assert_recovers(faults: list[Fault], topology: tuple[object, ...], undisturb
     assert_same(out, undisturbed)
 
 
+@pytest.mark.xdist_group("two shards on Ray")
 def test_killed_shards_are_replaced_and_the_bits_are_the_same(two_shards: Path, tmp_path: Path) -> None:
     """The same topology twice gives the same bits too, or this could not hold."""
     assert_recovers([Fault("solve", 4, rank=1), Fault("checkpoint", 6, rank=0)], SHARDS, two_shards, tmp_path / "out")
@@ -56,6 +53,7 @@ def test_a_grid_survives_the_loss_of_a_shard_and_of_a_replica_at_every_phase(vic
     assert_recovers(faults, GRID, grid, tmp_path / "out")
 
 
+@pytest.mark.xdist_group("two shards on Ray")
 @pytest.mark.parametrize("phase", [p if p == "apply" else pytest.param(p, marks=pytest.mark.slow) for p in PHASES])
 def test_a_killed_coordinators_run_goes_on_on_the_same_shards_to_the_same_bits(phase: str, two_shards: Path, tmp_path: Path) -> None:
     process = start_faulty(tmp_path / "out", [Fault(phase, 5, rank=0, victim="coordinator")], *SHARDS)

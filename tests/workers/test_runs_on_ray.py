@@ -1,7 +1,6 @@
 """A run on Ray: the same edits, files and errors as in one process, whoever is killed on the way."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,14 @@ import pytest
 pytest.importorskip("ray")
 pytest.importorskip("deepspeed")
 
+from tests.support.forked import ForkedRun
 from tests.support.ray_runs import assert_close, finish, start
 from tests.support.tiny_runs import ledger
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 
-def descendants(process: subprocess.Popen[str], word: str = "") -> list[psutil.Process]:
+def descendants(process: ForkedRun, word: str = "") -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -30,7 +30,7 @@ def descendants(process: subprocess.Popen[str], word: str = "") -> list[psutil.P
     return found
 
 
-def wait_for_turn(process: subprocess.Popen[str], out: Path, turn: int) -> None:
+def wait_for_turn(process: ForkedRun, out: Path, turn: int) -> None:
     """Until a checkpoint at or after a turn is there."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
@@ -41,6 +41,7 @@ def wait_for_turn(process: subprocess.Popen[str], out: Path, turn: int) -> None:
     raise AssertionError(f"no checkpoint at turn {turn}: {process.communicate()[1] if process.poll() is not None else 'still running'}")
 
 
+@pytest.mark.xdist_group("two shards on Ray")
 @pytest.mark.parametrize("topology", ["two_shards", pytest.param("grid", marks=pytest.mark.slow)])
 def test_a_run_on_ray_gives_the_weights_of_one_process(topology: str, whole: Path, request: pytest.FixtureRequest) -> None:
     undisturbed = request.getfixturevalue(topology)
@@ -52,7 +53,7 @@ def test_a_run_on_ray_gives_the_weights_of_one_process(topology: str, whole: Pat
 def stopped(tmp_path: Path) -> Iterator[tuple[Path, list[psutil.Process]]]:
     """A run on two replicas whose coordinator was killed; its folder, and every process that it had started."""
     out = tmp_path / "out"
-    process = start(out, "--replicas", "2")
+    process = start(out, "--replicas", "2", environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"})  # how long its master is missed
     wait_for_turn(process, out, 4)
     children = descendants(process)
     process.send_signal(signal.SIGKILL)
@@ -70,7 +71,7 @@ def test_a_killed_coordinator_leaves_no_process_and_its_run_goes_on_on_another_t
     said = finish(start(out, "--resume", "auto"))
     assert "resuming" in said
     assert_close(out, whole)
-    assert psutil.wait_procs(children, timeout=120)[1] == []  # Ray's own agents look for their master once a minute
+    assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
 def test_control_c_ends_every_process(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_rollback_twice_and_on_again_is_exact(run: Callable[..., Path], ultraedi
     assert "rolled back" in history.stdout
 
 
-@pytest.mark.parametrize("ids", [["e0"], ["e13"], ["e59"], ["e3", "e25", "e26"]])
+@pytest.mark.parametrize("ids", [["e0"], ["e13"], ["e59"], ["e3", "e25", "e26"]], ids=["first", "middle", "last", "three"])
 def test_removing_edits_equals_never_having_asked(ids: list[str], run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     records = with_ids(RECORDS)
     out = run("out", records)
@@ -82,7 +82,11 @@ def test_a_removed_edit_leaves_the_warm_up_too(removed: str, run: Callable[..., 
     assert digests(out) == digests(run("without", [r for r in records if r["id"] != removed], *flags))
 
 
-@pytest.mark.parametrize("flags", [["rollback", "--to-turn", "10"], ["rollback", "--to-turn", "-1"], ["remove", "--edit", "nothere"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["rollback", "--to-turn", "10"], ["rollback", "--to-turn", "-1"], ["remove", "--edit", "nothere"]],
+    ids=["the-last-turn", "a-turn-below-0", "an-unknown-edit"],
+)
 def test_what_is_not_there_is_refused_in_one_line_and_the_run_stays(
     flags: list[str], run: Callable[..., Path], ultraedit: Callable[..., Outcome]
 ) -> None:

@@ -3,20 +3,20 @@
 import errno
 import gzip
 import json
-import multiprocessing
-import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.support.command_line import Outcome
+from tests.support.failing_disk import FailingSync
+from tests.support.forked import ForkedRun
 from tests.support.paths import PARITY
 from tests.support.tiny_runs import MODEL, PER_TURN, TURNS, arguments, digests, ledger
 
@@ -24,34 +24,16 @@ METHODS = [
     ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--preserve-text", "everyday", "--whiten", "--warm-up", "9"],
     ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2", "--subject-modules", "model.layers.0.mlp.down_proj"],
 ]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["orchestrator.cli.main", "orchestrator.run.coordinator", "transformers.models.llama.modeling_llama"])
 
 
-def _child(args: list[str], fault: Callable[[], None] | None) -> None:
-    import torch
-
-    from orchestrator.cli import main as cli
-
-    torch.set_num_threads(1)
-    os.setpgrp()
-    if fault is not None:
-        fault()
-    cli._quiet_libraries()
-    os._exit(cli._run(args))
+def start(args: list[str], fault: Callable[[], None] | None = None) -> ForkedRun:
+    return ForkedRun(args, before=fault)
 
 
-def start(args: list[str], fault: Callable[[], None] | None = None) -> Any:
-    process = CONTEXT.Process(target=_child, args=(args, fault))
-    process.start()
-    return process
-
-
-def finish(args: list[str], fault: Callable[[], None] | None = None) -> int:
+def finish(args: list[str], fault: Callable[[], None] | None = None) -> int | None:
     process = start(args, fault)
-    process.join(120)
-    assert process.exitcode is not None
-    return process.exitcode
+    process.communicate(timeout=120)
+    return process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +48,6 @@ def edits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(edits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    finish(arguments(edits, out.with_name("warm")))
     assert finish(arguments(edits, out)) == 0
     return out
 
@@ -82,6 +63,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert [(r["loss"], r["shift_norms"], r["vitals"]) for r in turns] == [(r["loss"], r["shift_norms"], r["vitals"]) for r in same]
 
 
+@pytest.mark.long
 def test_fifty_kills_at_random_moments_end_in_the_undisturbed_bits(edits: Path, undisturbed: Path, tmp_path: Path) -> None:
     began = time.perf_counter()
     assert finish(arguments(edits, tmp_path / "timed")) == 0
@@ -91,44 +73,22 @@ def test_fifty_kills_at_random_moments_end_in_the_undisturbed_bits(edits: Path, 
         out, attempt = tmp_path / f"out{attempt}", attempt + 1
         for _ in range(4):  # the same run is killed several times
             process = start(arguments(edits, out, "--resume", "auto"))
-            process.join(dice.uniform(0.0, 1.1 * duration))
-            if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
+            if process.wait(dice.uniform(0.0, 1.1 * duration)) is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
                 kills += 1
         assert finish(arguments(edits, out, "--resume", "auto")) == 0
         assert_same(out, undisturbed)
         assert not list(tmp_path.glob(f".{out.name}.*"))
 
 
-def _fail_sync_at(count: int, number: int) -> None:
-    """From the count-th call on, fsync fails: a full disk, or one that is broken."""
-    plain, calls = os.fsync, [0]
-
-    def failing(handle: int) -> None:
-        calls[0] += 1
-        if calls[0] >= count:
-            raise OSError(number, os.strerror(number))
-        plain(handle)
-
-    os.fsync = failing
-
-
-class Fault:
-    def __init__(self, count: int, number: int) -> None:
-        self.count, self.number = count, number
-
-    def __call__(self) -> None:
-        _fail_sync_at(self.count, self.number)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("count", [1, 3, 5, 8, 10, 13, 16, 20])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["disk-full", "disk-broken"])
+@pytest.mark.parametrize("count", [1, 3, 5, 8, 10, 13, 16, 20], ids=lambda count: f"from-sync-{count}")
 def test_a_write_that_fails_anywhere_loses_nothing_that_was_checkpointed(
     count: int, number: int, edits: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert finish(arguments(edits, out), Fault(count, number)) == 1
+    assert finish(arguments(edits, out), FailingSync(count, number)) == 1
     assert not out.exists()
     assert finish(arguments(edits, out, "--resume", "auto")) == 0
     assert_same(out, undisturbed)
@@ -136,10 +96,22 @@ def test_a_write_that_fails_anywhere_loses_nothing_that_was_checkpointed(
 
 def interrupted(edits: Path, out: Path, *more: object) -> Path:
     """An unfinished run with two checkpoints: killed by a disk that fails at the third."""
-    assert finish(arguments(edits, out, *more), Fault(15, errno.EIO)) == 1
+    assert finish(arguments(edits, out, *more), FailingSync(15, errno.EIO)) == 1
     (left,) = out.parent.glob(f".{out.name}.partial-*")
     assert len(list((left / "checkpoints").glob("turn-*"))) == 2
     return left
+
+
+@pytest.fixture(scope="module")
+def interrupted_once(edits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a run, made once. Tests take a copy."""
+    return interrupted(edits, tmp_path_factory.mktemp("interrupted") / "out")
+
+
+@pytest.fixture
+def left(interrupted_once: Path, tmp_path: Path) -> Path:
+    """The folder aside of an unfinished run ``out``."""
+    return shutil.copytree(interrupted_once, tmp_path / interrupted_once.name)
 
 
 def damage(path: Path, how: str) -> None:
@@ -152,9 +124,8 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
 @pytest.mark.parametrize("how", ["truncated", "flipped", "empty", "torn"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
-    name: str, how: str, edits: Path, undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
+    name: str, how: str, left: Path, edits: Path, undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
 ) -> None:
-    left = interrupted(edits, tmp_path / "out")
     newest = max((left / "checkpoints").glob("turn-*"))
     damage(newest / name, how)
     outcome = ultraedit(*arguments(edits, tmp_path / "out", "--resume", "auto"))
@@ -163,9 +134,9 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert_same(tmp_path / "out", undisturbed)
 
 
+@pytest.mark.usefixtures("left")
 def test_an_unfinished_run_is_not_begun_anew_by_accident(edits: Path, undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
     out = tmp_path / "out"
-    interrupted(edits, out)
     refused = ultraedit(*arguments(edits, out))
     assert refused.code == 1
     assert "--resume auto, or --overwrite" in refused.errors[0]
@@ -179,23 +150,23 @@ def test_a_resumed_run_ends_in_the_same_bits_whatever_the_method(
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert ultraedit(*arguments(edits, whole, *options)).code == 0
-    assert finish(arguments(edits, out, *options), Fault(15, errno.EIO)) == 1
+    assert finish(arguments(edits, out, *options), FailingSync(15, errno.EIO)) == 1
     assert ultraedit(*arguments(edits, out, *options, "--resume", "auto")).code == 0
     assert_same(out, whole)
 
 
-def test_resume_by_folder_takes_the_runs_own_options(edits: Path, undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
+@pytest.mark.usefixtures("left")
+def test_resume_by_folder_takes_the_runs_own_options(undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
     out = tmp_path / "out"
-    interrupted(edits, out)
     assert ultraedit("edit", "--resume", out).code == 0
     assert_same(out, undisturbed)
 
 
+@pytest.mark.usefixtures("left")
 def test_a_run_resumed_with_another_lookahead_ends_in_the_same_bits(
     edits: Path, undisturbed: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
 ) -> None:
     out = tmp_path / "out"
-    interrupted(edits, out)
     assert ultraedit(*arguments(edits, out, "--resume", "auto", "--lookahead", "3")).code == 0
     assert_same(out, undisturbed)
 
@@ -211,11 +182,11 @@ def test_a_run_resumed_with_another_lookahead_ends_in_the_same_bits(
         (["--warm-up", "5"], "warm_up was 0"),
         (["--model", str(PARITY / "gptj-tiny" / "model"), "--modules", "transformer.h.1.mlp.fc_out"], "modules was"),
     ],
+    ids=["learning-rate", "edits-per-turn", "moments", "passes", "preserve", "warm-up", "model"],
 )
 def test_other_settings_are_refused_with_the_difference(
-    change: list[str], says: str, edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
+    change: list[str], says: str, left: Path, edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
 ) -> None:
-    left = interrupted(edits, tmp_path / "out")
     outcome = ultraedit(*arguments(edits, tmp_path / "out", "--resume", "auto", *change))
     assert outcome.code == 1
     assert says in outcome.errors[0]
@@ -233,12 +204,10 @@ def test_a_text_that_has_changed_is_refused(edits: Path, tmp_path: Path, ultraed
     assert "preserve_text_sha256 was" in outcome.errors[0]
 
 
+@pytest.mark.usefixtures("left")
 def test_another_base_model_is_refused(edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
-    interrupted(edits, tmp_path / "out")
     other = shutil.copytree(MODEL, tmp_path / "other")
     file = next(other.glob("*00001*.safetensors"))
     tensors = load_file(file)
@@ -249,8 +218,8 @@ def test_another_base_model_is_refused(edits: Path, tmp_path: Path, ultraedit: C
     assert "base model is not the one" in outcome.errors[0]
 
 
+@pytest.mark.usefixtures("left")
 def test_a_changed_input_is_refused(edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
-    interrupted(edits, tmp_path / "out")
     changed = tmp_path / "changed.jsonl"
     changed.write_text(edits.read_text().replace("capital", "Capital"))
     outcome = ultraedit(*arguments(changed, tmp_path / "out", "--resume", "auto"))
@@ -318,6 +287,7 @@ def test_resuming_what_is_complete_changes_nothing(edits: Path, tmp_path: Path, 
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.long
 def test_a_soak_in_small_holds(tmp_path: Path) -> None:
     from tests.benchmarks.soak import soak
 

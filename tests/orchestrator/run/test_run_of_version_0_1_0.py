@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Outcome
+from tests.support.command_line import Outcome
 
 ROOT = Path(__file__).parents[3]
 OLD = ROOT / "tests" / "data" / "run-0.1.0"

@@ -18,7 +18,7 @@ from tests.support.tiny_models import TINY, TinyModel
 from workers.worker import Placement
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
@@ -26,6 +26,26 @@ REFINED: dict[str, Any] = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "m
 EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday", "whiten": True}
 SUBJECTS = {**REFINED, "passes": 2, "subject_modules": ["model.layers.0.mlp.{up,down}_proj", "model.layers.1.mlp.up_proj"], "subject_scale": 0.5}
 SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8, "preserve_text": "everyday"}
+
+
+REPLICATED = ["even", "uneven", "one-group", "one-edit", "all", "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
+REPLICATED += ["preserving", "sketching", "subjects", "subject-by-subject"]
+# two reference runs that take long, and would be done by both of two processes that run tests
+REPLICAS, SHARDS = pytest.mark.xdist_group("replicas of DeepSpeed"), pytest.mark.xdist_group("shards of DeepSpeed")
+of_shards = pytest.mark.parametrize("num_shards", [1, 2], ids=["of-one-shard", "of-two-shards"])
+
+
+@pytest.fixture(scope="module")
+def on_whole_model() -> Callable[[Job], Record]:
+    """Does a job on the whole model, in this process; the same job only once."""
+    done: dict[str, Record] = {}
+
+    def of(job: Job) -> Record:
+        if repr(job) not in done:
+            done[repr(job)] = run(job, Placement())
+        return done[repr(job)]
+
+    return of
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +154,14 @@ def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[
     return {shards: run_on_shards(replica_jobs, shards, path, num_replicas=2) for shards, path in made.items()}
 
 
-@pytest.mark.parametrize("num_shards", [1, 2])
-@pytest.mark.parametrize("index", range(13))
-def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job]) -> None:
-    job = replica_jobs[index]
-    whole, records = run(job, Placement()), replicas[num_shards][job.name]
+@REPLICAS
+@of_shards
+@pytest.mark.parametrize("name", REPLICATED)
+def test_two_replicas_equal_one(
+    name: str, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job], on_whole_model: Callable[[Job], Record]
+) -> None:
+    (job,) = (job for job in replica_jobs if job.name == name)
+    whole, records = on_whole_model(job), replicas[num_shards][name]
     for record in records:
         assert_close_weights(record, whole)
         assert record.values["digests"] == records[0].values["digests"]
@@ -146,7 +169,8 @@ def test_two_replicas_equal_one(index: int, num_shards: int, replicas: dict[int,
     _assert_same_values(whole.values, records[0].values)
 
 
-@pytest.mark.parametrize("num_shards", [1, 2])
+@REPLICAS
+@of_shards
 @pytest.mark.parametrize("name", ["even", "uneven", "one-group", "one-edit", "all"])
 def test_lookahead_gives_the_same_bits_on_replicas(name: str, num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
     ahead, one_by_one = (replicas[num_shards][found][0].values for found in (name, f"{name}-one-by-one"))
@@ -154,7 +178,8 @@ def test_lookahead_gives_the_same_bits_on_replicas(name: str, num_shards: int, r
     assert one_by_one["reports"] == ahead["reports"]
 
 
-@pytest.mark.parametrize("num_shards", [1, 2])
+@REPLICAS
+@of_shards
 def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
     for record in replicas[num_shards]["thin"]:
         smallest = min(t.numel() for name, t in record.tensors.items() if name.startswith("weight."))
@@ -162,22 +187,28 @@ def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int,
         assert max(record.values["sent"]) < smallest / num_shards / 2  # a shard's own part of a weight would be seen
 
 
+@SHARDS
 @pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
-def test_two_shards_equal_one(model: TinyModel, two: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
-    assert_same(run(job_of(model), Placement()), two[model.name])
+def test_two_shards_equal_one(
+    model: TinyModel, two: dict[str, list[Record]], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
+) -> None:
+    assert_same(on_whole_model(job_of(model)), two[model.name])
 
 
+@SHARDS
 @pytest.mark.parametrize("model", FOUR, ids=lambda m: m.name)
 def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
+@SHARDS
 @pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects"])
 def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
 
 
+@SHARDS
 @pytest.mark.parametrize("fixture", ["llama-tiny", "gptj-tiny"])
 def test_two_shards_reproduce_the_published_shifts(fixture: str, two: dict[str, list[Record]]) -> None:
     expected = load_file(PARITY / fixture / "expected.safetensors")
@@ -189,14 +220,18 @@ def test_two_shards_reproduce_the_published_shifts(fixture: str, two: dict[str, 
         assert relative_error((weight.double() - before[f"{name}.weight"].double()).T, shift) < 1e-4
 
 
-def test_a_state_moves_between_one_and_two_shards(two: dict[str, list[Record]], state_jobs: list[Job], job_of: Callable[..., Job]) -> None:
-    whole, last = run(job_of(BY_NAME["llama"]), Placement()), run(state_jobs[2], Placement())
+@SHARDS
+def test_a_state_moves_between_one_and_two_shards(
+    two: dict[str, list[Record]], state_jobs: list[Job], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
+) -> None:
+    whole, last = on_whole_model(job_of(BY_NAME["llama"])), run(state_jobs[2], Placement())
     assert last.values["reports"][-1]["turn"] == whole.values["reports"][-1]["turn"] == 3
     assert_close_weights(last, whole)
     for name in (n for n in whole.tensors if n.startswith(("mean.", "std."))):
         assert relative_error(last.tensors[name], whole.tensors[name]) < 1e-5
 
 
+@SHARDS
 def test_a_sketch_written_by_shards_is_that_of_the_whole_model(two: dict[str, list[Record]], variants: list[Job], folder: Path) -> None:
     """Directions may be turned; what they stand for may not."""
     job = next(job for job in variants if job.name == "sketching")
@@ -213,6 +248,7 @@ def job_shape(state: dict[str, torch.Tensor], name: str) -> int:
     return state[name.replace("sketch.", "weight.")].shape[1]
 
 
+@SHARDS
 def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: dict[str, list[Record]], state_jobs: list[Job]) -> None:
     stored = load_file(state_jobs[1].state_after)
     for name, weight in stored.items():
@@ -220,6 +256,7 @@ def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: dict[str, list[Rec
             assert torch.equal(weight, two["state-second"][0].tensors[name])
 
 
+@SHARDS
 def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dict[str, list[Record]], half_jobs: list[Job], folder: Path) -> None:
     stored = load_file(folder / "state-half")
     (job,) = half_jobs
@@ -236,6 +273,7 @@ def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dic
     assert saved.dtype == torch.bfloat16
 
 
+@SHARDS
 @pytest.mark.parametrize("name", ["saved", "saved-multimodal"])
 def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     (job,) = (job for job in variants if job.name == name)
@@ -246,6 +284,7 @@ def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: dict[
         assert torch.equal(weight, weights.get(key.removesuffix(".weight"), base[key])), key
 
 
+@SHARDS
 def test_all_shards_refuse_alike_what_is_broken_on_one(two: dict[str, list[Record]]) -> None:
     first, second = two["refusals"]
     assert first.values["refusals"] == second.values["refusals"]
@@ -256,6 +295,7 @@ def test_all_shards_refuse_alike_what_is_broken_on_one(two: dict[str, list[Recor
     assert_close_weights(first, two["llama"][0], 1e-12)  # and nothing was changed by it
 
 
+@SHARDS
 def test_without_the_repair_of_the_head_gradients_would_be_seen_to_be_wrong(two: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
     whole = run(job_of(BY_NAME["llama"], options={"edits_per_turn": 100}, extra="own head"), Placement())
     record = two["own-head"][0]
