@@ -9,9 +9,11 @@ def main() -> NoReturn:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        from orchestrator.cli import main as cli
+        from orchestrator.cli.main import main as run_command_line
+        from orchestrator.cli.streams import guard_streams
 
-        sys.exit(cli.main())
+        guard_streams()
+        sys.exit(run_command_line())
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         sys.exit(130)

@@ -9,14 +9,16 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing import EditRequest, InputError
 from editing.datasets.writing import REQUEST_COLUMNS
-from editing.turn import Turn
+
+if TYPE_CHECKING:  # ``show`` and ``history`` read a ledger without torch
+    from editing.turn import Turn
 
 _REQUEST_FIELDS = [f.name for f in fields(EditRequest)]
 
@@ -98,7 +100,7 @@ class Ledger:
             (folder / name).unlink()
         self._pending: list[dict[str, Any]] = []
 
-    def add_turn(self, turn: Turn, *, source: int, window: int, turn_number: int, outcome: str) -> None:
+    def add_turn(self, turn: "Turn", *, source: int, window: int, turn_number: int, outcome: str) -> None:
         """Append one turn's edits in the order they were asked for, the superseded ones among them."""
         place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}
         own = {id(edit): outcome for edit in turn.edits} | {id(edit): SUPERSEDED for edit in turn.superseded}

@@ -37,14 +37,13 @@ def arguments(edits: Path, out: Path, *more: object) -> list[str]:
 def _child(args: list[str], fault: Callable[[], None] | None) -> None:
     import torch
 
-    from orchestrator.cli import main as cli
+    from orchestrator.cli.main import main
 
     torch.set_num_threads(1)
     os.setpgrp()
     if fault is not None:
         fault()
-    cli._quiet_libraries()
-    os._exit(cli._run(args))
+    os._exit(main(args))
 
 
 def start(args: list[str], fault: Callable[[], None] | None = None) -> Any:
