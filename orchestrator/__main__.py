@@ -10,10 +10,12 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         from orchestrator.cli.main import main as run_command_line
-        from orchestrator.cli.streams import guard_streams
+        from orchestrator.cli.streams import flush_streams, guard_streams
 
         guard_streams()
-        sys.exit(run_command_line())
+        code = run_command_line()
+        flush_streams()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         sys.exit(130)

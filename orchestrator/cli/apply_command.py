@@ -12,7 +12,7 @@ from orchestrator.cli.options import FOLDER, NAMED_MODEL
 
 @command("apply")
 @click.argument("delta", type=click.Path(path_type=Path))
-@click.option("--base", **NAMED_MODEL, help="The model that was edited.  [default: the one that the delta names]")
+@click.option("--base", **NAMED_MODEL, help="The model that was edited. [default: the one that the delta names]")
 @click.option("--output", **FOLDER, required=True, help="Folder for the edited model.")
 def apply(delta: Path, base: str | None, output: Path) -> None:
     """Make the edited model from a delta and its base model.

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-from click.exceptions import Exit, NoArgsIsHelpError
+from click.exceptions import NoArgsIsHelpError
 
 from editing.errors import OutOfMemory, UltraEditError, ran_out_of_memory
 from orchestrator.cli.console import complain
@@ -60,8 +60,6 @@ def exit_code_of(run: Callable[[], int], invocation: Invocation) -> int:
     """Carry out a command; its exit code, once its failure has been shown."""
     try:
         return run()
-    except Exit as asked:
-        return asked.exit_code
     except ReaderGone:
         return READER_GONE
     except (KeyboardInterrupt, click.Abort) as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import rich_click as click
+from click.exceptions import Exit
 
 from orchestrator.cli.apply_command import apply
 from orchestrator.cli.console import show_log
@@ -30,7 +31,7 @@ _COMPLETE = "_ULTRAEDIT_COMPLETE"
 @click.command_panel("Look at results", commands=["show", "history", "diff", "evaluate", "apply"])
 @click.command_panel("Prepare", commands=["data", "plan", "tune"])
 @click.version_option(package_name="ultraedit-orchestrator")
-@click.option("--debug", is_flag=True, envvar="ULTRAEDIT_DEBUG", help="Show the traceback of a failure.  [env: ULTRAEDIT_DEBUG=1]")
+@click.option("--debug", is_flag=True, envvar="ULTRAEDIT_DEBUG", help="Show the traceback of a failure. [env: ULTRAEDIT_DEBUG=1]")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
     """Write facts into a language model's weights, without training (UltraEdit, arXiv 2505.14679)."""
@@ -63,7 +64,11 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "ultraedit", _COMPLETE, instruction)
-    with cli.make_context("ultraedit", arguments, obj=invocation) as context:
-        cli.invoke(context)
+    code = 0
+    try:
+        with cli.make_context("ultraedit", arguments, obj=invocation) as context:
+            cli.invoke(context)
+    except Exit as asked:  # after --help, or with an answer that is no
+        code = asked.exit_code
     sys.stdout.flush()
-    return 0
+    return code

@@ -36,6 +36,7 @@ PRESERVE_FORMS = ("off", "auto", "exact", "sketch")
 SAVES = ("full", "delta")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 
+DTYPE_HELP = "Precision of the weights: float32, bfloat16, or auto for the checkpoint's."
 format_option = model_and_data(
     "--format",
     metavar="NAME",
@@ -46,9 +47,7 @@ format_option = model_and_data(
 )
 limit_option = model_and_data("--limit", **COUNT, help="Use the first N usable records only.")
 device_option = memory("--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-dtype_option = memory(
-    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Precision of the weights; auto keeps the checkpoint's."
-)
+dtype_option = memory("--dtype", metavar="NAME", type=click.Choice(DTYPES), default="auto", show_default=True, help=DTYPE_HELP)
 
 run_dir = click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 """The folder of a finished run."""

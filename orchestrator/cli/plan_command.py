@@ -13,15 +13,15 @@ from orchestrator.cli.tables import Column, Sheet
 
 @command("plan")
 @model_and_data("--model", **NAMED_MODEL, required=True, help="Folder, in which a config.json is enough, or Hub id.")
-@method("--preset", metavar="NAME|FILE", help="Settings by name.  [default: the model's own preset]")
-@method("--modules", metavar="NAMES", help="Modules to edit, as for ultraedit edit.  [default: the preset's]")
+@method("--preset", metavar="NAME|FILE", help="Settings by name. [default: the model's own preset]")
+@method("--modules", metavar="NAMES", help="Modules to edit, as for ultraedit edit. [default: the preset's]")
 @method("--edits-per-turn", **COUNT, default=100, show_default=True, help="Edits that share one shift of each module.")
 @dtype_option
 @memory("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="The kind of device.")
 @memory("--device-memory", metavar="SIZE", help="Memory of one device, such as 24GiB. Says whether the model fits, and what would.")
 @memory("--batch-tokens", **COUNT, default=2048, show_default=True, help="Tokens in one batch, padding included.")
-@memory("--flops", **POSITIVE, help="Flop/s of a device, such as 1e14.  [default: this machine's CPU is measured]")
-@memory("--read", **POSITIVE, help="Bytes per second that the disk delivers, such as 3e9.  [default: this machine's disk is measured]")
+@memory("--flops", **POSITIVE, help="Flop/s of a device, such as 1e14. [default: this machine's CPU is measured]")
+@memory("--read", **POSITIVE, help="Bytes per second that the disk delivers, such as 3e9. [default: this machine's disk is measured]")
 @cluster("--shards", **COUNT, default=1, show_default=True, help="Workers that one copy of the model is cut over.")
 @cluster("--replicas", **COUNT, default=1, show_default=True, help="Copies of the model.")
 @click.pass_context

@@ -1,7 +1,7 @@
 """What a person sees of a finished run: tables, and where everything is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,8 @@ def show_history(path: Path, console: Console, *, edits: bool = False) -> None:
     Raises:
         InputError: ``path`` holds no ledger.
     """
-    if not (path / "ledger").is_dir():
-        raise InputError(f"{path}: holds no ledger, so it is no finished run")
     table = Sheet(*_EDIT_COLUMNS) if edits else Sheet("turn", "edits", Column("when", text=True), Column("outcome", text=True))
-    for (turn, outcome), entries in groupby(Ledger(path / "ledger"), key=lambda e: (e.turn, e.outcome)):
+    for (turn, outcome), entries in groupby(_ledger(path), key=lambda e: (e.turn, e.outcome)):
         rows = list(entries)
         if edits:
             for entry in rows:
@@ -78,7 +76,7 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
     if not turn_a < turn_b <= last:
         raise InputError(f"turns: expected two turns from 0 to {last}, the earlier one first, found {turn_a} and {turn_b}")
     between = [row for number, row in turns.items() if turn_a < number <= turn_b and "refused" not in row]
-    entries = [e for e in Ledger(path / "ledger") if turn_a < e.turn <= turn_b and not e.rolled_back]
+    entries = [e for e in _ledger(path) if turn_a < e.turn <= turn_b and not e.rolled_back]
     conflicts = sum(len(row["conflicts"]) for row in between)
     overruled = f", {conflicts} of them overruled an earlier one" if conflicts else ""
     console.print(f"turns {turn_a + 1} to {turn_b}: {sum(e.applied for e in entries)} edits applied{overruled}")
@@ -103,12 +101,23 @@ def _last(turns: Mapping[int, dict[str, Any]], turn: int, field: str) -> dict[st
     return dict(turns[max(measured)][field]) if measured else {}
 
 
+def _ledger(path: Path) -> Iterator[Entry]:
+    if not (path / "ledger").is_dir():
+        raise InputError(f"{path}: holds no ledger, so it is no finished run")
+    try:
+        yield from Ledger(path / "ledger")
+    except (KeyError, ArrowException) as error:
+        raise InputError(f"{path / 'ledger'}: is damaged ({type(error).__name__}: {error})") from None
+
+
 def _turns(path: Path) -> list[dict[str, Any]]:
     try:
         with (path / "turns.jsonl").open(encoding="utf-8") as lines:
             return [dict(json.loads(line)) for line in lines]
     except FileNotFoundError:
         raise InputError(f"{path}: holds no turns.jsonl, so it is no finished run") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path / 'turns.jsonl'}: is damaged ({type(error).__name__}: {error})") from None
 
 
 def _edits_table(entries: Sequence[Entry], samples: int) -> Sheet:

@@ -41,7 +41,8 @@ class OutputStream:
     def write(self, text: str) -> int:
         """Write all of a text, or lose it."""
         try:
-            self._stream.write(text)
+            if text != "":  # with which click probes a stream, to ignore what comes of it
+                self._stream.write(text)
         except OSError as error:
             self._failed(error)
         return len(text)
@@ -65,6 +66,13 @@ def guard_streams() -> None:
             stream.reconfigure(errors=ESCAPE)  # type: ignore[union-attr]
     sys.stdout = cast(Any, OutputStream(sys.stdout, _result_lost))
     sys.stderr = cast(Any, OutputStream(sys.stderr, lambda _: None))
+
+
+def flush_streams() -> None:
+    """Write what a command that failed had still to say; at the end of the process Python would complain of what it cannot write."""
+    with suppress(ReaderGone, UltraEditError):
+        sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def plain(text: str, encoding: str) -> str:

@@ -72,7 +72,7 @@ class Sheet:
         room = options.max_width - _GAP * len(self.columns)
         if sum(least) <= room:
             full = [column.full(cells) for column, cells in zip(self.columns, by_column, strict=True)]
-            yield self._side_by_side(_shared(least, full, room))
+            yield self._side_by_side(_shared(least, full, [column.text or column.cut for column in self.columns], room))
         else:
             yield from self._one_below_another()
 
@@ -113,12 +113,12 @@ def _width(cell: Cell) -> int:
     return cell.cell_len if isinstance(cell, Text) else cell_len(cell)
 
 
-def _shared(least: Sequence[int], full: Sequence[int], room: int) -> list[int]:
-    """Widths within the room, which goes to the columns that lack most."""
+def _shared(least: Sequence[int], full: Sequence[int], is_text: Sequence[bool], room: int) -> list[int]:
+    """Widths within the room: first to what lacks little, headers and numbers, then to running texts, evenly."""
     widths = list(least)
     for _ in range(room - sum(least)):
-        k = max(range(len(widths)), key=lambda k: full[k] - widths[k])
-        if full[k] <= widths[k]:
+        lacks = [(text, -lack if text else lack, k) for k, text in enumerate(is_text) if (lack := full[k] - widths[k]) > 0]
+        if not lacks:
             break
-        widths[k] += 1
+        widths[min(lacks)[2]] += 1
     return widths

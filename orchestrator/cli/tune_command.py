@@ -40,11 +40,11 @@ _SHOWN = 8
 @search(
     "--families",
     metavar="NAMES",
-    help="Module families, comma separated: mlp-out, mlp-in, attention-out, or names such as q_proj+v_proj.  [default: all that the model has]",
+    help="Module families, comma separated: mlp-out, mlp-in, attention-out, or names such as q_proj+v_proj. [default: all that the model has]",
 )
-@search("--strengths", metavar="X,...", help="Relative shifts of one turn to try.  [default: 0.03,0.06,0.12,0.24]")
+@search("--strengths", metavar="X,...", help="Relative shifts of one turn to try. [default: 0.03,0.06,0.12,0.24]")
 @search("--refine", is_flag=True, help="In the last round, also try more passes, a preserving ridge and edits at the subjects.")
-@search("--objective", metavar="NAME=X,...", help="Weights of the harmonic mean.  [default: efficacy=1,generalization=1,retention=1]")
+@search("--objective", metavar="NAME=X,...", help="Weights of the harmonic mean. [default: efficacy=1,generalization=1,retention=1]")
 @search("--seed", **FROM_ZERO, default=0, show_default=True, help="Seed of the sample.")
 @method("--edits-per-turn", **COUNT, default=100, show_default=True, help="Edits that share one shift of each module, as later in ultraedit edit.")
 @device_option
