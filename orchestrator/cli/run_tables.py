@@ -104,10 +104,7 @@ def _last(turns: Mapping[int, dict[str, Any]], turn: int, field: str) -> dict[st
 def _ledger(path: Path) -> Iterator[Entry]:
     if not (path / "ledger").is_dir():
         raise InputError(f"{path}: holds no ledger, so it is no finished run")
-    try:
-        yield from Ledger(path / "ledger")
-    except (KeyError, ArrowException) as error:
-        raise InputError(f"{path / 'ledger'}: is damaged ({type(error).__name__}: {error})") from None
+    yield from Ledger(path / "ledger")
 
 
 def _turns(path: Path) -> list[dict[str, Any]]:
