@@ -4,13 +4,34 @@
 >>> editor = Editor.from_pretrained("path/to/model")
 >>> editor.apply([EditRequest("The capital of Kiribati is", "South Tarawa")])
 >>> editor.save("path/to/edited")
+
+Names are imported when they are first used: ``from editing import InputError`` costs milliseconds, since torch stays out.
 """
 
-from editing.config import EditorConfig
-from editing.editor import Editor
-from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
-from editing.requests import EditRequest
-from editing.turn import TurnReport
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from editing.config import EditorConfig
+    from editing.editor import Editor
+    from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
+    from editing.requests import EditRequest
+    from editing.turn import TurnReport
+
+_MODULES = {
+    "EditRequest": "requests",
+    "Editor": "editor",
+    "EditorConfig": "config",
+    "InputError": "errors",
+    "InvalidRequest": "errors",
+    "ModelError": "errors",
+    "OutOfMemory": "errors",
+    "TurnRefused": "errors",
+    "TurnReport": "turn",
+    "UltraEditError": "errors",
+    "WorkerLost": "errors",
+}
+"""Each exported name with the module that defines it."""
 
 __all__ = [
     "EditRequest",
@@ -25,3 +46,15 @@ __all__ = [
     "UltraEditError",
     "WorkerLost",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

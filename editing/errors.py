@@ -1,6 +1,9 @@
-"""Errors that a person reads. Each message is one clear line: what was found, where, what was expected."""
+"""Errors that a person reads. Each message is one clear line: what was found, where, what was expected.
 
-import torch
+Light to import: a command that fails at its first option shall not wait for torch.
+"""
+
+import sys
 
 
 class UltraEditError(Exception):
@@ -64,8 +67,10 @@ class OutOfMemory(UltraEditError):
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Only some of what runs out of memory says so by its type; the last one is what oneDNN, which does the products, says."""
+    torch = sys.modules.get("torch")  # where it was not imported, the error is none of its own
+    known = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
     words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "could not create a primitive")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+    return isinstance(error, known) or any(word in str(error) for word in words)
 
 
 def first_line(error: BaseException) -> str:

@@ -9,9 +9,13 @@ def main() -> NoReturn:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        from orchestrator.cli import main as cli
+        from orchestrator.cli.main import main as run_command_line
+        from orchestrator.cli.streams import flush_streams, guard_streams
 
-        sys.exit(cli.main())
+        guard_streams()
+        code = run_command_line()
+        flush_streams()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         sys.exit(130)

@@ -41,5 +41,5 @@ class Progress:
         if not self._enabled or not self.console.is_terminal:
             yield
             return
-        with self.console.status(description):
+        with self.console.status(description, spinner="line" if self.console.options.ascii_only else "dots"):
             yield

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from editing import Editor, EditorConfig
 from editing.datasets import EditFile, NumberedRequest
 from editing.turn import in_turns, tokenize
-from orchestrator.cli.main import _run
+from orchestrator.cli.main import main
 from orchestrator.demo import FACTS, gemma_folder
 from orchestrator.progress import Progress
 from tests.support.paths import ROOT
@@ -46,7 +46,7 @@ def all_cores() -> Iterator[None]:
 def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gemma") / "run"
     arguments = ["edit", "--model", str(gemma), "--edits", str(FACTS), "--output", str(out), "--limit", "60", "--generate", "30"]
-    assert _run([*arguments, "--edits-per-turn", "30", "--tracking-uri", "none"]) == 0
+    assert main([*arguments, "--edits-per-turn", "30", "--tracking-uri", "none"]) == 0
     return out
 
 

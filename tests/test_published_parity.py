@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from editing import Editor, EditRequest
 from editing.config import EditorConfig
-from orchestrator.cli.main import _run
+from orchestrator.cli.main import main
 from tests.support.paths import PARITY
 
 FIXTURES = ("llama-tiny", "gptj-tiny")
@@ -29,7 +29,7 @@ def test_command_line_reproduces_published_shifts_and_metrics(fixture: str, opti
     folder = PARITY / fixture
     run = json.loads((folder / "run.json").read_text())
     out = tmp_path / "run"
-    code = _run(
+    code = main(
         ["edit", "--model", str(folder / "model"), "--edits", str(folder / "edits.json"), "--output", str(out)]
         + ["--modules", ",".join(run["edit_modules"]), "--learning-rate", str(run["lr"])]
         + ["--edits-per-turn", str(run["edits_per_turn"]), "--group-size", str(run["batch_size"])]

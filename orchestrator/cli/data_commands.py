@@ -4,54 +4,75 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
-from rich.console import Console, Group
-from rich.table import Table
+import rich_click as click
 
-from editing import InputError
-from editing.datasets import FORMATS, EditFile
-from editing.files.pretrained import context_length, load_config, load_tokenizer
+from editing.errors import InputError
 from orchestrator.cli.build_command import build_command
-from orchestrator.data.inspection import Inspection, inspect
-from orchestrator.data.selection import Choice, Written, dealt, everything, sampled, write
-from orchestrator.progress import Progress
+from orchestrator.cli.console import messages, say, screen
+from orchestrator.cli.errors import Invocation
+from orchestrator.cli.help import Group
+from orchestrator.cli.libraries import ready_libraries
+from orchestrator.cli.options import COUNT, FORMATS, FROM_ZERO, NAMED_MODEL
+
+if TYPE_CHECKING:
+    from editing.datasets import EditFile
+    from orchestrator.data.selection import Choice
 
 _file = click.argument("file", type=click.Path(path_type=Path))
-_format = click.option("--format", type=click.Choice(["auto", *FORMATS]), default="auto", show_default=True, help="Record format.")
-_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-_strict = click.option("--strict", is_flag=True, help="Stop at the first bad record instead of setting it aside.")
-_overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+_format = click.option(
+    "--format",
+    type=click.Choice(("auto", *FORMATS)),
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help=f"Record format of the edits: auto, {', '.join(FORMATS)}.",
+)
+_seed = click.option("--seed", **FROM_ZERO, default=0, show_default=True, help="Seed of every random choice.")
+_strict = click.option("--strict", is_flag=True, help="Stop at the first unusable record instead of setting it aside.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 _output = click.option(
-    "--output", "-o", type=click.Path(path_type=Path), required=True, help="File to write: Parquet, or JSON lines if its name ends in .jsonl."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="File to write: Parquet, or JSON lines if its name ends in .jsonl.",
 )
 
 
-@click.group()
-def data() -> None:
-    """Look into edit sets, convert, sample and split them, and build them from triples."""
-
-
-data.add_command(build_command)
+@click.group("data", cls=Group)
+@click.pass_context
+def data(context: click.Context) -> None:
+    """Inspect, convert, sample and split edit sets, and build them from triples."""
+    invocation = context.find_object(Invocation)
+    if invocation is not None:
+        invocation.command = f"data {context.invoked_subcommand}"
 
 
 @data.command("inspect")
 @_file
 @_format
-@click.option("--model", help="Also count this model's tokens: folder or Hub id. Its weights are not read.")
-@click.option("--limit", type=click.IntRange(min=1), help="Look at the first N records only.")
+@click.option("--model", **NAMED_MODEL, help="Also count this model's tokens. Its weights are not read.")
+@click.option("--limit", **COUNT, help="Read the first N records only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(file: Path, format: str, model: str | None, limit: int | None, as_json: bool) -> None:
-    """Tell what a file or folder of edits holds."""
-    tokenizer, max_tokens = (load_tokenizer(model), context_length(load_config(model))) if model else (None, None)
+    """Show what a file or folder of edits holds."""
+    from rich.console import Group
+
+    from editing.datasets import EditFile
+    from orchestrator.cli.data_tables import inspection_parts
+    from orchestrator.data.inspection import inspect
+
+    tokenizer, max_tokens = _tokenizer(model) if model else (None, None)
     source = EditFile(file, format)
     with _reading(source) as advance:
         found = inspect(source, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit, advance=advance)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
+        say(json.dumps(found.as_dict(), indent=2))
     else:
-        _screen().print(Group(*_inspection_tables(found)))
+        screen().print(Group(*inspection_parts(found)))
 
 
 @data.command("convert")
@@ -63,53 +84,67 @@ def inspect_command(file: Path, format: str, model: str | None, limit: int | Non
 @_overwrite
 def convert_command(file: Path, output: Path, format: str, seed: int, strict: bool, overwrite: bool) -> None:
     """Write edits of any format in the common schema."""
+    from editing.datasets import EditFile
+    from orchestrator.data.selection import everything
+
     _write(EditFile(file, format, seed=seed), [output], everything, strict=strict, overwrite=overwrite)
 
 
 @data.command("sample")
 @_file
 @_output
-@click.option("-n", "count", type=click.IntRange(min=1), required=True, help="How many edits.")
+@click.option("-n", "count", **COUNT, required=True, help="Number of edits.")
 @_format
 @_seed
 @_strict
 @_overwrite
 def sample_command(file: Path, output: Path, count: int, format: str, seed: int, strict: bool, overwrite: bool) -> None:
     """Write a uniform sample of the edits, the same for the same seed."""
+    from editing.datasets import EditFile
+    from orchestrator.data.selection import sampled
+
     _write(EditFile(file, format, seed=seed), [output], sampled(count, seed), strict=strict, overwrite=overwrite)
 
 
 @data.command("split")
 @_file
 @_output
-@click.option("--fractions", required=True, help="Shares that add up to 1, as 0.8,0.1,0.1.")
+@click.option("--fractions", metavar="X,...", required=True, help="Shares that add up to 1, such as 0.8,0.1,0.1.")
 @_format
 @_seed
 @_strict
 @_overwrite
 def split_command(file: Path, output: Path, fractions: str, format: str, seed: int, strict: bool, overwrite: bool) -> None:
-    """Deal the edits out to several files, all edits of one prompt to the same one.
+    """Split the edits into several files. All edits of one prompt go to the same file.
 
-    They are called as --output says, with a number: all.parquet becomes all-1.parquet, all-2.parquet and so on.
+    The files are named after --output, with a number: all.parquet becomes all-1.parquet, all-2.parquet and so on.
     """
+    from editing.datasets import EditFile
+    from orchestrator.data.selection import dealt
+
     shares = _numbers(fractions)
     outputs = [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(1, len(shares) + 1)]
     _write(EditFile(file, format, seed=seed), outputs, dealt(shares, seed), strict=strict, overwrite=overwrite)
 
 
-def _write(source: EditFile, outputs: list[Path], choose: Choice, *, strict: bool, overwrite: bool) -> None:
+data.add_command(build_command)
+
+
+def _tokenizer(model: str) -> tuple[Any, int | None]:
+    """A model's tokenizer, and the length of its context in tokens."""
+    ready_libraries()
+    from editing.files.pretrained import context_length, load_config, load_tokenizer
+
+    return load_tokenizer(model), context_length(load_config(model))
+
+
+def _write(source: "EditFile", outputs: list[Path], choose: "Choice", *, strict: bool, overwrite: bool) -> None:
+    from orchestrator.cli.data_tables import written_table
+    from orchestrator.data.selection import write
+
     with _reading(source) as advance:
         written = write(source, outputs, choose, strict=strict, overwrite=overwrite, advance=advance)
-    _screen().print(_written_table(written, outputs))
-
-
-def _written_table(written: Written, outputs: list[Path]) -> Table:
-    table = _table(None, "edits", "file", right=("edits",))
-    for count, output in zip(written.counts, outputs, strict=True):
-        table.add_row(f"{count:,}", str(output))
-    if written.num_rejected:
-        table.add_row(f"{written.num_rejected:,}", f"{written.rejected} (bad records, with reasons)")
-    return table
+    screen().print(written_table(written, outputs))
 
 
 def _numbers(fractions: str) -> list[float]:
@@ -120,57 +155,8 @@ def _numbers(fractions: str) -> list[float]:
 
 
 @contextmanager
-def _reading(source: EditFile) -> Iterator[Any]:
-    with Progress(Console(stderr=True)).bar("reading", source.num_records) as advance:
+def _reading(source: "EditFile") -> Iterator[Any]:
+    from orchestrator.progress import Progress
+
+    with Progress(messages()).bar("reading", source.num_records) as advance:
         yield advance
-
-
-def _screen() -> Console:
-    return Console(markup=False, emoji=False)
-
-
-def _inspection_tables(found: Inspection) -> Iterator[Any]:
-    """What was found, as a person reads it."""
-    values = found.as_dict()
-    table = _table(None, "", "edits", right=("edits",))
-    for name in ("records", "usable", "duplicates", "conflicts"):
-        table.add_row(name, f"{values[name]:,}")
-    for name, count in values["with"].items():
-        each = found.probes[name.removesuffix("_prompt")]
-        table.add_row(f"with {name}", f"{count:,}" + (f" ({each:,} prompts)" if each > count else ""))
-    parts = f", {found.parts} parts" if found.parts > 1 else ""
-    yield from (f"{found.path}: format {found.format}{parts}", table, "")
-    lengths = _table("Lengths", "", "min", "mean", "median", "p95", "max", right=("min", "mean", "median", "p95", "max"))
-    for unit in ("characters", "tokens"):
-        for name, summary in values.get(unit, {}).items():
-            if summary:
-                lengths.add_row(f"{name}, {unit}", *(f"{summary[key]:,}" for key in ("min", "mean", "median", "p95", "max")))
-    yield from (lengths, "") if lengths.row_count else ()
-    bad = _table("Bad records", "count", "first", "reason", right=("count", "first"))
-    for entry in found.bad.values():
-        bad.add_row(f"{entry['count']:,}", str(entry["first_record"]), entry["reason"])
-    yield from (bad, "") if bad.row_count else ()
-    conflicts = _table("The first conflicts", "record", "prompt", "target", "other target in record", right=("record", "other target in record"))
-    for example in found.conflict_examples:
-        conflicts.add_row(str(example["record"]), _short(example["prompt"]), _short(example["target"]), str(example["earlier_record"]))
-    yield from (conflicts, "") if conflicts.row_count else ()
-    preview = _table("The first edits", "field", "text")
-    for k, request in enumerate(values["preview"]):
-        if k:
-            preview.add_row()
-        for name, value in request.items():
-            for text in value if isinstance(value, list) else [value]:
-                preview.add_row(name, _short(text))
-    yield from (preview,) if preview.row_count else ()
-
-
-def _table(title: str | None, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def _short(text: str) -> str:
-    line = " ".join(text[:400].split())
-    return line if len(line) <= 120 else line[:119].rstrip() + "…"

@@ -1,7 +1,7 @@
 """What a person sees of a finished run: tables, and where everything is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,18 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
-from editing import InputError
+from editing.errors import InputError
+from orchestrator.cli.tables import Column, Sheet
 from orchestrator.run.directory import read_run
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.plots import MILESTONE_METRICS
 
 _TEXT_WIDTH = 48
 """Characters of a generated text that the table shows; ``edits.parquet`` has it whole."""
+
+_EDIT_COLUMNS = ("turn", "id", Column("prompt", text=True), Column("target", text=True), Column("outcome", text=True))
 
 _METRICS = (
     ("efficacy", "right answer tokens on the edits"),
@@ -41,7 +43,7 @@ def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
     run, metrics = read_run(path), _read(path, "metrics.json")
     try:
         tables = [metrics_table(metrics), *_milestones(metrics)]
-        parts = [*_texts(path / "edits.parquet", samples), *(part for t in tables if t.row_count for part in (t, "")), *_places(path, run, metrics)]
+        parts = [*_texts(path / "edits.parquet", samples), *(part for t in tables if t.rows for part in (t, "")), *_places(path, run, metrics)]
     except (KeyError, OSError, ArrowException) as error:
         raise InputError(f"{path}: its run.json, metrics.json or edits.parquet is damaged ({type(error).__name__}: {error})") from None
     console.print(Group(*parts))
@@ -53,19 +55,14 @@ def show_history(path: Path, console: Console, *, edits: bool = False) -> None:
     Raises:
         InputError: ``path`` holds no ledger.
     """
-    if not (path / "ledger").is_dir():
-        raise InputError(f"{path}: holds no ledger, so it is no finished run")
-    read_run(path)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("turn", "id", "prompt", "target", "outcome") if edits else ("turn", "edits", "when", "outcome"):
-        table.add_column(name, overflow="fold" if edits else "ellipsis")
-    for (turn, outcome), entries in groupby(Ledger(path / "ledger"), key=lambda e: (e.turn, e.outcome)):
+    table = Sheet(*_EDIT_COLUMNS) if edits else Sheet("turn", "edits", Column("when", text=True), Column("outcome", text=True))
+    for (turn, outcome), entries in groupby(_ledger(path), key=lambda e: (e.turn, e.outcome)):
         rows = list(entries)
         if edits:
             for entry in rows:
-                table.add_row(str(turn), entry.id, entry.request.prompt, entry.request.target, outcome)
+                table.add(str(turn), entry.id, entry.request.prompt, entry.request.target, outcome)
         else:
-            table.add_row(str(turn), str(len(rows)), f"{rows[0].when:%Y-%m-%d %H:%M:%S} UTC", outcome)
+            table.add(str(turn), str(len(rows)), f"{rows[0].when:%Y-%m-%d %H:%M:%S} UTC", outcome)
     console.print(table)
 
 
@@ -81,25 +78,22 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
     if not turn_a < turn_b <= last:
         raise InputError(f"turns: expected two turns from 0 to {last}, the earlier one first, found {turn_a} and {turn_b}")
     between = [row for number, row in turns.items() if turn_a < number <= turn_b and "refused" not in row]
-    entries = [e for e in Ledger(path / "ledger") if turn_a < e.turn <= turn_b and not e.rolled_back]
+    entries = [e for e in _ledger(path) if turn_a < e.turn <= turn_b and not e.rolled_back]
     conflicts = sum(len(row["conflicts"]) for row in between)
     overruled = f", {conflicts} of them overruled an earlier one" if conflicts else ""
     console.print(f"turns {turn_a + 1} to {turn_b}: {sum(e.applied for e in entries)} edits applied{overruled}")
     console.print(_edits_table(entries, samples))
-    health = Table(title="Health", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("", f"turn {turn_a}", f"turn {turn_b}"):
-        health.add_column(column, justify="left" if not column else "right")
+    health = Sheet("", Column(f"turn {turn_a}", right=True), Column(f"turn {turn_b}", right=True), title="Health")
     then, now = (_last(turns, turn, "vitals") for turn in (turn_a, turn_b))
     for name in sorted(then.keys() | now.keys()):
-        health.add_row(name.replace("_", " "), _share(then.get(name)), _share(now.get(name)))
+        health.add(name.replace("_", " "), _share(then.get(name)), _share(now.get(name)))
     console.print(health)
-    weights = Table(title="Weights", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("module", f"growth, turn {turn_a}", f"growth, turn {turn_b}", "shifts between, sum of norms"):
-        weights.add_column(column, justify="left" if column == "module" else "right")
+    measured = (f"growth, turn {turn_a}", f"growth, turn {turn_b}", "shifts between, sum of norms")
+    weights = Sheet("module", *(Column(name, right=True) for name in measured), title="Weights")
     before, after = (_last(turns, turn, "weight_growth") for turn in (turn_a, turn_b))
     for name, growth in after.items():
         shifts = sum(row["shift_norms"][name] for row in between)
-        weights.add_row(name, f"{before.get(name, 0.0):.2%}", f"{growth:.2%}", f"{shifts:.4g}")
+        weights.add(name, f"{before.get(name, 0.0):.2%}", f"{growth:.2%}", f"{shifts:.4g}")
     console.print(weights)
 
 
@@ -109,63 +103,66 @@ def _last(turns: Mapping[int, dict[str, Any]], turn: int, field: str) -> dict[st
     return dict(turns[max(measured)][field]) if measured else {}
 
 
+def _ledger(path: Path) -> Iterator[Entry]:
+    if not (path / "ledger").is_dir():
+        raise InputError(f"{path}: holds no ledger, so it is no finished run")
+    read_run(path)  # or it is refused
+    yield from Ledger(path / "ledger")
+
+
 def _turns(path: Path) -> list[dict[str, Any]]:
     try:
         with (path / "turns.jsonl").open(encoding="utf-8") as lines:
             return [dict(json.loads(line)) for line in lines]
     except FileNotFoundError:
         raise InputError(f"{path}: holds no turns.jsonl, so it is no finished run") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path / 'turns.jsonl'}: is damaged ({type(error).__name__}: {error})") from None
 
 
-def _edits_table(entries: Sequence[Entry], samples: int) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("turn", "id", "prompt", "target", "outcome"):
-        table.add_column(name, overflow="fold")
+def _edits_table(entries: Sequence[Entry], samples: int) -> Sheet:
+    table = Sheet(*_EDIT_COLUMNS)
     for entry in entries[: max(0, samples)]:
-        table.add_row(str(entry.turn), entry.id, entry.request.prompt, entry.request.target, entry.outcome)
+        table.add(str(entry.turn), entry.id, entry.request.prompt, entry.request.target, entry.outcome)
     if len(entries) > samples:
-        table.add_row("", "", f"and {len(entries) - samples} more", "", "")
+        table.add("", "", f"and {len(entries) - samples} more", "", "")
     return table
 
 
-def metrics_table(metrics: dict[str, Any]) -> Table:
+def metrics_table(metrics: dict[str, Any]) -> Sheet:
     """Metrics, each with what it says; the unedited model's beside it where it was measured."""
     evaluated = f" of {metrics['evaluated']} edits" if metrics.get("evaluated") else ""
-    table = Table(title=f"Metrics{evaluated}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column, justify in (("metric", "left"), ("before", "right"), ("now", "right"), ("what it is", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table = Sheet("metric", Column("before", right=True), Column("now", right=True), Column("what it is", text=True), title=f"Metrics{evaluated}")
     for name, meaning in _METRICS:
         if metrics.get(name) is not None:
             sample = f" ({metrics['generated']} edits)" if name.endswith("_generated") else ""
-            table.add_row(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
+            table.add(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
     return table
 
 
-def _milestones(metrics: dict[str, Any]) -> list[Table]:
+def _milestones(metrics: dict[str, Any]) -> list[Sheet]:
     """Metrics on the way, one line a milestone; as a list of one table, or of none."""
     names = [name for name in MILESTONE_METRICS if any(row.get(name) is not None for row in metrics["milestones"])]
-    table = Table(title="On the way", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("edits", "evaluated", *names):
-        table.add_column(column.replace("_", " "), justify="right")
+    columns = (Column(name.replace("_", " "), right=True) for name in ("edits", "evaluated", *names))
+    table = Sheet(*columns, title="On the way")
     for row in metrics["milestones"]:
-        table.add_row(str(row["edits"]), str(row["evaluated"]), *(_share(row.get(name)) for name in names))
+        table.add(str(row["edits"]), str(row["evaluated"]), *(_share(row.get(name)) for name in names))
     return [table]
 
 
 def _texts(path: Path, samples: int) -> list[Any]:
     columns = ["prompt", "target", "text_before", "text_after", "efficacy_generated", "efficacy_before"]
-    rows = [row for row in pq.read_table(path, columns=columns).to_pylist() if row["text_after"] is not None]
+    rows = [row for row in pq.ParquetFile(path).read(columns).to_pylist() if row["text_after"] is not None]
     rows.sort(key=lambda row: row["efficacy_before"] or 0)  # what the model did not know yet comes first; ties keep their order
     step = max(1, len(rows) // max(1, samples))
     chosen = rows[::step][:samples]
     if not chosen:
         return []
-    table = Table(title="What the model writes", title_justify="left", box=None, padding=(0, 2, 0, 0), expand=True)
-    for name in ("prompt", "target", "before", "now", ""):
-        table.add_column(name, no_wrap=name in ("target", ""), overflow="ellipsis", ratio=None if name in ("target", "") else 1)
+    texts = (Column(name, cut=name != "target", text=name == "target") for name in ("prompt", "target", "before", "now"))
+    table = Sheet(*texts, "", title="What the model writes")
     for row in chosen:
         mark = Text("ok", "green") if row["efficacy_generated"] else Text("no", "red")
-        table.add_row(row["prompt"], row["target"], _one_line(row["text_before"]), _one_line(row["text_after"]), mark)
+        table.add(" ".join(row["prompt"].split()), row["target"], _one_line(row["text_before"]), _one_line(row["text_after"]), mark)
     return [table, ""]
 
 
@@ -173,13 +170,13 @@ def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[st
     seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
     editing = sum(seconds[phase] for phase in ("capture", "solve", "refine", "apply"))
     overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
-    plots = ", ".join(sorted(f"plots/{plot.name}" for plot in (path / "plots").glob("*.png")))
+    plots = "".join(sorted(f"plots/{plot.name}, " for plot in (path / "plots").glob("*.png")))
     lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []
     lines += [
         f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
         f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
         f"model     {path / 'model'}" if (path / "model").is_dir() else f"delta     {path / 'delta'}  (ultraedit apply {path} --output FOLDER)",
-        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}, run.json",
+        f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}run.json",
     ]
     if run.get("mlflow_run_id"):
         how = f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1" if "://" in uri and not uri.startswith("http") else uri

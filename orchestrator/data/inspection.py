@@ -8,7 +8,6 @@ from typing import Any
 
 from editing import EditRequest, InvalidRequest
 from editing.datasets import BadRecord, EditFile
-from editing.turn import tokenize
 from orchestrator.run.conflicts import PromptIndex
 
 _EXAMPLES = 5
@@ -169,6 +168,8 @@ def request_as_dict(request: EditRequest) -> dict[str, Any]:
 
 
 def _token_lengths(tokenizer: Any, request: EditRequest, max_tokens: int | None) -> Iterator[int]:
+    from editing.turn import tokenize  # and with it torch, which nothing else here needs
+
     edit = tokenize(tokenizer, request, max_tokens=max_tokens)
     answer = len(edit.sequence.answer_ids)
     return iter((len(edit.sequence.input_ids) - answer + 1, answer))

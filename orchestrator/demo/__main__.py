@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import click
-from rich.console import Console
-
+from orchestrator.cli.console import messages, say
 from orchestrator.demo import gemma_folder
 from orchestrator.progress import Progress
 
-click.echo(gemma_folder(Path(".cache"), Progress(Console(stderr=True))))
+say(str(gemma_folder(Path(".cache"), Progress(messages()))))

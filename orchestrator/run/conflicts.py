@@ -8,10 +8,13 @@ import hashlib
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from editing.requests import EditRequest
-from editing.turn import Turn
 from orchestrator.run.ledger import Entry
+
+if TYPE_CHECKING:  # ``data inspect`` counts conflicts without torch
+    from editing.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class PromptIndex:
         self._table.execute("insert or replace into newest values (?, ?, ?, ?)", (prompt, target, record, turn))
         return None if before is None else Earlier(before[0] == target, before[1], before[2])
 
-    def add_turn(self, turn: Turn, number: int, *, applied: bool) -> list[Conflict]:
+    def add_turn(self, turn: "Turn", number: int, *, applied: bool) -> list[Conflict]:
         """Note a turn's edits if they were applied; what they overrule, earlier edits of the same turn included."""
         asked = turn.in_request_order
         found = [conflict for edit in asked if applied and (conflict := self.add(edit.request, edit.record, number))]

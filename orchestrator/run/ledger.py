@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from editing import EditRequest, InputError
 from editing.datasets.writing import REQUEST_COLUMNS
 from editing.files.format_version import Format
-from editing.turn import Turn
+
+if TYPE_CHECKING:  # ``show`` and ``history`` read a ledger without torch
+    from editing.turn import Turn
 
 FORMAT = Format("ledger", 1)
 """A part's rows. What an edit could not say in an earlier version has no column there."""
@@ -103,7 +105,7 @@ class Ledger:
             (folder / name).unlink()
         self._pending: list[dict[str, Any]] = []
 
-    def add_turn(self, turn: Turn, *, source: int, window: int, turn_number: int, outcome: str) -> None:
+    def add_turn(self, turn: "Turn", *, source: int, window: int, turn_number: int, outcome: str) -> None:
         """Append one turn's edits in the order they were asked for, the superseded ones among them."""
         place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}
         own = {id(edit): outcome for edit in turn.edits} | {id(edit): SUPERSEDED for edit in turn.superseded}

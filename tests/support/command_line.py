@@ -33,15 +33,14 @@ class FinishedRun:
 
 
 def run_command_line(*arguments: object) -> Outcome:
-    from orchestrator.cli import main as cli
+    from orchestrator.cli.main import main
 
     logger = logging.getLogger("ultraedit")
     before = logger.handlers, logger.propagate
-    cli._quiet_libraries()
     stdout, stderr = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(stdout), redirect_stderr(stderr):
-            code = cli._run([str(a) for a in arguments])
+            code = main([str(a) for a in arguments])
     finally:
         logger.handlers, logger.propagate = before  # other tests listen to it in their own way
     return Outcome(code, stdout.getvalue(), stderr.getvalue())

@@ -1,0 +1,55 @@
+"""Commands that change a finished run: ``rollback``, ``remove``; and ``demo``, which makes one."""
+
+from pathlib import Path
+
+import rich_click as click
+
+from orchestrator.cli.console import messages, screen
+from orchestrator.cli.help import command
+from orchestrator.cli.libraries import ready_libraries
+from orchestrator.cli.options import FOLDER, WHOLE, run_dir
+
+
+@command("rollback")
+@run_dir
+@click.option("--to-turn", **WHOLE, required=True, help="The turn to go back to; 0 is the unedited model.")
+def rollback(run_dir: Path, to_turn: int) -> None:
+    """Make a finished run exactly what it was after a turn."""
+    ready_libraries()
+    from orchestrator.cli.run_tables import show_run
+    from orchestrator.cli.runs import stored_run
+    from orchestrator.run.replay import roll_back
+
+    with stored_run(run_dir) as coordinator:
+        show_run(roll_back(coordinator, to_turn), screen())
+
+
+@command("remove")
+@run_dir
+@click.option("--edit", "ids", metavar="ID", multiple=True, required=True, help="Id of an edit to remove; may be given several times.")
+def remove(run_dir: Path, ids: tuple[str, ...]) -> None:
+    """Make a finished run what it would be without some of its edits."""
+    ready_libraries()
+    from orchestrator.cli.run_tables import show_run
+    from orchestrator.cli.runs import stored_run
+    from orchestrator.run.replay import remove as remove_edits
+
+    with stored_run(run_dir) as coordinator:
+        show_run(remove_edits(coordinator, ids), screen())
+
+
+@command("demo")
+@click.option(
+    "--output", type=click.Path(), metavar="FOLDER", default="runs/demo", show_default=True, help="Folder for the edited model and the results."
+)
+@click.option("--cache", **FOLDER, default=Path(".cache"), show_default=True, help="Folder in which the converted model is kept.")
+def demo(output: str, cache: Path) -> None:
+    """Edit Gemma 3 270M with 240 facts that it does not know."""
+    ready_libraries()
+    from orchestrator.cli.runs import run_edit
+    from orchestrator.demo import FACTS, gemma_folder
+    from orchestrator.progress import Progress
+    from orchestrator.run.run_config import RunConfig
+
+    model = gemma_folder(cache, Progress(messages()))
+    run_edit(RunConfig(model=str(model), edits=str(FACTS), output=output, generate=240, overwrite=True))
