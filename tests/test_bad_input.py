@@ -164,7 +164,7 @@ def test_an_unusable_option_is_refused_by_name(flags: list[str], words: list[str
     ("modules", "words"),
     [
         ("model.layers.1.mlp.gate_prj", ["'model.layers.1.mlp.gate_prj'", "did you mean", "model.layers.1.mlp.gate_proj"]),
-        ("nothing_like_it", ["'nothing_like_it'", "it could edit", "model.layers.{0..3}.mlp.up_proj (64 -> 160)"]),
+        ("nothing_like_it", ["'nothing_like_it'", "modules that can be edited", "model.layers.{0..3}.mlp.up_proj (64 -> 160)"]),
         ("model.layers.1.mlp", ["model.layers.1.mlp is a LlamaMLP", "expected a Linear"]),
         ("lm_head", ["lm_head", "outside the decoder layers"]),
         ("model.layers.1.mlp.up_proj,model.layers.{1,2}.mlp.up_proj", ["model.layers.1.mlp.up_proj", "twice"]),
@@ -181,7 +181,7 @@ def test_a_model_without_preset_needs_modules_and_is_told_which_there_are(
 ) -> None:
     outcome = ultraedit("edit", "--model", llama_tiny / "model", "--edits", edits, "--output", tmp_path / "out", "--tracking-uri", "none")
     assert outcome.code == 1
-    assert all(word in outcome.errors[0] for word in ("no preset knows", "modules", "learning rate", "model.layers.{0..3}.mlp.down_proj (160 -> 64)"))
+    assert all(word in outcome.errors[0] for word in ("no preset fits", "modules", "learning rate", "model.layers.{0..3}.mlp.down_proj (160 -> 64)"))
     assert not (tmp_path / "out").exists()
 
 

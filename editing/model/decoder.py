@@ -1,11 +1,11 @@
-"""Two halves of any Hugging Face decoder, and its head on chosen rows.
+"""Any Hugging Face decoder as prefix, suffix, and head on chosen rows.
 
     input_ids -> embeddings -> layers 0 .. s-1 | layers s .. L-1 -> final norm -> (chosen rows) -> head -> logits
                  `------- prefix, frozen ------'  `-- suffix: holds every edited module --'
 
-The halves are run through the model's own forward, so that masks, positions and everything else a family does between
-its layers stay the model's business. A layer that shall not run keeps its place (families pick masks by index) and
-passes its input on; the last one below the suffix returns the cached hidden states instead.
+Prefix and suffix run through the model's own forward. So masks, positions and everything else that a family does between its
+layers are left to the model. A layer that is not to run keeps its index, since families pick masks by index, and returns its
+input. The last layer below the suffix returns the cached hidden states instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,10 +28,10 @@ class Decoder:
 
     Args:
         model: A Hugging Face causal language model.
-        residency: When which layers have their weights in memory; by default all of them, always.
+        residency: When the weights of which layers are in memory; by default all of them, always.
 
     Raises:
-        ModelError: The model has no decoder layers or no head that could be found.
+        ModelError: No decoder layers or no head were found in the model.
     """
 
     def __init__(self, model: Any, residency: Residency | None = None) -> None:
@@ -51,56 +51,61 @@ class Decoder:
 
     @property
     def num_layers(self) -> int:
+        """Number of decoder layers."""
         return len(self.layers)
 
     @property
     def device(self) -> torch.device:
+        """Where the layers run."""
         return self.residency.device or next(self.layers[-1].parameters()).device
 
     @property
     def max_tokens(self) -> int | None:
-        """Context length, or ``None`` where the model states none."""
+        """Context length in tokens, or ``None`` if the configuration states none."""
         return context_length(self.config)
 
     def layer_of(self, module_name: str) -> int:
         """Index of the decoder layer that holds a module.
 
         Raises:
-            ModelError: The module lies outside the decoder layers.
+            ModelError: The module is outside the decoder layers.
         """
         head, _, rest = module_name.partition(self.layers_path + ".")
         if head or not rest:
-            raise ModelError(f"module {module_name}: lies outside the decoder layers ({self.layers_path}.0 to .{self.num_layers - 1})")
+            raise ModelError(f"module {module_name}: is outside the decoder layers ({self.layers_path}.0 to .{self.num_layers - 1})")
         return int(rest.split(".")[0])
 
     def row_cost(self, start: int) -> float:
-        """What a row costs in the head, forward and back, in tokens that go through all layers and back through the suffix.
+        """Cost of a row in the head, forward and back, in tokens that go through all layers and back through the suffix.
 
-        A layer counts as 12 d^2 parameters. Depends on nothing but the configuration, so that all shards agree.
+        A layer counts as 12 d^2 parameters. Depends on the configuration only, so that all shards agree.
+
+        Args:
+            start: First layer of the suffix.
         """
         layers = 2 * self.num_layers - start
         return float(2 * self.config.vocab_size / (12 * self.config.hidden_size * layers))
 
     def prefix(self, input_ids: Tensor, stop: int) -> Tensor:
-        """Hidden states ``(B, T, d)`` that layer ``stop`` receives. Layers from ``stop`` on do not run."""
+        """The hidden states ``(B, T, d)`` that layer ``stop`` receives. Layers from ``stop`` on do not run."""
         with torch.no_grad():
             return self.span(input_ids, None, 0, stop)
 
     def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int) -> Tensor:
-        """Final, normalized hidden states ``(B, T, d)``, given what layer ``start`` receives."""
+        """Final, normalized hidden states ``(B, T, d)``, given those that layer ``start`` receives."""
         return self.span(input_ids, hidden, start, self.num_layers)
 
     def span(self, input_ids: Tensor, hidden: Tensor | None, first: int, stop: int) -> Tensor:
-        """Run layers ``first .. stop - 1`` alone.
+        """Run layers ``first .. stop - 1`` only.
 
         Args:
             input_ids: ``(B, T)``.
-            hidden: ``(B, T, d)``, what layer ``first`` receives; ``None`` only with ``first == 0``.
+            hidden: ``(B, T, d)``, the hidden states that layer ``first`` receives; ``None`` only if ``first`` is 0.
             first: First layer that runs.
             stop: Layer after the last one that runs.
 
         Returns:
-            ``(B, T, d)``: what layer ``stop`` receives; after the last layer the final, normalized hidden states.
+            ``(B, T, d)``: the hidden states that layer ``stop`` receives; after the last layer the final, normalized ones.
         """
         received: list[Tensor] = []
 
@@ -113,7 +118,7 @@ class Decoder:
                 stack.callback(self.layers[0].register_forward_hook(self._note_return_type).remove)
             for i in (*range(first), *range(stop, self.num_layers)):
                 stack.enter_context(self._replaced(i, (lambda _: hidden) if i == first - 1 else record if i == stop else _pass_on))
-            # hidden states in place of the ids save the table's rows; they give masks and positions their shape
+            # with hidden states instead of ids the embedding table is not read; masks and positions take their shape from them
             given = {"input_ids": input_ids} if hidden is None else {"inputs_embeds": hidden}
             final: Tensor = self.body(**given, use_cache=False).last_hidden_state
         return received[0] if received else final
@@ -130,18 +135,18 @@ class Decoder:
         return logits
 
     def head_chunks(self, num_rows: int) -> Iterator[slice]:
-        """Slices of rows whose logits fit into a bounded memory."""
+        """Slices of rows, so that the logits of one slice have a bounded size."""
         size = max(1, HEAD_CHUNK_ELEMENTS // self.config.vocab_size)
         return (slice(a, min(a + size, num_rows)) for a in range(0, num_rows, size))
 
     @torch.no_grad()
     def verify(self) -> None:
-        """Check on a short input that prefix, suffix and head together are the model.
+        """Check on a short input that prefix, suffix and head together compute the logits of the model.
 
-        Where not all layers are in memory at once, the model is taken to end after the first ones that are.
+        Where not all layers are in memory at once, the model is checked as if it ended after the first segment.
 
         Raises:
-            ModelError: They are not, so the family does something between its parts that this class does not know.
+            ModelError: The logits differ. The family does something between its layers that this class does not know.
         """
         try:
             found, expected = self._both_ways()
@@ -183,7 +188,7 @@ class Decoder:
         try:
             yield
         finally:
-            del layer.forward  # the class's own forward shows again
+            del layer.forward  # which uncovers the class's own forward
             if before is not None:
                 layer.forward = before
 
@@ -200,7 +205,7 @@ def _find_body(model: Any) -> nn.Module:
     for found in (getattr(model, "get_decoder", lambda: None)(), getattr(model, "base_model", None), getattr(model, "model", None)):
         if isinstance(found, nn.Module) and found is not model:
             return found
-    raise ModelError(f"{type(model).__name__}: not a decoder-only causal language model that can be edited")
+    raise ModelError(f"{type(model).__name__}: expected a decoder-only causal language model")
 
 
 def _find_head(model: Any) -> nn.Module:
@@ -215,4 +220,4 @@ def _find_layers(model: Any, body: nn.Module, count: int) -> tuple[str, nn.Modul
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and id(module) in inside:
             return name, module
-    raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found")
+    raise ModelError(f"{type(model).__name__}: expected a list of {count} decoder layers, as the configuration says; found none")

@@ -1,8 +1,8 @@
 """Float32 matrix products at the CPU's full speed.
 
-Torch's CPU builds multiply float32 matrices with MKL, which on AMD processors takes a path of half their vector width;
-oneDNN, which torch carries too, does not. *Measured* (docs/LOG.md): 95 against 210 GFLOP/s a core. Inside
-:func:`full_speed` large products go to oneDNN on such a machine, in the forward and the backward pass alike.
+CPU builds of torch multiply float32 matrices with MKL, which uses half the vector width of AMD processors. oneDNN, which is part
+of torch too, uses all of it. *Measured* (docs/LOG.md): 95 against 210 GFLOP/s a core. On such a machine, inside
+:func:`full_speed`, large products go to oneDNN in the forward and in the backward pass.
 """
 
 import functools
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _MIN_ELEMENTS = 2**16
-"""Elements of the right factor below which a product is left alone: the detour would cost more than it gains."""
+"""Elements of the right factor below which a product stays with MKL, since the change would cost more than it gains."""
 
 
 def full_speed(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which float32 products on ``device`` run at full speed; changes results by rounding only."""
+    """A context in which float32 products on ``device`` run at full speed. Changes results by rounding only."""
     return _OneDnnProducts() if device.type == "cpu" and _mkl_is_slow() else nullcontext()
 
 
@@ -44,13 +44,13 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def _mkl_is_slow() -> bool:
-    """Decided by what the machine is, not by a timing, so that every run on it computes the same bits."""
-    has_operator = torch.backends.mkldnn.is_available() and _is_there(lambda: torch.ops.mkldnn._linear_pointwise)
+    """Decided by the kind of machine, not by a timing, so that every run on it computes the same bits."""
+    has_operator = torch.backends.mkldnn.is_available() and _exists(lambda: torch.ops.mkldnn._linear_pointwise)
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return has_operator and wide and torch.backends.mkl.is_available() and _vendor() == "AuthenticAMD"
 
 
-def _is_there(operator: Callable[[], Any]) -> bool:
+def _exists(operator: Callable[[], Any]) -> bool:
     try:
         operator()
     except AttributeError:

@@ -14,44 +14,52 @@ from editing.sharding.shards import is_linear, shard_of
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _WRAPPERS = {"model", "base_model", "transformer", "language_model", "text_model", "decoder"}
-"""Names of what may stand around a language model's layers; a vision tower's are not among them."""
+"""Names of modules that may contain a language model's layers. Those of a vision tower are not among them."""
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def expand(pattern: str) -> list[str]:
-    """Names that a pattern stands for: ``a.{2..3}.{x,y}`` gives ``a.2.x``, ``a.2.y``, ``a.3.x``, ``a.3.y``."""
+    """The names that a pattern matches: ``a.{2..3}.{x,y}`` gives ``a.2.x``, ``a.2.y``, ``a.3.x``, ``a.3.y``.
+
+    Raises:
+        InputError: A range is empty.
+    """
     found = _BRACES.search(pattern)
     if not found:
         return [pattern]
     choices: list[str] = []
-    for part in found[1].split(","):
-        span = _RANGE.fullmatch(part.strip())
+    for choice in found[1].split(","):
+        span = _RANGE.fullmatch(choice.strip())
         if span and int(span[1]) > int(span[2]):
-            raise InputError(f"modules: the range {part.strip()} in {pattern} is empty; expected the smaller number first")
-        choices += [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else [part.strip()]
+            raise InputError(f"modules: the range {choice.strip()} in {pattern} is empty; expected the smaller number first")
+        choices += [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else [choice.strip()]
     return [name for choice in choices for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
 
 
 def split_patterns(text: str) -> list[str]:
-    """Cut a comma-separated list of patterns, leaving commas inside braces alone."""
-    return [part.strip() for part in re.split(r",(?![^{}]*\})", text) if part.strip()]
+    """The patterns of a comma-separated list. Commas inside braces separate nothing."""
+    return [pattern.strip() for pattern in re.split(r",(?![^{}]*\})", text) if pattern.strip()]
 
 
 def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
-    """The linears that patterns name, in the patterns' order; of a sharded model, the parts that this shard holds.
+    """The linears that patterns name, in the order of the patterns; of a sharded model, this shard's slices of them.
 
-    What stands before the list of layers may be left out, or be as in another version of the model's class: ``layers.3.mlp.up_proj`` and
-    ``language_model.model.layers.3.mlp.up_proj`` both name ``model.language_model.layers.3.mlp.up_proj``.
+    What comes before the list of layers may be left out, or be as in another version of the model's class: ``layers.3.mlp.up_proj``
+    and ``language_model.model.layers.3.mlp.up_proj`` both name ``model.language_model.layers.3.mlp.up_proj``.
+
+    Args:
+        decoder: The model.
+        patterns: Names or patterns, as for :func:`expand`.
 
     Raises:
-        InputError: A name is unknown, is no linear, stands twice, or lies outside the decoder layers.
+        InputError: A name is unknown, is not a linear, is given twice, or is outside the decoder layers.
     """
     known = dict(decoder.model.named_modules())
     resolved: dict[str, nn.Linear] = {}
     for name in (_as_in_model(name, decoder, known) for pattern in patterns for name in expand(pattern)):
         if name in resolved:
-            raise InputError(f"modules: {name} is named twice")
+            raise InputError(f"modules: {name} is named twice; name each module once")
         if name not in known:
             raise InputError(f"modules: the model has no module {name!r}; {_suggest(name, decoder)}")
         module = known[name]
@@ -68,13 +76,13 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
 
 
 def _as_in_model(name: str, decoder: Decoder, known: Collection[str]) -> str:
-    """A module's name in this model; a name that means none of its decoder layers' modules stays what it is."""
+    """A module's name in this model. A name that matches no module of its decoder layers is returned as it is."""
     own = decoder.layers_path.rpartition(".")[2]
-    parts = re.fullmatch(rf"((?:\w+\.)*)(?:layers|{own})\.(\d+\..+)", name)
-    if name in known or not parts or not set(parts[1].split(".")) <= {*_WRAPPERS, ""}:
+    found = re.fullmatch(rf"((?:\w+\.)*)(?:layers|{own})\.(\d+\..+)", name)
+    if name in known or not found or not set(found[1].split(".")) <= {*_WRAPPERS, ""}:
         return name
-    meant = f"{decoder.layers_path}.{parts[2]}"
-    return meant if meant in known else name
+    full = f"{decoder.layers_path}.{found[2]}"
+    return full if full in known else name
 
 
 def editable(decoder: Decoder) -> list[str]:
@@ -98,4 +106,4 @@ def describe_editable(decoder: Decoder) -> str:
 
 def _suggest(name: str, decoder: Decoder) -> str:
     close = difflib.get_close_matches(name, editable(decoder), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else f"it could edit {describe_editable(decoder)}"
+    return f"did you mean {', '.join(close)}?" if close else f"modules that can be edited: {describe_editable(decoder)}"

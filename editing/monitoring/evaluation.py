@@ -1,17 +1,17 @@
 """Whether edits worked, and what else they changed.
 
-Teacher-forced metrics compare the model's likeliest token at every row with the expected one, and average the share of
-right tokens over edits, as the published evaluation does:
+Teacher-forced metrics compare the model's likeliest token at every row with the expected one. The share of right tokens is
+averaged over edits, as in the published evaluation:
 
     efficacy                prompt            against the target
     generalization          rephrased prompt  against the target
     generalization_persona  persona prompts   against the target; the mean over an edit's prompts
     multi_hop               multi-hop prompts against their answers, which follow from the edit; the mean over an edit's prompts
     specificity             locality prompt   against the locality answer, which the unedited model may not know either
-    locality_retention      locality prompt   share of probes where every token is still the unedited model's own choice
+    locality_retention      locality prompt   share of probes where every token is still the unedited model's choice
 
-Generated metrics decode greedily, with nothing of the answer fed: ``efficacy_generated`` and
-``generalization_generated`` are the shares of prompts whose text begins with the target.
+Generated metrics decode greedily after the prompt alone: ``efficacy_generated`` and ``generalization_generated`` are the shares of
+prompts whose text begins with the target.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,18 +31,18 @@ METRIC_OF = {
     "multi_hop": "multi_hop",
     "locality": "specificity",
 }
-"""The metric that a kind of probes gives."""
+"""Metric of each kind of probe."""
 
 Predictions = list[dict[str, tuple[int, ...]]]
-"""Per edit, by probe name, the likeliest token at each row."""
+"""Per edit and probe name, the likeliest token at each row."""
 
 Owners = list[tuple[int, str]]
-"""Whose probe a sequence is: the edit's position and the probe's name."""
+"""Per sequence, the position of its edit and the name of the probe."""
 
 
 @dataclass(frozen=True, slots=True)
 class EditResult:
-    """Metrics of one edit; ``None`` where the request has no such probe or there is no unedited model to compare with."""
+    """Metrics of one edit; ``None`` if the request has no such probe, or there is no unedited model to compare with."""
 
     efficacy: float
     generalization: float | None
@@ -58,7 +58,7 @@ class EditResult:
 
 
 def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-    """Metrics of edits with the editor's model, before its first edit and now. The prefix runs once for both."""
+    """Metrics of edits with the editor's model as it was before the first edit and as it is now. The prefix runs once for both."""
     owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
     after = predict_prefixed(editor, owners, prefixed, len(edits))
     with editor.unedited():
@@ -67,21 +67,28 @@ def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]
 
 
 def predict_probes(decoder: Decoder, edits: Sequence[TokenizedEdit], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Predictions:
-    """Predictions of any model on all probes of edits."""
+    """Predictions of a model on all probes of edits; it needs no editor."""
     owners, prefixed = run_probe_prefix(decoder, edits, 0, batch_tokens)
     return _by_edit(owners, predict(decoder, prefixed, start=0, batch_tokens=batch_tokens), len(edits))
 
 
 def predict_prefixed(editor: Editor, owners: Owners, prefixed: Prefixed, count: int) -> Predictions:
-    """Predictions of the editor's model as it is now on probes whose prefix has been run."""
+    """Predictions of the editor's model as it is now, on probes that have gone through the prefix.
+
+    Args:
+        editor: The editor.
+        owners: The edit and probe of each sequence.
+        prefixed: The sequences.
+        count: Number of edits.
+    """
     tokens = predict(editor.decoder, prefixed, start=editor.start, batch_tokens=editor.config.batch_tokens)
     return _by_edit(owners, tokens, count)
 
 
 def probe_sequences(edits: Sequence[TokenizedEdit]) -> tuple[Owners, list[AnswerSequence]]:
     """All probes of edits, with the edit's position and the probe's name for each."""
-    asked = [((i, name), sequence) for i, edit in enumerate(edits) for name, sequence in edit.probes.items()]
-    return [owner for owner, _ in asked], [sequence for _, sequence in asked]
+    probes = [((i, name), sequence) for i, edit in enumerate(edits) for name, sequence in edit.probes.items()]
+    return [owner for owner, _ in probes], [sequence for _, sequence in probes]
 
 
 def run_probe_prefix(decoder: Decoder, edits: Sequence[TokenizedEdit], stop: int, batch_tokens: int) -> tuple[Owners, Prefixed]:
@@ -91,7 +98,13 @@ def run_probe_prefix(decoder: Decoder, edits: Sequence[TokenizedEdit], stop: int
 
 
 def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Predictions | None) -> list[EditResult]:
-    """Compare predictions with the expected answers and with each other."""
+    """Compare predictions with the expected answers, and with each other.
+
+    Args:
+        edits: The edits.
+        after: Predictions of the model now.
+        before: Predictions of the unedited model, if there are any.
+    """
     results = []
     for i, edit in enumerate(edits):
         kept = None if before is None or edit.locality is None else after[i]["locality"] == before[i]["locality"]
@@ -114,7 +127,7 @@ class Means:
         self._sums = {name: [0.0, 0] for name in names}
 
     def add(self, row: object) -> None:
-        """Take a row's fields into account; ``None`` is no value."""
+        """Add the fields of a row. ``None`` counts as no value."""
         self.count += 1
         for name, sums in self._sums.items():
             if (value := getattr(row, name)) is not None:
@@ -122,12 +135,12 @@ class Means:
                 sums[1] += 1
 
     def means(self) -> dict[str, float | None]:
-        """By name; ``None`` where no row has the field."""
+        """Mean by field name; ``None`` if no row has the field."""
         return {name: total / count if count else None for name, (total, count) in self._sums.items()}
 
 
 class Summary(Means):
-    """Means of each metric over the edits that have it, of any number of results."""
+    """Running means of each metric over the edits that have it."""
 
     def __init__(self) -> None:
         super().__init__(EditResult.__slots__)
@@ -139,7 +152,7 @@ class Summary(Means):
 
 
 def summarize(results: Iterable[EditResult]) -> dict[str, float | None]:
-    """Means of results that are all there."""
+    """Mean of each metric over the results that have it."""
     summary = Summary()
     for result in results:
         summary.add(result)
@@ -160,7 +173,7 @@ def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int)
 
 
 def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    """Share of right tokens by kind of probe, the mean over the edit's probes of the kind."""
+    """Share of right tokens by kind of probe: the mean over the edit's probes of that kind."""
     probes = edit.probes
     shares: dict[str, list[float]] = {}
     for name, tokens in predictions.items():

@@ -1,6 +1,6 @@
-"""Whether the model is still itself: fixed questions and a fixed text that no edit is about.
+"""Whether the model still does what it did: fixed questions and a fixed text that no edit is about.
 
-Both go through the frozen prefix once, when the model is loaded; a measurement costs one pass of them through the suffix.
+Both go through the frozen prefix once, when the model is loaded. A measurement costs one pass of them through the suffix.
 """
 
 import json
@@ -19,19 +19,19 @@ _WATCHED = ("efficacy", "generalization", "specificity", "locality_retention", "
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """How the model does after a turn. Shares are from 0 to 1.
+    """Measurements of the model after a turn. Shares are from 0 to 1.
 
     Attributes:
-        efficacy_after: Right answer tokens on a sample of the turn's own edits.
+        efficacy_after: Share of right answer tokens on a sample of the turn's own edits.
         perplexity: Perplexity on the fixed text.
         perplexity_growth: The same as a multiple of the unedited model's.
-        probe_retention: Fixed probes whose answer is still the unedited model's own.
-        watch_efficacy: Right answer tokens on the watched sample of all edits applied so far.
+        probe_retention: Share of fixed probes whose answer is still the unedited model's.
+        watch_efficacy: Share of right answer tokens on the watched sample of all edits applied so far.
         watch_generalization: The same on their rephrased prompts.
         watch_specificity: The same on their locality probes.
-        watch_locality_retention: Their locality probes whose answer is still the unedited model's own.
+        watch_locality_retention: Share of their locality probes whose answer is still the unedited model's.
         perplexity_before: Perplexity of the unedited model on the fixed text.
-        watch_efficacy_before: Right answer tokens of the unedited model on the watched sample.
+        watch_efficacy_before: Share of right answer tokens of the unedited model on the watched sample.
         watch_generalization_before: The same on the rephrased prompts.
         watch_specificity_before: The same on the locality probes.
     """
@@ -50,16 +50,17 @@ class Vitals:
     watch_specificity_before: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
+        """Measurements by name."""
         return asdict(self)
 
 
 class Health:
-    """Takes a model's vitals.
+    """Measures a model.
 
     Args:
         editor: The editor whose model is measured. It may have been edited already.
         watch: The sample of applied edits.
-        turn_sample: Edits of a turn whose efficacy is measured after it.
+        turn_sample: Number of a turn's edits whose efficacy is measured after it.
     """
 
     def __init__(self, editor: Editor, watch: Watch, *, turn_sample: int = 20) -> None:
@@ -72,7 +73,7 @@ class Health:
             self._perplexity = self._measure_text()
 
     def measure(self, prepared: PreparedTurn) -> Vitals:
-        """Vitals after a turn was applied."""
+        """Measure after a turn was applied."""
         kept = [now == before for now, before in zip(self._predict(), self._answers, strict=True)]
         found = self._measure_text()
         watched = self._watch.measure()

@@ -1,8 +1,8 @@
-"""A small sample of applied edits, measured every few turns: the first to show that a model forgets or breaks.
+"""A small sample of applied edits, measured every few turns: an early sign that a model forgets or breaks.
 
-The sample is drawn uniformly from all edits applied so far (reservoir sampling, Vitter 1985), seeded. The prefix of its
-members is run once, at the first measurement after they have joined, and the unedited model asked for its answers then;
-so a further measurement costs one pass of a few sequences through the suffix.
+The sample is drawn uniformly from all edits applied so far, with a seed (reservoir sampling, Vitter 1985). At the first measurement
+after an edit has joined, its probes go through the prefix and through the unedited model, once. Further measurements cost one
+pass of a few sequences through the suffix.
 """
 
 import random
@@ -34,7 +34,7 @@ class Watch:
         self._members: list[_Member] = []
 
     def offer(self, edits: Sequence[TokenizedEdit]) -> None:
-        """Let applied edits take their chance to join the sample."""
+        """Draw whether each of these applied edits joins the sample, and in whose place."""
         seats: dict[int, TokenizedEdit] = {}
         for edit in edits:
             seat = self._offered if self._offered < self._size else self._random.randrange(self._offered + 1)
@@ -45,19 +45,19 @@ class Watch:
             self._members[seat : seat + 1] = [_Member(edit)]  # seats are filled in order first, so this appends or replaces
 
     def measure(self) -> dict[str, float | None]:
-        """Mean metrics of the sample with the model as it is now; empty if there is no sample yet."""
+        """Mean metrics of the sample with the model as it is now; empty before the first edit."""
         return summarize(self.results()) if self._members else {}
 
     def results(self) -> list[EditResult]:
-        """Metrics of each member."""
-        self._seat([member for member in self._members if member.prefixed is None])
+        """Metrics of each edit of the sample."""
+        self._run_new([member for member in self._members if member.prefixed is None])
         edits = [member.edit for member in self._members]
         prefixed = Prefixed.concatenate([member.prefixed for member in self._members if member.prefixed])
         after = predict_prefixed(self._editor, probe_sequences(edits)[0], prefixed, len(edits))
         return score(edits, after, [member.before or {} for member in self._members])
 
     def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to draw and measure the same sample, as plain JSON values."""
+        """All that a resumed run needs to draw and measure the same sample, as plain JSON values."""
         version, internal, gauss = self._random.getstate()
         members = [
             {"request": asdict(m.edit.request), "record": m.edit.record, "before": m.before and {k: list(v) for k, v in m.before.items()}}
@@ -66,7 +66,7 @@ class Watch:
         return {"offered": self._offered, "random": [version, list(internal), gauss], "members": members}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a stored state."""
+        """Continue from a stored state."""
         version, internal, gauss = state["random"]
         self._random.setstate((version, tuple(internal), gauss))
         self._offered = state["offered"]
@@ -75,8 +75,8 @@ class Watch:
         before = [m["before"] and {probe: tuple(tokens) for probe, tokens in m["before"].items()} for m in stored]
         self._members = [_Member(edit, answers) for edit, answers in zip(edits, before, strict=True)]
 
-    def _seat(self, members: list["_Member"]) -> None:
-        """Run the prefix of members that have joined since the last measurement, and ask the unedited model what it would say."""
+    def _run_new(self, members: list["_Member"]) -> None:
+        """Run the prefix, and the unedited model, over members that have joined since the last measurement."""
         if not members:
             return
         editor, edits = self._editor, [member.edit for member in members]
@@ -93,7 +93,7 @@ class Watch:
 
 @dataclass(slots=True)
 class _Member:
-    """An edit of the sample; once it has been measured, the unedited model's answers to its probes and their prefix."""
+    """An edit of the sample; once measured, with the unedited model's answers to its probes and with their prefix."""
 
     edit: TokenizedEdit
     before: dict[str, tuple[int, ...]] | None = None

@@ -1,6 +1,6 @@
-"""Settings for models that someone has measured: one YAML file a model, with its source.
+"""Settings for models that someone has measured: one YAML file per model, with its source.
 
-A file's own settings are the published method's. Beside them it may have variants, which say only what is different:
+The settings at the top of a file are those of the published method. A file may have variants, which give only what differs:
 
     modules: [...]            learning_rate: 1.5e-4       source: ...       match: {...}
     variants:
@@ -9,8 +9,9 @@ A file's own settings are the published method's. Beside them it may have varian
     default: refined
 
 A file may also say its ``format_version``, as the shipped ones and those of ``ultraedit tune`` do.
-A variant named as an edit file's format is for that data set, and is taken for such a file by itself. Modules are named from
-the list of decoder layers on, ``layers.3.mlp.up_proj``, whatever that list is called in the model (:mod:`editing.model.modules`).
+A variant with the name of an edit file's format is for that data set, and is chosen for such a file without being named. Names of
+modules begin at the list of decoder layers, ``layers.3.mlp.up_proj``, whatever the model calls that list
+(:mod:`editing.model.modules`).
 """
 
 from collections.abc import Iterator
@@ -32,15 +33,15 @@ FORMAT = Format("preset", 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What to edit in one model, and how.
+    """Which modules of a model to edit, and how.
 
     Attributes:
         name: Name for ``--preset``.
-        variant: Which of the model's presets it is, also a name for ``--preset``.
+        variant: Name of the variant among the model's presets; also accepted by ``--preset``.
         modules: Patterns of the edited linears.
         learning_rate: Scale of the targets.
         source: Where the values come from.
-        note: Which other models have this configuration too.
+        note: Other models with the same configuration.
         match: Fields of the model's text configuration, and ``architectures``, that select this preset by default.
         options: Options of the method that differ from the published ones.
     """
@@ -60,18 +61,18 @@ class Preset:
         return self.name if "/" in self.name else f"{self.name}/{self.variant}"
 
     def fits(self, config: Any, architecture: str) -> bool:
-        """Whether this is for a model of this configuration and class."""
-        wanted = dict(self.match)
-        architectures = wanted.pop("architectures", None)
+        """Whether the preset is for models of a configuration and class."""
+        required = dict(self.match)
+        architectures = required.pop("architectures", None)
         return (
             bool(self.match)
             and (architectures is None or architecture in architectures)
-            and all(getattr(config, k, None) == v for k, v in wanted.items())
+            and all(getattr(config, k, None) == v for k, v in required.items())
         )
 
 
 def all_presets() -> dict[str, Preset]:
-    """Every shipped preset by name: a model's default under the model's name, each variant as ``MODEL/VARIANT``."""
+    """All shipped presets by name: a model's default under the model's name, and each variant as ``MODEL/VARIANT``."""
     files = sorted((f for f in resources.files(__name__).iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     return {preset.name: preset for f in files for preset in _read(f.name.removesuffix(".yaml"), yaml.safe_load(f.read_text()))}
 
@@ -87,10 +88,10 @@ def _read(model: str, values: dict[str, Any]) -> Iterator[Preset]:
 
 
 def read_preset(path: Path) -> Preset:
-    """The default preset of a YAML file, for whatever model it is given.
+    """The default preset of a YAML file, for any model.
 
     Raises:
-        InputError: The file cannot be read, is no preset, or is of a newer format version.
+        InputError: The file cannot be read, is not a preset, or is of a newer format version.
     """
     values = _load(path)
     FORMAT.version_of(values, f"preset: {path}")
@@ -128,18 +129,18 @@ def find_preset(config: Any, architecture: str, name: str | None = None, *, data
     Args:
         config: The model's text configuration.
         architecture: The model's class.
-        name: A preset, a variant of those that fit the model, or a YAML file; by default the model's default.
-        dataset: Where no variant is named, a variant of this name is taken if there is one.
+        name: A preset, a variant of a preset that fits the model, or a YAML file; by default the model's default.
+        dataset: Name of a variant to use if no variant is named; ignored if the model has no such variant.
 
     Raises:
-        InputError: There is no preset, no variant and no file of this name, or the file is no preset.
+        InputError: There is no preset, variant or file of this name, or the file is not a preset.
     """
     if name is not None and name.endswith((".yaml", ".yml")):
         return read_preset(Path(name))
     presets = all_presets()
     variants = sorted({preset.variant for preset in presets.values()})
     if name is not None and name not in presets and name not in variants:
-        raise InputError(f"preset: there is none named {name!r}; there are {', '.join([*presets, *variants])}")
+        raise InputError(f"preset: found none named {name!r}; expected one of {', '.join([*presets, *variants])}, or a YAML file")
     if name not in presets:
         fitting = [preset for preset in presets.values() if preset.fits(config, architecture)]
         name = next((preset.name if name is None else preset.full_name for preset in fitting if name in (None, preset.variant)), "")

@@ -1,4 +1,4 @@
-"""Where the settings come from that nobody gave: the preset for a model."""
+"""Settings of a run: as given, and otherwise those of the model's preset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +19,29 @@ def resolve_settings(
     preset: str | None = None,
     dataset: str | None = None,
 ) -> tuple[tuple[str, ...], float, dict[str, Any]]:
-    """Patterns of the modules to edit and the learning rate, as given or else the preset's, and the preset's further options.
+    """Modules and learning rate as given or else from the preset, and the preset's further options.
+
+    Args:
+        decoder: The model.
+        name: Name of the model, for messages.
+        modules: Patterns of the modules to edit; ``None`` for the preset's.
+        learning_rate: ``None`` for the preset's.
+        preset: Name of a preset, variant or YAML file; ``None`` for the one that fits the model.
+        dataset: As for :func:`editing.presets.find_preset`.
+
+    Returns:
+        Patterns of modules, learning rate, and further options by name.
 
     Raises:
-        InputError: Something is not given and there is no preset for the model.
+        InputError: Modules or learning rate are not given, and there is no preset for the model.
     """
     options: dict[str, Any] = {}
     if modules is None or learning_rate is None or preset is not None:
         found = find_preset(decoder.config, type(decoder.model).__name__, preset, dataset=dataset)
         if found is None:
-            known = f"no preset {preset!r} knows" if preset else "no preset knows"
-            raise InputError(f"{name}: {known} this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
+            named = f"{preset!r} " if preset else ""
+            known = describe_editable(decoder)
+            raise InputError(f"{name}: no preset {named}fits this model; give modules and a learning rate; modules that can be edited: {known}")
         modules = found.modules if modules is None else modules
         learning_rate = found.learning_rate if learning_rate is None else learning_rate
         options = {**found.options, "preset": found.full_name}

@@ -40,7 +40,7 @@ def test_a_preset_is_found_by_model_by_name_and_by_variant() -> None:
         assert found.variant == variant
         assert find_preset(None, "", f"gemma-3-270m/{variant}").options == found.options
     assert find_preset(Config(hidden_size=1), "Gemma3ForCausalLM", "refined") is None
-    with pytest.raises(InputError, match=r"there is none named 'refind'.*refined"):
+    with pytest.raises(InputError, match=r"found none named 'refind'.*refined"):
         find_preset(*GEMMA, "refind")
 
 
@@ -64,5 +64,5 @@ def test_an_editor_takes_the_presets_options_and_explicit_ones_win(for_llama: No
 
 
 def test_a_variant_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no preset 'refined' knows this model"):
+    with pytest.raises(InputError, match="no preset 'refined' fits this model"):
         Editor.from_pretrained(MODEL, modules=MODULES, learning_rate=1e-3, preset="refined")

@@ -152,7 +152,7 @@ def test_a_tiny_model_as_deep_as_the_real_one_is_edited_there_and_nowhere_else(n
     editor.apply([EditRequest(prompt=f"The colour of number {i} is", target=f"blue {i}") for i in range(4)], measure=False)
     changed = [path for path, p in editor.model.named_parameters() if not torch.equal(p, before[path])]
     assert sorted(changed) == sorted(f"{path}.weight" for path in next(iter(PUBLISHED[name].values())))
-    with pytest.raises(InputError, match="no preset knows this model"):
+    with pytest.raises(InputError, match="no preset fits this model"):
         Editor.from_pretrained(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_the_preset_and_the_time_of_a_model_that_is_there(capsys: pytest.Capture
     ("flags", "words"),
     [
         (["--model", "{tmp}"], ["has no config.json"]),
-        (["--model", LLAMA_70B], ["no preset knows this model"]),
+        (["--model", LLAMA_70B], ["no preset fits this model"]),
         (["--model", LLAMA_70B, "--modules", "model.layers.90.mlp.down_proj"], ["no module 'model.layers.90.mlp.down_proj'"]),
         (["--model", LLAMA_70B, "--modules", TOP, "--shards", "65"], ["64 attention heads", "give 1 to 64"]),
         (["--model", LLAMA_70B, "--modules", TOP, "--device-memory", "lots"], ["expected a size like 6GiB"]),
