@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,21 @@ from tests.support.paths import PARITY
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
 torch.set_num_threads(1)  # tiny models; and bits are compared between processes, which another number of threads changes
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Ids that say what a case is: of numbers what they count, of options, records and bytes how they read."""
+    if isinstance(val, int | float) and not isinstance(val, bool):
+        return f"{argname}={val}"
+    if isinstance(val, Mapping):
+        words = " ".join(f"{key}={value}" for key, value in val.items())
+    elif isinstance(val, list | tuple):
+        words = " ".join(map(str, val))
+    elif isinstance(val, bytes | BaseException | Path):
+        words = repr(val)
+    else:
+        return val.name if isinstance(getattr(val, "name", None), str) else None
+    return words[:60] or "nothing"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ def write_random(folder: Path, config: Any, dtype: torch.dtype, *, scale: float 
             used = 0
         files[-1][name] = shape
         used += size
-    noise = (torch.randn(2**24) * scale).to(dtype)
+    noise = (torch.randn(2**24) * scale).to(dtype).repeat(2)
     weight_map = {}
     for number, held in enumerate(files, start=1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
@@ -45,9 +45,10 @@ def write_random(folder: Path, config: Any, dtype: torch.dtype, *, scale: float 
 def _write(path: Path, shapes: dict[str, tuple[int, ...]], noise: torch.Tensor, dtype: torch.dtype) -> None:
     with path.open("wb") as out:
         out.write(header_of({name: (HEADER_NAMES[dtype], shape) for name, shape in shapes.items()}, {})[0])
+        period = len(noise) // 2
         for k, shape in enumerate(shapes.values()):
-            count = torch.Size(shape).numel()
-            values = noise.roll(7919 * k) if len(shape) > 1 else torch.ones(count, dtype=dtype)
+            count, start = torch.Size(shape).numel(), -7919 * k % period
+            values = noise[start : start + period] if len(shape) > 1 else torch.ones(count, dtype=dtype)
             while count:  # the same noise again and again, each weight's begun elsewhere
                 part = values[:count]
                 out.write(part.view(torch.uint8).numpy().data)

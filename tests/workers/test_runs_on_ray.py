@@ -87,7 +87,7 @@ def test_control_c_ends_every_process(tmp_path: Path) -> None:
 
 def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "out"
-    process = start(out, "--replicas", "2", "--worker-timeout", "15")
+    process = start(out, "--replicas", "2", "--worker-timeout", "30")
     wait_for_turn(process, out, 2)
     descendants(process, "ray::RemoteWorker")[0].send_signal(signal.SIGSTOP)
     said = finish(process)
