@@ -10,7 +10,7 @@ from rich.table import Table
 from editing import InputError
 from editing.datasets import FORMATS
 from orchestrator.progress import Progress
-from orchestrator.tune.search import STRENGTHS, Measured, Objective
+from orchestrator.tune.search import STRENGTHS, Objective, TrialResult
 
 _SHOWN = 8
 """Candidates of a rung that are shown; the file of measurements has all."""
@@ -64,7 +64,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise InputError(f"strengths: expected numbers like 0.01,0.02, found {text!r}") from None
 
 
-def _table(rung: list[Measured]) -> Table:
+def _table(rung: list[TrialResult]) -> Table:
     more = f", the best {_SHOWN} of {len(rung)}" if len(rung) > _SHOWN else ""
     table = Table(title=f"{rung[0].edits} edits{more}", title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("candidate", no_wrap=True)

@@ -92,9 +92,7 @@ def test_a_long_input_too_unless_its_warm_up_is_longer_than_the_first_look(
 @pytest.mark.parametrize("kept_characters", [intake_module._KEPT_CHARACTERS, 300])
 @pytest.mark.parametrize("whole", [True, False], ids=["read to its end", "of unknown length"])
 @pytest.mark.parametrize("count", [5, 999, 1000, 1001, 2300])
-def test_every_reader_gets_every_record_once(
-    count: int, whole: bool, kept_characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_reader_gets_every_record_once(count: int, whole: bool, kept_characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake_module, "_KEPT_CHARACTERS", kept_characters)
     lines = [b'{"prompt": ""}' if k % 7 == 3 else json.dumps(record).encode() for k, record in enumerate(records(count))]
     path = tmp_path / "edits"

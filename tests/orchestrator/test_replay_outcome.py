@@ -50,7 +50,7 @@ def test_after_a_rollback_the_same_file_may_be_given_again(
         store_as_0_1_0_did(out)
     again = ultraedit("edit", "--resume", out)
     assert again.code == 0, again.stderr
-    assert [turn for turn, _, outcome in ledger(out) if outcome == "applied"][:: PER_TURN] == [1, 2, 3, 4]
+    assert [turn for turn, _, outcome in ledger(out) if outcome == "applied"][::PER_TURN] == [1, 2, 3, 4]
     assert "outcome" not in source(out)
     assert "nothing to do" in ultraedit("edit", "--resume", out).stderr
 
