@@ -15,13 +15,15 @@ _CHUNK_BYTES = 2**20
 
 
 class InputDigest:
-    """Context manager: a thread reads the input from its start on; leaving stops it.
+    """Context manager: a thread reads the whole input beside the run; leaving stops it.
+
+    It is a pass of its own, for the first checkpoint needs the digest long before the run has come to the input's end.
 
     A file's digest is that of its bytes. A folder's is that of the lines that ``sha256sum`` prints for its parts in the
     order of their names: ``cd FOLDER && sha256sum * | sha256sum``.
 
     Args:
-        path: The file or folder, as it was asked for.
+        path: The file or folder.
         parts: Its parts.
     """
 
@@ -40,7 +42,7 @@ class InputDigest:
         self._stop.set()
 
     def result(self) -> str:
-        """The digest in hexadecimal; waits for it.
+        """The digest in hexadecimal. Waits until it is there.
 
         Raises:
             InputError: The input cannot be read.

@@ -1,4 +1,4 @@
-"""Measure any model, edited here or not, on a file of edits."""
+"""``ultraedit evaluate``: metrics of any model, edited by this project or not, on a file of edits."""
 
 import logging
 import random
@@ -35,7 +35,23 @@ def measure_model(
     seed: int = 0,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Metrics of a model, and against ``base`` if it is given. One model is in memory at a time, or what a budget has room for.
+    """Metrics of a model on a file of edits. One model is in memory at a time, or as much of it as a budget has room for.
+
+    Args:
+        model: Folder or Hub id of the model.
+        edits: File with the edits and their probes, or folder of parts.
+        base: The unedited model, if there is one to compare with.
+        format: Record format of ``edits``.
+        limit: Use only the first N usable edits.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device_memory: Memory that may be used, as for a run.
+        generate: Size of the seeded sample of edits for which text is generated.
+        seed: Seed of that sample.
+        progress: Shows a person how far it is.
+
+    Returns:
+        Means of the metrics, and the numbers of edits and of rejected records.
 
     Raises:
         UltraEditError: A model or the file cannot be used.
@@ -74,7 +90,7 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
     predictions = []
     iterator = iter(edits)
     with progress.bar(title, len(edits)) as advance:
-        # with layers on disk all at once, for each time reads them
+        # where layers are on the disk all edits at once, for each pass reads them
         size = USUAL_EVALUATION if decoder.residency.holds(0, decoder.num_layers) else len(edits)
         while chunk := list(islice(iterator, size)):
             predictions += predict_probes(decoder, chunk)

@@ -1,4 +1,4 @@
-"""What editing a model would take: memory, disk, bytes and time, from its configuration alone. No weight is read."""
+"""``ultraedit plan``: what editing a model would take in memory, disk, traffic and time, from its configuration alone. No weight is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from workers.engines.streamed import process_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What is asked about.
+    """What is planned.
 
     Attributes:
         model: Folder, which may hold nothing but a config.json, or Hub id.
@@ -31,13 +31,13 @@ class PlanOptions:
         preset: Name of a preset; by default the model's own.
         dtype: As for a run.
         cuda: Whether the device is a GPU.
-        device_memory: Bytes that a device may use; ``None`` for as much as it takes.
+        device_memory: Bytes that a device may use; ``None`` for as many as it takes.
         shards: Devices that one copy of the model is cut over.
         replicas: Copies of the model.
         edits_per_turn: Edits that share one shift per module.
         batch_tokens: Padded tokens in one physical batch.
-        flops: Of a device, where it is not this machine's CPU; ``None`` to measure.
-        read: Bytes a second that it reads; ``None`` to measure.
+        flops: Flop/s of a device; ``None`` to measure this machine's CPU.
+        read: Bytes per second that the disk gives; ``None`` to measure.
     """
 
     model: str
@@ -55,14 +55,14 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """The answer: a line a topic, in two columns, and whether it fits."""
+class Plan:
+    """A plan: its lines, each a topic and a text, and whether the model fits."""
 
     lines: list[tuple[str, str]]
     fits: bool
 
 
-def plan(options: PlanOptions) -> Planned:
+def plan(options: PlanOptions) -> Plan:
     """Plan a run.
 
     Raises:
@@ -73,7 +73,7 @@ def plan(options: PlanOptions) -> Planned:
     skeleton = pretrained.make_skeleton(options.model, config, pretrained.resolve_dtype(config, options.dtype))
     decoder = Decoder(skeleton)
     check_heads(options.model, decoder.config, options.shards)
-    rate = 1.0 if options.modules else None  # which decides nothing here
+    rate = 1.0 if options.modules else None  # any: a plan does not depend on it
     chosen, _, preset = resolve_settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)
     method = MethodOptions(**{name: value for name, value in preset.items() if name in MethodOptions.names()})
     modules = resolve(decoder, (*chosen, *method.subject_modules))
@@ -89,7 +89,7 @@ def plan(options: PlanOptions) -> Planned:
     lines += memory
     lines += _traffic(decoder, modules, footprint, options)
     lines += _time(footprint, found, skeleton.dtype, options) if found else []
-    return Planned(lines, found is not None)
+    return Plan(lines, found is not None)
 
 
 def _about(skeleton: PreTrainedModel, decoder: Decoder, options: PlanOptions) -> list[tuple[str, str]]:
@@ -162,7 +162,7 @@ def _traffic(decoder: Decoder, modules: dict[str, torch.nn.Linear], footprint: F
 
 def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: PlanOptions) -> list[tuple[str, str]]:
     if options.cuda and options.flops is None:
-        return [("time", "not known: this machine's CPU says nothing of a GPU; give --flops, and --read where layers are streamed")]
+        return [("time", "unknown: this machine's CPU says nothing about a GPU; give --flops, and --read where layers are streamed")]
     files = _files(options.model)
     rates = None
     if options.flops is None or (options.read is None and files):
@@ -175,7 +175,7 @@ def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: 
     if found.streamed:
         return lines + outlook(footprint, found, forecast, where="disk", pinned=False, lookahead=forecast.lookahead)
     seconds = forecast.turn_seconds / options.shards / options.replicas
-    apart = ", without what the workers tell each other" if options.shards * options.replicas > 1 else ""
+    apart = ", without the communication between workers" if options.shards * options.replicas > 1 else ""
     return [*lines, ("time", f"about {seconds:.2f} s a turn, {options.edits_per_turn / seconds:.0f} edits/s{apart}")]
 
 

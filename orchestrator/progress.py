@@ -1,4 +1,4 @@
-"""Progress bars and spinners on standard error, by rich; silent where no person watches."""
+"""Progress bars and spinners on standard error, drawn by rich."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Shows how far a run is.
+    """Shows a person how far a run is.
 
     Args:
         console: Where to draw.
@@ -22,7 +22,7 @@ class Progress:
 
     @contextmanager
     def bar(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A bar, without an end if ``total`` is ``None``; the yielded function moves it on by a number of edits."""
+        """A bar over a number of edits, ``None`` if it is not known. Yields the function that moves the bar on by a number of edits."""
         columns = (
             TextColumn("{task.description:<11}"),
             BarColumn(),
@@ -37,7 +37,7 @@ class Progress:
 
     @contextmanager
     def spinner(self, description: str) -> Iterator[None]:
-        """Something is going on, of unknown length."""
+        """A spinner for something of unknown length."""
         if not self._enabled or not self.console.is_terminal:
             yield
             return

@@ -23,7 +23,7 @@ from orchestrator.cli.options import (
 from orchestrator.cli.tables import Column, Sheet
 
 if TYPE_CHECKING:
-    from orchestrator.tune.search import Measured
+    from orchestrator.tune.search import TrialResult
 
 _SHOWN = 8
 """Candidates of a rung that are shown; the file of measurements has all."""
@@ -82,7 +82,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise InputError(f"strengths: expected numbers like 0.01,0.02, found {text!r}") from None
 
 
-def _table(rung: "list[Measured]") -> Sheet:
+def _table(rung: "list[TrialResult]") -> Sheet:
     more = f", the best {_SHOWN} of {len(rung)}" if len(rung) > _SHOWN else ""
     numbers = (Column(name, right=True) for name in ("rate", "efficacy", "generalization", "retention", "score"))
     table = Sheet("candidate", *numbers, title=f"{rung[0].edits} edits{more}")

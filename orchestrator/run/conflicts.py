@@ -1,7 +1,7 @@
 """Which prompts were edited before, and to what: two facts cannot both be the answer to one prompt.
 
-The later one wins. An index of all prompts so far, 64-bit hashes in a small database in memory, tells a conflict while
-the run goes on, at tens of bytes a prompt.
+The later one wins. An index of all prompts so far finds conflicts while the run goes on. It holds 64-bit hashes in a small
+database in memory, tens of bytes for each prompt.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class Conflict:
         target: The new target, which wins.
         record: Number of the new edit's record.
         earlier_record: Number of the record that it overrules.
-        earlier_turn: The turn that applied that one; ``None`` if it is of the same turn, which leaves it out.
+        earlier_turn: The turn that applied that one; ``None`` if it is in the same turn, which leaves it out.
     """
 
     prompt: str
@@ -73,14 +73,14 @@ class PromptIndex:
         self._table.execute("create table newest (prompt integer primary key, target integer, record integer, turn integer)")
 
     def add(self, request: EditRequest, record: int, turn: int) -> Conflict | None:
-        """Note an applied edit; what it overrules, if it does."""
+        """Add an applied edit. Returns the conflict with the edit that it overrules, if there is one."""
         before = self._exchange(request, record, turn)
         if before is None or before.same_target:
             return None
         return Conflict(request.prompt, request.target, record, before.record, before.turn)
 
     def see(self, request: EditRequest, record: int) -> Earlier | None:
-        """Note a request of a file; the one before it with its prompt, if there is one."""
+        """Add a request of a file. Returns the one before it with the same prompt, if there is one."""
         return self._exchange(request, record, None)
 
     def _exchange(self, request: EditRequest, record: int, turn: int | None) -> Earlier | None:
@@ -90,16 +90,16 @@ class PromptIndex:
         return None if before is None else Earlier(before[0] == target, before[1], before[2])
 
     def add_turn(self, turn: "Turn", number: int, *, applied: bool) -> list[Conflict]:
-        """Note a turn's edits if they were applied; what they overrule, earlier edits of the same turn included."""
-        asked = turn.in_request_order
-        found = [conflict for edit in asked if applied and (conflict := self.add(edit.request, edit.record, number))]
+        """Add a turn's edits if they were applied. Returns their conflicts, also those within the turn."""
+        edits = turn.in_request_order
+        found = [conflict for edit in edits if applied and (conflict := self.add(edit.request, edit.record, number))]
         for edit in turn.superseded:
-            winner = next(e for e in asked if e.request.prompt == edit.request.prompt)
+            winner = next(e for e in edits if e.request.prompt == edit.request.prompt)
             found.append(Conflict(edit.request.prompt, winner.request.target, winner.record, edit.record, None))
         return found
 
     def fill(self, entries: Iterable[Entry]) -> None:
-        """Note what a ledger says was applied."""
+        """Add all applied edits of a ledger."""
         rows = ((_hash(e.request.prompt), _hash(e.request.target), e.record, e.turn) for e in entries if e.applied)
         self._table.executemany("insert or replace into newest values (?, ?, ?, ?)", rows)
 

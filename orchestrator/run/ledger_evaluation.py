@@ -1,4 +1,4 @@
-"""Edits of the ledger measured: all of them or a seeded sample, and a sample of them written out as text."""
+"""Evaluates the edits of the ledger, all of them or a seeded sample, and generates text for a sample of them."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from orchestrator.tokenizing import RequestTokenizer
 from workers.protocol import Worker
 
 _CHUNK = 200
-"""Rows written at a time, which keeps memory constant."""
+"""Rows that are written at a time, which keeps memory constant."""
 
 Mask = NDArray[np.bool_]
 """One yes or no for each entry of the ledger that was not rolled back."""
@@ -38,7 +38,7 @@ class Standing:
 
     @classmethod
     def of(cls, ledger: Ledger) -> "Standing":
-        """Read from a ledger, at tens of bytes an entry."""
+        """Read from a ledger; takes tens of bytes for each entry."""
         row = np.dtype([("prompt", np.int64), ("target", np.int64), ("applied", bool)])
         rows = np.fromiter(((hash(e.request.prompt), hash(e.request.target), e.applied) for e in _entries(ledger)), dtype=row)
         applied = rows["applied"]
@@ -61,7 +61,7 @@ class Standing:
 
 
 def assess(worker: Worker, ledger: Ledger, *, sample: int | None, seed: int, progress: Progress) -> dict[str, float | None]:
-    """Mean metrics of the edits that stand, or of a seeded sample of them; ``evaluated`` says of how many."""
+    """Mean metrics of the edits that the model is supposed to know, or of a seeded sample of them; ``evaluated`` is their number."""
     chosen = Standing.of(ledger).sample(sample, seed)
     summary = Summary()
     with progress.bar("evaluating", int(chosen.sum())) as advance:
@@ -72,7 +72,7 @@ def assess(worker: Worker, ledger: Ledger, *, sample: int | None, seed: int, pro
 
 
 def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progress: Progress) -> dict[str, float | None]:
-    """Measure a finished run and write one row an edit.
+    """Evaluate the edits of a run and write one row for each.
 
     Args:
         worker: Holds the edited model.
@@ -85,7 +85,7 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
         Mean metrics over the evaluated edits that were applied and that no later edit overwrote.
     """
     standing = Standing.of(ledger)
-    # without a sample even those that do not stand are measured: their rows tell what became of them
+    # without a sample, edits that were refused or overwritten are measured too: their rows tell what became of them
     evaluated = np.full_like(standing.applied, config.eval) if config.eval_sample is None else standing.sample(config.eval_sample, config.seed)
     written = standing.sample(config.generate if config.eval else 0, config.seed)
     results = _results(worker, compress(_entries(ledger), evaluated & config.eval))
@@ -107,12 +107,12 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
-    """Of edits in their order, those with a later one of the same prompt and another target."""
+    """Which edits, given in their order, have a later one with the same prompt and another target."""
     order = np.lexsort((np.arange(len(prompts)), prompts))
     prompts, targets = prompts[order], targets[order]
     same_prompt = prompts[:-1] == prompts[1:]
     overruled = np.zeros(len(prompts), dtype=bool)
-    for i in np.flatnonzero(same_prompt)[::-1]:  # few: from the newest back, through each prompt's edits
+    for i in np.flatnonzero(same_prompt)[::-1]:  # few: from the newest back, through the edits of each prompt
         overruled[i] = overruled[i + 1] or targets[i] != targets[i + 1]
     back = np.empty_like(overruled)
     back[order] = overruled

@@ -1,4 +1,4 @@
-"""A run drawn: the health of the model and the size of its changes, and the metrics on the way."""
+"""The plots of a run: the model's health and the size of its changes, and the metrics at milestones."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +75,7 @@ def _draw_weights(weights: Any, history: Sequence[dict[str, Any]]) -> None:
 
 
 def plot_milestones(milestones: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the metrics at the numbers of edits that were asked for."""
+    """Draw the metrics at the milestones, the numbers of edits at which the run was evaluated."""
     if not milestones:
         return
     edits = [row["edits"] for row in milestones]
@@ -108,7 +108,7 @@ def _figure(path: Path, rows: int) -> Iterator[Any]:
 
 
 def _curve(axes: Any, edits: Sequence[int], values: Sequence[float | None], label: str | None, **style: Any) -> list[Any]:
-    """A line through the values that are there; nothing if there is none."""
+    """Draw a line through the values that are not ``None``; nothing if all are."""
     if all(value is None for value in values):
         return []
     points = [float("nan") if value is None else value for value in values]

@@ -1,6 +1,6 @@
-"""A run that outlives its workers: when one is lost, all are started again and the run goes on from its last checkpoint.
+"""A run that survives the loss of a worker: all workers are started again and the run goes on from its last checkpoint.
 
-That is the same way that a killed run goes on when its command is given again, so the result is the same bits.
+A killed run goes on in the same way when its command is given again, so the result has the same bits.
 """
 
 import logging
@@ -14,7 +14,7 @@ from orchestrator.run.coordinator import Coordinator
 logger = logging.getLogger("ultraedit")
 
 _MAX_LOSSES = 3
-"""Losses in a row without a turn between them, after which the run gives up: something is wrong that a restart does not mend."""
+"""Losses in a row without a turn between them, after which the run gives up: a restart does not cure what is wrong."""
 
 
 def run_to_the_end(make: Callable[[], Coordinator], *, resume: bool = False) -> Path:
@@ -25,7 +25,7 @@ def run_to_the_end(make: Callable[[], Coordinator], *, resume: bool = False) -> 
         resume: Whether the first one goes on with a run that is there.
 
     Raises:
-        WorkerLost: Again and again. What was checkpointed can be resumed.
+        WorkerLost: Workers were lost again and again. The run can be resumed from its last checkpoint.
         UltraEditError: As :meth:`Coordinator.run`.
     """
     losses, best = 0, -1
@@ -39,4 +39,4 @@ def run_to_the_end(make: Callable[[], Coordinator], *, resume: bool = False) -> 
                 if losses >= _MAX_LOSSES:
                     raise
                 logger.warning("lost      %s; starting all workers again", error)
-                resume = resume or coordinator.has_checkpoint  # else from the beginning: what may lie there is an older run
+                resume = resume or coordinator.has_checkpoint  # else from the beginning: what is there may be an older run

@@ -1,4 +1,4 @@
-"""``edits.parquet``: one row an edit, with what was asked, what happened, and what the model wrote before and after."""
+"""``edits.parquet``: one row for each edit, with its request, what became of it, and what the model wrote before and after."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -54,7 +54,7 @@ class EditRow:
         return begins_with(self.generated.rephrase_text_after, self.entry.request.target)
 
     def as_dict(self) -> dict[str, object]:
-        """The row as written."""
+        """The row as it is written."""
         return {
             **asdict(self.entry.request),
             "id": self.entry.id,

@@ -31,48 +31,48 @@ class RunConfig:
         edits: File with the edits, or folder of parts.
         output: Folder for the results; made by the run.
         format: Record format of ``edits``.
-        limit: Use the first N usable records only.
+        limit: Use only the first N usable edits.
         preset: Name of a preset, or of a variant of the model's own; by default the model's own.
-        dataset: Data set whose modules are taken, where a preset has other ones for some; by default what ``format`` or the records tell.
-        modules: Names or patterns of the modules to edit; by default the preset's.
+        dataset: Data set whose modules a preset gives, where it has others for some; by default inferred from the edits.
+        modules: Names or patterns of the modules to edit; by default those of the preset.
         learning_rate: Scale of the targets; by default the preset's.
         edits_per_turn: Edits that share one shift per module.
         group_size: Edits over whose answer tokens the loss is averaged.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        device_memory: Memory that may be used, as ``6GiB``, or ``auto`` for what is free; by default the whole model is held.
-        lookahead: Coming turns that go through the frozen layers in one pass; by default 4, or what suits the memory budget.
+        device_memory: Memory that may be used, as ``6GiB``, or ``auto`` for what is free; by default the whole model is in memory.
+        lookahead: Turns that go through the frozen layers in one pass; by default 4, or as many as suit the memory budget.
         moments: Rule of the lifelong moments; by default the preset's, else ``published``.
         ridge: Strength of the ridge in the solve; by default the preset's, else 1.
-        passes: Shifts of one turn at the most; by default the preset's, else 1.
+        passes: Most shifts of one turn; by default the preset's, else 1.
         margin: Nats by which an answer must lead for its row to need no further pass; by default the preset's, else 0.
         preserve: Form of the ridge that holds back change on the keys of all tokens seen; by default the preset's, else ``off``.
         preserve_weight: Its weight; by default the preset's, else 1000.
         preserve_rank: Directions of its sketch; by default the preset's, else 256.
-        preserve_text: Text that it holds too: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
+        preserve_text: Text that it holds as well: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
         subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
-        save: ``full``, the edited model; or ``delta``, the edited weights alone, for ``ultraedit apply``.
+        save: ``full`` for the edited model, or ``delta`` for the edited weights alone, which ``ultraedit apply`` adds to the base.
         tracking_uri: MLflow tracking URI, or ``none``.
         experiment: MLflow experiment.
         eval: Evaluate edits at the end.
-        eval_sample: Evaluate a seeded sample of so many edits instead of all.
-        eval_at: Numbers of edits asked for at which to evaluate too.
-        watch_every: Turns between two measurements of the model's health; the first turn is always measured.
-        on_collapse: What to do when a limit is passed: go on with a warning, stop, or stop and roll back to the last healthy turn.
+        eval_sample: Evaluate a seeded sample of N edits instead of all.
+        eval_at: Numbers of requested edits at which to evaluate as well.
+        watch_every: Turns between two measurements of the model's health; the first and the last turn are always measured.
+        on_collapse: What to do when a limit is passed: warn and go on, stop, or stop and roll back to the last healthy turn.
         max_weight_growth: Limit on the growth of an edited weight's norm, as a share of the unedited one's.
         min_probe_retention: Limit on the share of fixed probes that keep the unedited model's answer.
         max_perplexity_growth: Limit on the perplexity of the fixed text, as a multiple of the unedited model's.
-        generate: Edits for which text is generated before and after; a seeded sample.
+        generate: Size of the seeded sample of edits for which text is generated, before and after.
         seed: Seed of the samples, and of FEVER's choice among equivalent prompts.
         shards: Actors that one copy of the model is cut into.
         replicas: Copies of the model, each capturing a share of every turn.
         ray_address: ``local``, ``auto`` or ``ray://HOST:PORT``; by default ``auto`` within a Ray job, else ``local``.
         resources_per_shard: What one shard needs, as ``gpu=1,cpu=4``; by default one GPU where there are GPUs, else one CPU.
-        placement_timeout: Seconds to wait for a cluster that grows.
+        placement_timeout: Seconds to wait for a cluster that scales up.
         worker_timeout: Seconds after which a worker that does not answer counts as lost.
         checkpoint_every: Turns between two checkpoints; 0 writes one at the end only.
         keep: Newest checkpoints that are kept.
@@ -164,30 +164,30 @@ class RunConfig:
                 raise InputError(f"{name}: expected true or false, found {getattr(self, name)!r}")
         for name in ("model", "edits", "output", "device", "tracking_uri", "experiment"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InputError(f"{name}: expected a text, found {getattr(self, name)!r}")
+                raise InputError(f"{name}: expected a non-empty string, found {getattr(self, name)!r}")
         if self.modules is not None and not (self.modules and all(isinstance(pattern, str) for pattern in self.modules)):
-            raise InputError(f"modules: expected names of modules, found {list(self.modules)!r}")
+            raise InputError(f"modules: expected names or patterns of modules, found {list(self.modules)!r}")
         self.resources()
         if self.device_memory is not None:
             parse_size(str(self.device_memory))
             if self.is_distributed:
-                raise InputError(f"device_memory: is for one worker, found --shards {self.shards} --replicas {self.replicas}; give either")
+                raise InputError(f"device_memory: is for one worker, found --shards {self.shards} --replicas {self.replicas}; give one or the other")
         if self.preset is not None:
-            find_preset(None, "", str(self.preset))  # an unknown one is an error before a model is loaded
+            find_preset(None, "", str(self.preset))  # so that an unknown one is an error before a model is loaded
 
     @classmethod
     def build(cls, flags: dict[str, Any], file: Path | None = None) -> "RunConfig":
         """Merge a YAML file and command-line flags over the defaults; flags win, ``None`` means not given.
 
         Raises:
-            InputError: A key is unknown, a required one is missing, or a value is not usable.
+            InputError: A key is unknown, a required one is missing, or a value is not allowed.
         """
         given = {k: v for k, v in flags.items() if v is not None}
         values = {**(_read_yaml(file) if file else {}), **given}
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
-                raise InputError(f"{file}: unknown key {key!r}; expected some of {', '.join(sorted(known))}")
+                raise InputError(f"{file}: unknown key {key!r}; expected one of {', '.join(sorted(known))}")
         for key in ("model", "edits", "output"):
             if key not in values:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
@@ -253,7 +253,7 @@ class RunConfig:
         """What one shard needs, by Ray's names.
 
         Raises:
-            InputError: It is not written as expected.
+            InputError: The text has another form, or an amount is not a number.
         """
         found = {}
         for part in (self.resources_per_shard or "").split(","):
@@ -299,7 +299,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if loaded is None else type(loaded).__name__
         raise InputError(f"{path}: expected keys and values like 'edits_per_turn: 50', found {found}")
     values = {str(key).replace("-", "_"): value for key, value in loaded.items()}
-    if isinstance(values.get("learning_rate"), str):  # YAML 1.1 reads 1e-6, without a dot, as a text
+    if isinstance(values.get("learning_rate"), str):  # YAML 1.1 reads 1e-6, without a dot, as a string
         try:
             values["learning_rate"] = float(values["learning_rate"])
         except ValueError:

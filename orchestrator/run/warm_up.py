@@ -1,6 +1,6 @@
 """Warm-up: the lifelong statistics see the first edits of the input before the first of them is made.
 
-They then see them again, each in its turn: what the warm-up gives is a first idea of the scales, which later edits outweigh.
+They see them again later, each in its turn: the warm-up gives a first idea of the scales, which later edits outweigh.
 It belongs to a run's beginning. A run that is replayed from there finds the same edits in its ledger.
 """
 

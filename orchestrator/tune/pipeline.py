@@ -1,4 +1,4 @@
-"""``ultraedit tune``, from the options to a preset: load, draw, search with everything kept, write."""
+"""``ultraedit tune``, from the options to a preset: load the model, draw a sample, search with every measurement on the disk, write the winner."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -22,18 +22,18 @@ from orchestrator.tracking import Tracker
 from orchestrator.tune.search import (
     STRENGTHS,
     Candidate,
-    Measured,
     Objective,
+    TrialResult,
     candidates,
-    entrants_of_rungs,
+    count_entrants,
+    explain_winner,
     families,
     mlp_outputs,
-    reason,
     rung_sizes,
     search,
 )
-from orchestrator.tune.trial_log import Measurements
-from orchestrator.tune.trials import Trials, draw
+from orchestrator.tune.trial_log import TrialLog
+from orchestrator.tune.trials import Trials, draw_sample
 
 logger = logging.getLogger("ultraedit")
 
@@ -51,16 +51,16 @@ class TuneConfig:
         output: Folder for the preset and the measurements.
         format: Record format of ``edits``.
         sample: Edits that are drawn.
-        rungs: Rounds of the search; each one before the last has half as many edits as the next.
+        rungs: Rounds of the search; each has twice the edits of the one before.
         families: Families of modules, or modules as ``q_proj+v_proj``; by default those that the model has.
         strengths: Relative shifts of one turn that are tried.
-        refine: Try further passes and a preserving ridge in the last rung too, and edits at the subjects where edits have some.
-        objective: What counts.
+        refine: In the last rung also try further passes, a preserving ridge and, where the edits have subjects, edits at the subjects.
+        objective: What the candidates are scored by.
         edits_per_turn: Edits that share one shift per module.
         seed: Of the sample.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        overwrite: Measure anew what is in ``output`` already.
+        overwrite: Discard the measurements that ``output`` already has.
     """
 
     model: str
@@ -88,30 +88,30 @@ class TuneConfig:
         for name in ("families", "strengths"):
             values = getattr(self, name)
             if len(set(values)) != len(values) or (name == "strengths" and not values):
-                raise InputError(f"{name}: expected different ones, found {', '.join(map(str, values)) or 'none'}")
+                raise InputError(f"{name}: expected distinct values, found {', '.join(map(str, values)) or 'none'}")
         folder = self.output
         if folder.exists() and not (folder.is_dir() and ((folder / MEASUREMENTS).is_file() or not any(folder.iterdir()))):
-            raise InputError(f"output: {folder} is there and holds no search; expected a new or empty folder, or that of an earlier search")
+            raise InputError(f"output: {folder} already exists and holds no search; choose a new or empty folder, or that of an earlier search")
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuneResult:
     """What a search found.
 
     Attributes:
         table: The measurements of every rung, best first.
         preset: The file that was written.
-        measured: Measurements made now; the others were known.
+        measured: Number of measurements made now; the others were known.
         reason: Why the winner won.
     """
 
-    table: list[list[Measured]]
+    table: list[list[TrialResult]]
     preset: Path
     measured: int
     reason: str
 
 
-def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> Tuned:
+def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> TuneResult:
     """Search, and write the winner as a preset. A search that was stopped goes on where it was.
 
     Raises:
@@ -124,7 +124,7 @@ def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> Tuned:
         decoder = Decoder(model)
         decoder.verify()
         found = families(editable(decoder), decoder.layers_path, config.families)
-        edits = draw(source, tokenizer, config.sample, seed=config.seed, max_tokens=decoder.max_tokens)
+        edits = draw_sample(source, tokenizer, config.sample, seed=config.seed, max_tokens=decoder.max_tokens)
         written = mlp_outputs(editable(decoder), decoder.layers_path) if any(edit.sequence.rows("subject") for edit in edits) else {}
         entrants = candidates(found, decoder.num_layers, config.strengths, written)
         settings = {
@@ -134,14 +134,14 @@ def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> Tuned:
             **{name: getattr(config, name) for name in ("seed", "sample", "edits_per_turn")},
         }
     if len(edits) < config.sample:
-        logger.info("sample    all %d usable edits; %d were asked for", len(edits), config.sample)
-    for metric, is_asked in (("generalization", any(e.rephrase for e in edits)), ("locality retention", any(e.locality for e in edits))):
-        if not is_asked:
-            logger.warning("%s is not measured, the edits have no probes for it; what the score lacks is not looked after", metric)
+        logger.info("sample    all %d usable edits; %d were requested", len(edits), config.sample)
+    for metric, has_probes in (("generalization", any(e.rephrase for e in edits)), ("locality retention", any(e.locality for e in edits))):
+        if not has_probes:
+            logger.warning("%s is not measured, since the edits have no probes for it; the winner may be bad at it", metric)
     trials = Trials(model, tokenizer, edits, edits_per_turn=config.edits_per_turn)
     config.output.mkdir(parents=True, exist_ok=True)
-    with Measurements(config.output / MEASUREMENTS, settings, overwrite=config.overwrite) as kept:
-        searching = _Searching(config, trials, kept, tracker)
+    with TrialLog(config.output / MEASUREMENTS, settings, overwrite=config.overwrite) as log:
+        searching = _TrackedSearch(config, trials, log, tracker)
         searching.track(settings)
         try:
             table = searching.run(entrants, rung_sizes(len(edits), config.rungs), progress)
@@ -150,52 +150,52 @@ def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> Tuned:
             tracker.close("FAILED")
             raise
         searching.finish(table, preset)
-        return Tuned(table, preset, searching.measured, reason(table))
+        return TuneResult(table, preset, searching.measured, explain_winner(table))
 
 
-class _Searching:
-    """A search whose measurements are kept and tracked."""
+class _TrackedSearch:
+    """A search whose measurements are kept on the disk and tracked."""
 
-    def __init__(self, config: TuneConfig, trials: Trials, kept: Measurements, tracker: Tracker) -> None:
-        self._config, self._trials, self._kept, self._tracker = config, trials, kept, tracker
+    def __init__(self, config: TuneConfig, trials: Trials, log: TrialLog, tracker: Tracker) -> None:
+        self._config, self._trials, self._log, self._tracker = config, trials, log, tracker
         self.measured = 0
 
     def track(self, settings: dict[str, Any]) -> None:
         """Open the tracked run, or go on in that of the same search."""
         config = self._config
-        known = self._kept.get("run")
+        known = self._log.get("run")
         named = ("model", "edits", "sample", "rungs", "refine", "families", "strengths", "objective")
         params = {**settings, "fingerprint": settings["model"], **{name: getattr(config, name) for name in named}}
         self._tracker.start(f"tune {Path(config.model).name}", params, run_id=known["id"] if known else None)
         if not known and (run_id := self._tracker.run_id()):
-            self._kept.put("run", id=run_id)
+            self._log.put("run", id=run_id)
 
-    def run(self, entrants: list[Candidate], sizes: Sequence[int], progress: Progress) -> list[list[Measured]]:
+    def run(self, entrants: list[Candidate], sizes: Sequence[int], progress: Progress) -> list[list[TrialResult]]:
         """All rungs."""
         config = self._config
-        counts = entrants_of_rungs(entrants, len(sizes), refine=config.refine)
+        counts = count_entrants(entrants, len(sizes), refine=config.refine)
         rungs = ", ".join(f"{count} with {size} edits" for count, size in zip(counts, sizes, strict=True))
         logger.info("search    %d candidates; rungs: %s", len(entrants), rungs)
         with progress.bar("tuning", sum(count * size for count, size in zip(counts, sizes, strict=True))) as advance:
             return search(entrants, sizes, lambda c, n: self._measure(c, n, advance), refine=config.refine)
 
-    def finish(self, table: Sequence[Sequence[Measured]], preset: Path) -> None:
-        """Tell the tracker what was found."""
+    def finish(self, table: Sequence[Sequence[TrialResult]], preset: Path) -> None:
+        """Track the winner and the files."""
         best = table[-1][0]
         self._tracker.log({**best.metrics, "score": best.score, "learning_rate": best.learning_rate}, best.edits)
         self._tracker.artifact(preset)
         self._tracker.artifact(preset.with_name(MEASUREMENTS))
         self._tracker.close("FINISHED")
 
-    def _measure(self, candidate: Candidate, num_edits: int, advance: Callable[[int], None]) -> Measured:
+    def _measure(self, candidate: Candidate, num_edits: int, advance: Callable[[int], None]) -> TrialResult:
         rate = self._rate(candidate)
-        known = self._kept.get("metrics", candidate.name, str(num_edits))
+        known = self._log.get("metrics", candidate.name, str(num_edits))
         fresh = known is None
         if known is None:
             metrics = self._trials.measure(candidate, rate, num_edits) if rate else {}
-            known = self._kept.put("metrics", candidate.name, str(num_edits), learning_rate=rate, metrics=metrics)
+            known = self._log.put("metrics", candidate.name, str(num_edits), learning_rate=rate, metrics=metrics)
             self.measured += 1
-        result = Measured(candidate, num_edits, rate, known["metrics"], self._config.objective.score(known["metrics"], num_edits))
+        result = TrialResult(candidate, num_edits, rate, known["metrics"], self._config.objective.score(known["metrics"], num_edits))
         if fresh:
             params = {"family": candidate.family, "modules": ", ".join(candidate.modules), "learning_rate": rate, **candidate.options}
             self._tracker.nested(candidate.name, params, {**result.metrics, "score": result.score}, num_edits)
@@ -204,18 +204,18 @@ class _Searching:
 
     def _rate(self, candidate: Candidate) -> float:
         """The learning rate of a candidate; 0 if its modules cannot be shifted."""
-        known = self._kept.get("rate", candidate.window)
+        known = self._log.get("rate", candidate.window)
         if known is None:
             try:
                 rate = self._trials.rate(replace(candidate, strength=1.0, variant="published"))
             except TurnRefused as error:
                 logger.warning("%s: %s", candidate.window, error)
                 rate = 0.0
-            known = self._kept.put("rate", candidate.window, learning_rate=rate)
+            known = self._log.put("rate", candidate.window, learning_rate=rate)
         return float(f"{known['learning_rate'] * candidate.strength:.3g}")
 
 
-def _write(config: TuneConfig, table: Sequence[Sequence[Measured]], architecture: str, text_config: Any, input_digest: str) -> Path:
+def _write(config: TuneConfig, table: Sequence[Sequence[TrialResult]], architecture: str, text_config: Any, input_digest: str) -> Path:
     """Write the winner as a preset.
 
     Raises:
@@ -232,7 +232,7 @@ def _write(config: TuneConfig, table: Sequence[Sequence[Measured]], architecture
     about = f"ultraedit tune, {datetime.now(UTC):%Y-%m-%d}, {config.model}, {drawn}, turns of {config.edits_per_turn}"
     values = {
         **FORMAT.tag,
-        "source": f"{about}: {reason(table)}",
+        "source": f"{about}: {explain_winner(table)}",
         "match": {
             "architectures": [architecture],
             **{name: getattr(text_config, name) for name in ("hidden_size", "num_hidden_layers")},

@@ -129,7 +129,7 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TrialResult:
     """A candidate after some edits.
 
     Attributes:
@@ -232,10 +232,10 @@ def rung_sizes(sample: int, rungs: int) -> list[int]:
 def search(
     entrants: Sequence[Candidate],
     sizes: Sequence[int],
-    measure: Callable[[Candidate, int], Measured],
+    measure: Callable[[Candidate, int], TrialResult],
     *,
     refine: bool = False,
-) -> list[list[Measured]]:
+) -> list[list[TrialResult]]:
     """Successive halving.
 
     Args:
@@ -247,7 +247,7 @@ def search(
     Returns:
         The measurements of every rung, best first; the winner is the first of the last.
     """
-    table: list[list[Measured]] = []
+    table: list[list[TrialResult]] = []
     for rung, size in enumerate(sizes):
         if refine and rung == len(sizes) - 1:
             entrants = [variant for c in entrants for variant in variants(c)]
@@ -257,7 +257,7 @@ def search(
     return table
 
 
-def entrants_of_rungs(entrants: Sequence[Candidate], num_rungs: int, *, refine: bool = False) -> list[int]:
+def count_entrants(entrants: Sequence[Candidate], num_rungs: int, *, refine: bool = False) -> list[int]:
     """How many candidates :func:`search` will measure in each rung, at the most."""
     counts = [len(entrants)]
     while len(counts) < num_rungs:
@@ -269,7 +269,7 @@ def _survivors(num_entrants: int) -> int:
     return max(2, -(-num_entrants // _KEPT))
 
 
-def reason(table: Sequence[Sequence[Measured]]) -> str:
+def explain_winner(table: Sequence[Sequence[TrialResult]]) -> str:
     """Why the winner won, in one sentence."""
     final = table[-1]
     best = final[0]

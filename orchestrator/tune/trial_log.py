@@ -1,4 +1,4 @@
-"""What a search has measured so far, on the disk as soon as it is known, so that one that was stopped measures nothing twice."""
+"""The log of a search: every measurement, on the disk as soon as it is made, so that a search that was stopped measures nothing twice."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ Key = tuple[str, ...]
 FORMAT = Format("trial log", 1)
 
 
-class Measurements:
+class TrialLog:
     """A file of JSON lines: first what all measurements depend on, then each with its key.
 
     Args:
-        path: The file; made if it is missing, gone on with if it is there.
+        path: The file; made if it is missing, continued if it exists.
         settings: What all measurements depend on, as plain values.
-        overwrite: Start anew.
+        overwrite: Discard what the file holds.
 
     Raises:
-        InputError: The file is of other settings or of a newer format version, or is no such file.
+        InputError: The file is of other settings or of a newer format version, or is not such a log.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -35,7 +35,7 @@ class Measurements:
         if not length:
             self._add({**FORMAT.tag, "settings": settings})
 
-    def __enter__(self) -> "Measurements":
+    def __enter__(self) -> "TrialLog":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,11 +45,11 @@ class Measurements:
         return len(self._known)
 
     def get(self, *key: str) -> dict[str, Any] | None:
-        """What is known under a key."""
+        """The values under a key; ``None`` if there are none."""
         return self._known.get(key)
 
     def put(self, *key: str, **values: Any) -> dict[str, Any]:
-        """Have values on the disk under a key, and return them."""
+        """Write values under a key to the disk, and return them."""
         self._add({"key": key, **values})
         self._known[key] = values
         return values
@@ -59,7 +59,7 @@ class Measurements:
         self._file.sync()
 
     def _read(self, settings: dict[str, Any]) -> int:
-        """Length of the whole lines; a last one that broke off is no part of it."""
+        """Read the known values. Returns the length of the whole lines, without a last one that broke off."""
         whole = self._path.read_bytes().rpartition(b"\n")
         lines = whole[0].split(b"\n") if whole[1] else []
         for number, line in enumerate(lines, 1):
@@ -71,10 +71,12 @@ class Measurements:
                 else:
                     self._known[tuple(values.pop("key"))] = values
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(f"{self._path}: line {number} is no measurement; give another --output, or --overwrite") from None
+                raise InputError(f"{self._path}: line {number} is no measurement; choose another --output, or give --overwrite") from None
         return len(whole[0]) + len(whole[1])
 
     def _check(self, found: dict[str, Any], settings: dict[str, Any]) -> None:
         for name, value in settings.items():
             if found.get(name) != value:
-                raise InputError(f"{self._path}: was measured with {name} {found.get(name)}, now {value}; give another --output, or --overwrite")
+                raise InputError(
+                    f"{self._path}: was measured with {name} {found.get(name)}, now {value}; choose another --output, or give --overwrite"
+                )

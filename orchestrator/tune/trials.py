@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,19 +12,19 @@ import torch
 
 from editing import Editor, EditorConfig, InputError, TurnRefused
 from editing.datasets import BadRecord, EditFile, NumberedRequest
-from editing.errors import InvalidRequest
 from editing.model.decoder import Decoder
 from editing.model.prefix import Prefixed
 from editing.monitoring.evaluation import Owners, Predictions, predict_prefixed, run_probe_prefix, score, summarize
-from editing.turn import PreparedTurn, TokenizedEdit, in_turns, tokenize
+from editing.turn import PreparedTurn, TokenizedEdit, in_turns
+from orchestrator.tokenizing import RequestTokenizer
 from orchestrator.tune.search import Candidate
 
 logger = logging.getLogger("ultraedit")
 
 
 @dataclass(frozen=True, slots=True)
-class _Probed:
-    """Probes of some edits, their prefix run, with the unedited model's predictions."""
+class _ProbedEdits:
+    """Probes of some edits whose prefix has been run, with the unedited model's predictions."""
 
     owners: Owners
     prefixed: Prefixed
@@ -34,15 +34,15 @@ class _Probed:
 T = TypeVar("T")
 
 
-class _Shared(Generic[T]):
-    """What the frozen layers compute for so many edits, which candidates of one lowest layer share: kept for the latest such layer."""
+class _SharedPrefix(Generic[T]):
+    """What the frozen layers compute for the first edits of the sample. Candidates with the same lowest layer share it; the latest is kept."""
 
     def __init__(self, compute: Callable[[Editor, int], T]) -> None:
         self._compute = compute
         self._kept: dict[int, tuple[int, T]] = {}
 
     def get(self, editor: Editor, num_edits: int) -> T:
-        """For an editor that has not edited yet."""
+        """What was computed for so many edits; computed now, if it was not, with an editor that has not edited yet."""
         if num_edits not in self._kept or self._kept[num_edits][0] != editor.start:
             self._kept[num_edits] = editor.start, self._compute(editor, num_edits)
         return self._kept[num_edits][1]
@@ -61,8 +61,8 @@ class Trials:
     def __init__(self, model: Any, tokenizer: Any, edits: Sequence[TokenizedEdit], *, edits_per_turn: int = EditorConfig.edits_per_turn) -> None:
         self._model, self._tokenizer, self._edits, self._edits_per_turn = model, tokenizer, list(edits), edits_per_turn
         self._decoder = Decoder(model)
-        self._turns = _Shared(self._prepare)
-        self._probes = _Shared(self._probe)
+        self._turns = _SharedPrefix(self._prepare)
+        self._probes = _SharedPrefix(self._probe)
 
     def rate(self, candidate: Candidate) -> float:
         """The learning rate at which the first full turn of the sample shifts the candidate's modules by its strength.
@@ -101,49 +101,51 @@ class Trials:
     def _prepare(self, editor: Editor, num_edits: int) -> list[PreparedTurn]:
         return editor.prepare(list(in_turns(self._edits[:num_edits], self._edits_per_turn)))
 
-    def _probe(self, editor: Editor, num_edits: int) -> _Probed:
+    def _probe(self, editor: Editor, num_edits: int) -> _ProbedEdits:
         owners, prefixed = run_probe_prefix(self._decoder, self._edits[:num_edits], editor.start, editor.config.batch_tokens)
-        return _Probed(owners, prefixed, predict_prefixed(editor, owners, prefixed, num_edits))
+        return _ProbedEdits(owners, prefixed, predict_prefixed(editor, owners, prefixed, num_edits))
 
 
-def draw(source: EditFile, tokenizer: Any, count: int, *, seed: int, max_tokens: int | None) -> list[TokenizedEdit]:
+def draw_sample(source: EditFile, tokenizer: Any, count: int, *, seed: int, max_tokens: int | None) -> list[TokenizedEdit]:
     """A uniform sample of a file's edits in random order, at constant memory; the same for the same seed.
 
-    Bad records, repeated prompts and edits that do not fit the model are left out, so that there may be fewer than asked for.
+    Bad records, repeated prompts and edits that do not fit the model are left out, so there may be fewer than ``count``.
 
     Raises:
         InputError: The file cannot be read or has no usable edit.
     """
-    left_out = _LeftOut()
-
-    def usable() -> Iterator[NumberedRequest]:
-        for record in source:
-            if isinstance(record, BadRecord):
-                left_out.add(record.number, record.reason)
-            else:
-                yield record
-
-    drawn = heapq.nsmallest(count, usable(), key=lambda r: hashlib.blake2b(f"{seed}:{r.number}".encode()).digest())
+    tokenizing, unusable = RequestTokenizer(tokenizer, max_tokens), _UnusableRecords()
+    drawn = heapq.nsmallest(count, unusable.taken_out_of(source), key=lambda r: hashlib.blake2b(f"{seed}:{r.number}".encode()).digest())
     edits: dict[str, TokenizedEdit] = {}
     for record in drawn:
-        try:
-            if record.request.prompt not in edits:
-                edits[record.request.prompt] = tokenize(tokenizer, record.request, max_tokens=max_tokens, record=record.number)
-        except InvalidRequest as error:
-            left_out.add(record.number, str(error))
+        if record.request.prompt in edits:
+            continue
+        edit = tokenizing.tokenize_record(record)
+        if isinstance(edit, BadRecord):
+            unusable.add(edit)
+        else:
+            edits[record.request.prompt] = edit
     if not edits:
-        raise InputError(f"{source.path}: holds no usable edit{left_out.first and f'; {left_out.first}'}")
-    if left_out.count:
-        logger.warning("%d records cannot be used; %s", left_out.count, left_out.first)
+        raise InputError(f"{source.path}: holds no usable edit{unusable.first and f'; {unusable.first}'}")
+    if unusable.count:
+        logger.warning("%d records cannot be used; %s", unusable.count, unusable.first)
     return list(edits.values())
 
 
-class _LeftOut:
-    """How many records were left out, and why the first of them was."""
+class _UnusableRecords:
+    """How many records cannot be used, and why the first of them cannot."""
 
     def __init__(self) -> None:
         self.count, self.first = 0, ""
 
-    def add(self, number: int, reason: str) -> None:
+    def add(self, bad: BadRecord) -> None:
         self.count += 1
-        self.first = self.first or f"record {number}: {reason}"
+        self.first = self.first or f"record {bad.number}: {bad.reason}"
+
+    def taken_out_of(self, records: Iterable[NumberedRequest | BadRecord]) -> Iterator[NumberedRequest]:
+        """The other records; the unusable ones are counted."""
+        for record in records:
+            if isinstance(record, BadRecord):
+                self.add(record)
+            else:
+                yield record

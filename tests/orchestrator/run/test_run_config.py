@@ -77,8 +77,8 @@ def test_modules_in_a_file_are_one_text_or_a_list(text: str, build: Callable[...
         ("preset: [gemma-3-270m]", ["preset"]),
         ("strict: maybe", ["strict", "true or false", "'maybe'"]),
         ("eval: 0", ["eval", "true or false"]),
-        ("device: 0", ["device", "expected a text"]),
-        ("tracking_uri: null", ["tracking_uri", "expected a text"]),
+        ("device: 0", ["device", "expected a non-empty string"]),
+        ("tracking_uri: null", ["tracking_uri", "expected a non-empty string"]),
     ],
 )
 def test_an_unusable_file_is_refused_by_name_key_and_value(text: str, words: list[str], build: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -18,18 +18,18 @@ from editing.monitoring.evaluation import evaluate, summarize
 from editing.turn import in_turns
 from orchestrator.tune.search import (
     Candidate,
-    Measured,
     Objective,
+    TrialResult,
     candidates,
-    entrants_of_rungs,
+    count_entrants,
     families,
     mlp_outputs,
     rung_sizes,
     search,
     variants,
 )
-from orchestrator.tune.trial_log import Measurements
-from orchestrator.tune.trials import Trials, draw
+from orchestrator.tune.trial_log import TrialLog
+from orchestrator.tune.trials import Trials, draw_sample
 from tests.support.command_line import Outcome
 
 Ultraedit = Callable[..., Outcome]
@@ -113,24 +113,22 @@ def test_halving_keeps_the_best_third_and_doubles_the_edits() -> None:
     made = [Candidate("f", (i, i), (f"m{i}",), 0.1) for i in range(12)]
     asked: list[tuple[int, int]] = []
 
-    def measure(candidate: Candidate, edits: int) -> Measured:
+    def measure(candidate: Candidate, edits: int) -> TrialResult:
         layer = candidate.layers[0]
         asked.append((layer, edits))
         # with few edits layer 7 looks best, with more layer 9, and without a measurement nothing could be known of either
         value = 0.9 if layer == (7 if edits == 10 else 9) else layer / 100
-        return Measured(candidate, edits, 1.0, {"efficacy": value}, value + (0.5 if candidate.variant == "refined" else 0))
+        return TrialResult(candidate, edits, 1.0, {"efficacy": value}, value + (0.5 if candidate.variant == "refined" else 0))
 
     table = search(made, rung_sizes(40, 3), measure)
-    assert [len(rung) for rung in table] == entrants_of_rungs(made, 3) == [12, 4, 2]
+    assert [len(rung) for rung in table] == count_entrants(made, 3) == [12, 4, 2]
     assert [(rung[0].candidate.layers[0], rung[0].edits) for rung in table] == [(7, 10), (9, 20), (9, 40)]
     assert sorted(layer for layer, edits in asked if edits == 20) == [7, 9, 10, 11]
     refined = search(made, [10, 20], measure, refine=True)
-    assert [len(rung) for rung in refined] == entrants_of_rungs(made, 2, refine=True) == [12, 8]
+    assert [len(rung) for rung in refined] == count_entrants(made, 2, refine=True) == [12, 8]
     assert refined[-1][0].candidate.variant == "refined"
     with_subjects = [replace(candidate, subjects=("m",)) for candidate in made]
-    assert (
-        [len(rung) for rung in search(with_subjects, [10, 20], measure, refine=True)] == entrants_of_rungs(with_subjects, 2, refine=True) == [12, 12]
-    )
+    assert [len(rung) for rung in search(with_subjects, [10, 20], measure, refine=True)] == count_entrants(with_subjects, 2, refine=True) == [12, 12]
     assert rung_sizes(3, 5) == [1, 3]
 
 
@@ -142,7 +140,7 @@ def edits_file(llama_tiny: Path) -> Path:
 def test_a_trial_is_what_an_editor_does_and_leaves_no_trace(llama_tiny: Path, edits_file: Path) -> None:
     model, tokenizer = pretrained.load(llama_tiny / "model", device=CPU, dtype="bfloat16")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    edits = draw(EditFile(edits_file), tokenizer, 30, seed=1, max_tokens=None)
+    edits = draw_sample(EditFile(edits_file), tokenizer, 30, seed=1, max_tokens=None)
     trials = Trials(model, tokenizer, edits, edits_per_turn=10)
     both = [Candidate("down", (i, 2), tuple(f"model.layers.{k}.mlp.down_proj" for k in range(i, 3)), 0.3) for i in (1, 2)]
     rates = [trials.rate(candidate) for candidate in both]
@@ -160,7 +158,7 @@ def test_a_trial_is_what_an_editor_does_and_leaves_no_trace(llama_tiny: Path, ed
 
 def test_a_trial_has_its_candidates_variant(llama_tiny: Path, edits_file: Path) -> None:
     model, tokenizer = pretrained.load(llama_tiny / "model", device=CPU)
-    edits = draw(EditFile(edits_file), tokenizer, 20, seed=1, max_tokens=None)
+    edits = draw_sample(EditFile(edits_file), tokenizer, 20, seed=1, max_tokens=None)
     trials = Trials(model, tokenizer, edits, edits_per_turn=10)
     subjects = ("model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj")
     for candidate in variants(Candidate("up", (2, 2), ("model.layers.2.mlp.up_proj",), 0.3, subjects=subjects)):
@@ -177,30 +175,30 @@ def test_a_draw_is_a_sample_of_the_whole_file_decided_by_the_seed(tmp_path: Path
     records: list[Any] = [{"prompt": f"Question {i // 2}", "target": f"answer {i}"} for i in range(200)]
     path = write_jsonl(tmp_path / "edits.jsonl", [*records[:50], {"prompt": "no target"}, *records[50:]])
     tokenizer = pretrained.load_tokenizer(llama_tiny / "model")
-    drawn = [[edit.record for edit in draw(EditFile(path), tokenizer, 40, seed=seed, max_tokens=None)] for seed in (0, 0, 1)]
+    drawn = [[edit.record for edit in draw_sample(EditFile(path), tokenizer, 40, seed=seed, max_tokens=None)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0] != sorted(drawn[0])
     assert min(drawn[0]) < 50
     assert max(drawn[0]) > 150
-    all_of_it = draw(EditFile(path), tokenizer, 1000, seed=0, max_tokens=None)
+    all_of_it = draw_sample(EditFile(path), tokenizer, 1000, seed=0, max_tokens=None)
     assert len({edit.request.prompt for edit in all_of_it}) == len(all_of_it) == 100
 
 
-def test_measurements_outlive_a_torn_line_and_refuse_other_settings(tmp_path: Path) -> None:
+def test_the_log_of_trials_outlives_a_torn_line_and_refuses_other_settings(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    with Measurements(path, {"seed": 0}) as kept:
-        kept.put("metrics", "a", "10", value=1.5)
+    with TrialLog(path, {"seed": 0}) as log:
+        log.put("metrics", "a", "10", value=1.5)
     path.write_bytes(path.read_bytes() + b'{"key": ["metrics", "b", "10"], "va')
-    with Measurements(path, {"seed": 0}) as kept:
-        assert (kept.get("metrics", "a", "10"), kept.get("metrics", "b", "10")) == ({"value": 1.5}, None)
-        kept.put("metrics", "b", "10", value=2.5)
-    with Measurements(path, {"seed": 0}) as kept:
-        assert len(kept) == 2
-    with pytest.raises(InputError, match=r"was measured with seed 0, now 1; give another --output, or --overwrite"):
-        Measurements(path, {"seed": 1})
+    with TrialLog(path, {"seed": 0}) as log:
+        assert (log.get("metrics", "a", "10"), log.get("metrics", "b", "10")) == ({"value": 1.5}, None)
+        log.put("metrics", "b", "10", value=2.5)
+    with TrialLog(path, {"seed": 0}) as log:
+        assert len(log) == 2
+    with pytest.raises(InputError, match=r"was measured with seed 0, now 1; choose another --output, or give --overwrite"):
+        TrialLog(path, {"seed": 1})
     path.write_bytes(b"{}\n" + path.read_bytes())
     with pytest.raises(InputError, match="line 1 is no measurement"):
-        Measurements(path, {"seed": 0})
+        TrialLog(path, {"seed": 0})
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +298,7 @@ def test_every_candidate_is_a_run_within_the_searchs_own(tuned: tuple[Path, Outc
         (["--families", "mlp-middle"], "error: families: the model has no mlp-middle; expected mlp-out, mlp-in"),
         (["--strengths", "0.1,zero"], "error: strengths: expected numbers like 0.01,0.02, found '0.1,zero'"),
         (["--strengths", "0.1,-1"], "error: strengths: expected a finite number above 0, found -1.0"),
-        (["--strengths", "0.1,0.1"], "error: strengths: expected different ones, found 0.1, 0.1"),
+        (["--strengths", "0.1,0.1"], "error: strengths: expected distinct values, found 0.1, 0.1"),
         (["--objective", "beauty=1"], "error: objective: expected weights like"),
         (["--objective", "efficacy=0,generalization=0"], "error: objective: expected a weight above 0, found none"),
         (["--edits", "nowhere.json"], "error: nowhere.json: no such file"),
@@ -321,7 +319,7 @@ def test_a_folder_of_something_else_or_of_another_search_is_left_alone(
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     outcome = ultraedit(*flags, "--output", tmp_path, "--tracking-uri", "none")
-    assert "is there and holds no search" in outcome.errors[0]
+    assert "already exists and holds no search" in outcome.errors[0]
     copy = tmp_path / "copy"
     shutil.copytree(tuned[0], copy)
     outcome = ultraedit(*flags, "--seed", "3", "--output", copy, "--tracking-uri", "none")
