@@ -16,6 +16,7 @@ from torch import Tensor
 
 from editing.errors import InvalidRequest
 from editing.ranges import consecutive
+from editing.subjects import subject_span
 
 Site = Literal["answer", "subject"]
 """Where in a sequence a module is edited: at the positions that predict the answer, or at the last token of the subject."""
@@ -124,11 +125,9 @@ def encode(
 
 
 def _last_token(tokenizer: Any, prompt: str, subject: str, num_tokens: int) -> int | None:
-    """Position of a subject's last token in its prompt, the last time that it stands there, in whatever case."""
-    at = prompt.rfind(subject)
-    if at < 0:
-        at = prompt.lower().rfind(subject.lower())
-    return None if at < 0 else min(len(tokenizer(prompt[: at + len(subject)])["input_ids"]), num_tokens) - 1
+    """Position of a subject's last token in its prompt."""
+    span = subject_span(prompt, subject)
+    return None if span is None else min(len(tokenizer(prompt[: span[1]])["input_ids"]), num_tokens) - 1
 
 
 def row_offsets(sequences: Iterable[AnswerSequence], site: Site = "answer") -> list[int]:
