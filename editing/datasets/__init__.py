@@ -1,24 +1,26 @@
 """Edit files: one reader for every format, streaming, with bad records set aside and never lost.
 
-a file, or a folder of parts  --parts.py-->  container of each: text (plain, gzip, zstd) or Parquet
-    --records.py, parquet.py-->  raw records, numbered over all parts  --formats.py-->  edit requests
+a file, or a folder of parts  --parts.py-->  container of each: text (plain, gzip, zstd), Parquet or Arrow
+    --records.py, tables.py, parquet.py, arrow.py-->  raw records, numbered over all parts
+    --formats.py: converters.py, drafts.py-->  edit requests, and what of each record was not read (fields.py)
     --writing.py-->  the common schema, as Parquet or JSON lines
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from editing.datasets.fields import NOTHING, Fields, Notes
 from editing.datasets.formats import FORMATS, Format, more_special, recognise
 from editing.datasets.parts import Part, find_parts, read_parts
 from editing.datasets.records import EXPECTED, BadRecord
 from editing.errors import InputError, InvalidRequest
 from editing.requests import EditRequest
 
-__all__ = ["FORMATS", "BadRecord", "EditFile", "NumberedRequest"]
+__all__ = ["FORMATS", "BadRecord", "EditFile", "Notes", "NumberedRequest"]
 
 _LOOKED_AT = 1000
 """Records among which one must tell the format."""
@@ -29,10 +31,16 @@ class NumberedRequest:
     """A request with the number of its record in the file, or over all parts of a folder, from 1.
 
     A record that asks for several edits counts as many times, so that each edit has a number of its own.
+
+    Attributes:
+        number: The record's number.
+        request: What it asks for.
+        notes: What of it was not read, and what else there is to say.
     """
 
     number: int
     request: EditRequest
+    notes: Notes = field(default=NOTHING, compare=False)
 
 
 class EditFile:
@@ -109,7 +117,7 @@ class EditFile:
                 yield record
                 continue
             try:
-                yield NumberedRequest(number, self._convert(record))
+                yield self._convert(number, record)
             except InvalidRequest as error:
                 yield BadRecord(number, str(error), record)
 
@@ -126,12 +134,14 @@ class EditFile:
                 if number > after:
                     yield number, replace(one, number=number) if isinstance(one, BadRecord) else one
 
-    def _convert(self, record: dict[str, Any]) -> EditRequest:
+    def _convert(self, number: int, record: dict[str, Any]) -> NumberedRequest:
         found = more_special(record, self.format) if self._guessed else None
         if found is not None:
             reason = f"expected a record of format {self.format.name} as the first usable one, found the fields of {found}"
             raise InvalidRequest("format", f"{reason}; give --format, or keep them in files of their own")
-        return self.format.convert(record, self._seed)
+        fields = Fields(record)
+        request = self.format.convert(fields, self._seed)
+        return NumberedRequest(number, request, fields.notes(self.format.known))
 
     def _recognise(self) -> Format:
         fields: list[str] | None = None

@@ -22,6 +22,7 @@ from editing.datasets import FORMATS, BadRecord, EditFile, NumberedRequest
 from editing.datasets import parquet as parquet_module
 from editing.datasets import records as records_module
 from editing.datasets.parts import find_parts, read_parts
+from tests.editing.more_formats import MORE
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LOCALITY = {"locality_prompt": "Spain's capital is", "locality_answer": "Madrid"}
@@ -173,7 +174,7 @@ CASES: dict[str, tuple[str, dict[str, Any], EditRequest]] = {
     "knowedit": (
         "knowedit",
         KNOWEDIT,
-        with_values(EXPECTED, multi_hop_prompt=["Italy's capital is on the", "Rome is the capital of"], multi_hop_answer=["Tiber", "Italy"]),
+        with_values(EXPECTED, portability_prompt=["Italy's capital is on the", "Rome is the capital of"], portability_answer=["Tiber", "Italy"]),
     ),
     "knowedit, zsRE": (
         "knowedit",
@@ -195,13 +196,14 @@ CASES: dict[str, tuple[str, dict[str, Any], EditRequest]] = {
             EXPECTED,
             locality_prompt="nq question: who is it",
             locality_answer="me",
-            multi_hop_prompt="Its river?",
-            multi_hop_answer="Tiber",
+            portability_prompt="Its river?",
+            portability_answer="Tiber",
         ),
     ),
     "zsre, the method's own": ("zsre", OWN_ZSRE, with_values(EXPECTED, locality_prompt="who is it?", locality_answer="me")),
     "counterfact, flat": ("counterfact", FLAT, with_values(EXPECTED, id="7")),
     "counterfact, nested": ("counterfact", NESTED, with_values(EXPECTED, id="7")),
+    **MORE,
 }
 
 
@@ -222,7 +224,7 @@ def test_each_format_is_recognised_and_converted(case: str, as_array: bool, tmp_
 
 
 def test_every_format_has_a_case() -> None:
-    assert {name for name, _, _ in CASES.values()} == set(FORMATS)
+    assert {name for name, _, _ in CASES.values()} == {*FORMATS} - {"bizsre-zh"}  # told by name only: its records are bizsre's
 
 
 def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
