@@ -17,6 +17,7 @@ from editing.datasets.fields import NOTHING, Fields, Notes
 from editing.datasets.formats import FORMATS, Format, more_special, recognise
 from editing.datasets.parts import Part, find_parts, read_parts
 from editing.datasets.records import EXPECTED, BadRecord
+from editing.datasets.standard_input import STANDARD_INPUT, standard_input
 from editing.errors import InputError, InvalidRequest
 from editing.requests import EditRequest
 
@@ -47,7 +48,8 @@ class EditFile:
     """An edit file, or a folder of parts, that can be read any number of times, at constant memory.
 
     Args:
-        path: JSON lines or a JSON array, plain or compressed with gzip or zstd; Parquet; or a folder of such parts.
+        path: JSON lines, a JSON array or a table with a header, plain or compressed with gzip or zstd; Parquet; Arrow; a folder of such
+            parts; or ``-`` for standard input.
         format: Name of a format, or ``auto`` to recognise it by the fields of the first usable record.
         seed: Decides where a format leaves a choice, as between FEVER's equivalent prompts.
 
@@ -56,7 +58,8 @@ class EditFile:
     """
 
     def __init__(self, path: str | Path, format: str = "auto", *, seed: int = 0) -> None:
-        self.path = Path(path)
+        self.path = Path("standard input") if str(path) == STANDARD_INPUT else Path(path)
+        self._piped = str(path) == STANDARD_INPUT
         self._seed = seed
         if format != "auto" and format not in FORMATS:
             raise InputError(f"format: expected auto, {', '.join(FORMATS)}, found {format!r}")
@@ -70,21 +73,21 @@ class EditFile:
         Raises:
             InputError: Nothing is there, it may not be read, or a file of the folder holds no edits.
         """
-        return find_parts(self.path)
+        return find_parts(standard_input() if self._piped else self.path)
 
     @property
     def text_bytes(self) -> int | None:
-        """Length of the text in bytes; ``None`` if it is only known once read: it is compressed, or Parquet."""
+        """Length of the text in bytes; ``None`` if it is only known once read: it is compressed, or no text."""
         return sum(part.num_bytes for part in self.parts) if all(part.container == "plain" for part in self.parts) else None
 
     @property
     def num_records(self) -> int | None:
-        """Number of records, good and bad; ``None`` if it is only known once read: only Parquet of one edit a record says it.
+        """Number of records, good and bad; ``None`` if it is only known once read: only Parquet and Arrow of one edit a record say it.
 
         Raises:
-            InputError: A Parquet file is damaged, or as :attr:`format`.
+            InputError: A file is damaged, or as :attr:`format`.
         """
-        if all(part.container == "parquet" for part in self.parts) and self.format.split:
+        if not any(part.is_text for part in self.parts) and self.format.split:
             return None
         counts = [part.num_records for part in self.parts]
         return None if None in counts else sum(count or 0 for count in counts)

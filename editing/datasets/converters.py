@@ -39,7 +39,7 @@ def zsre(fields: Fields, _seed: int) -> EditRequest:
 
 
 def _zsre(fields: Fields) -> Draft:
-    own = fields.peek("ans") is not None
+    own = "ans" in fields
     draft = Draft(fields, prompt="src", target="ans" if own else "alt", **_LOC)
     draft.take("locality_prompt")
     loc = draft["locality_prompt"]
@@ -137,7 +137,7 @@ def _rewrite(fields: Fields) -> Draft:
 
 def knowedit(fields: Fields, _seed: int) -> EditRequest:
     """Records of facts, and of WikiBio (``text``, ``labels``, ``concept``)."""
-    if fields.peek("target_new") is None:
+    if "target_new" not in fields:
         return Draft(fields, prompt="text", target="labels", subject="concept").request()
     return Draft(fields, **_COUNTERFACT).request()
 

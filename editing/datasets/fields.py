@@ -56,7 +56,7 @@ class Fields:
 
     def __init__(self, record: Mapping[str, Any], path: str = "") -> None:
         self._record = {name: value for name, value in record.items() if present(value) is not None}
-        self._path = path
+        self._path, self._keys = path, record.keys()
         self._asked: set[str] = set()
         self._read: set[str] = set()
         self._inner: list[Fields] = []
@@ -81,6 +81,10 @@ class Fields:
     def peek(self, name: str) -> Any:
         """As :meth:`get`, but it does not count as read."""
         return self._record.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the record has a field at all, were it null."""
+        return name in self._keys
 
     def object(self, name: str) -> "Fields | None":
         """A field that holds an object, or a list of one; ``None`` if it holds something else."""

@@ -543,7 +543,7 @@ def test_an_error_in_a_later_part_names_it_and_counts_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("notes.md", b"# Edits", r"notes.md: expected a part that is JSON lines, a JSON array or Parquet; move it"),
+        ("notes.md", b"# Edits", r"notes.md: expected a part that is JSON lines, a JSON array, CSV, Parquet or Arrow; move it"),
         ("z.json", b"{}", r"z.json: expected parts of one kind in a folder, but edits.parquet is Parquet and z.json is not Parquet; move it"),
         ("z.parquet", b"PAR1", r"z.parquet: the Parquet file is damaged or cut off \("),
     ],
