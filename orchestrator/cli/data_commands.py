@@ -21,7 +21,7 @@ from orchestrator.progress import Progress
 _file = click.argument("file", type=click.Path(path_type=Path))
 _format = click.option("--format", type=click.Choice(["auto", *FORMATS]), default="auto", show_default=True, help="Record format.")
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-_strict = click.option("--strict", is_flag=True, help="Stop at the first bad record instead of setting it aside.")
+_strict = click.option("--strict", is_flag=True, help="Stop at the first record that is bad or has a field that is not read.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 _output = click.option(
     "--output", "-o", type=click.Path(path_type=Path), required=True, help="File to write: Parquet, or JSON lines if its name ends in .jsonl."
@@ -41,13 +41,14 @@ data.add_command(build_command)
 @_format
 @click.option("--model", help="Also count this model's tokens: folder or Hub id. Its weights are not read.")
 @click.option("--limit", type=click.IntRange(min=1), help="Look at the first N records only.")
+@_strict
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_command(file: Path, format: str, model: str | None, limit: int | None, as_json: bool) -> None:
+def inspect_command(file: Path, format: str, model: str | None, limit: int | None, strict: bool, as_json: bool) -> None:
     """Tell what a file or folder of edits holds."""
     tokenizer, max_tokens = (load_tokenizer(model), context_length(load_config(model))) if model else (None, None)
     source = EditFile(file, format)
     with _reading(source) as advance:
-        found = inspect(source, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit, advance=advance)
+        found = inspect(source, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit, strict=strict, advance=advance)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -146,6 +147,8 @@ def _inspection_tables(found: Inspection) -> Iterator[Any]:
             if summary:
                 lengths.add_row(f"{name}, {unit}", *(f"{summary[key]:,}" for key in ("min", "mean", "median", "p95", "max")))
     yield from (lengths, "") if lengths.row_count else ()
+    findings = _findings_table(found)
+    yield from (findings, "") if findings.row_count else ()
     bad = _table("Bad records", "count", "first", "reason", right=("count", "first"))
     for entry in found.bad.values():
         bad.add_row(f"{entry['count']:,}", str(entry["first_record"]), entry["reason"])
@@ -162,6 +165,27 @@ def _inspection_tables(found: Inspection) -> Iterator[Any]:
             for text in value if isinstance(value, list) else [value]:
                 preview.add_row(name, _short(text))
     yield from (preview,) if preview.row_count else ()
+
+
+def _findings_table(found: Inspection) -> Table:
+    """What else a person should know, the worst first."""
+    findings = found.findings
+    table = _table("What to know", "count", "first", "what", right=("count", "first"))
+    for name, tally in findings.unread.items():
+        near = f"; did you mean {tally.near}?" if tally.near else ""
+        table.add_row(f"{tally.count:,}", str(tally.first_record), f"{name}: unread, no field of the format{near}")
+    for remark, tally in findings.no_change.items():
+        table.add_row(f"{tally.count:,}", str(tally.first_record), f"changes nothing: {remark}")
+    if findings.repeated_id is not None:
+        name, earlier, later = findings.repeated_id
+        table.add_row(f"{findings.repeated_ids:,}", str(later), f"id of an earlier edit; the first is {name!r} of record {earlier}")
+    if (missing := findings.subject_not_in_prompt) is not None:
+        table.add_row(f"{missing.count:,}", str(missing.first_record), "the subject does not stand in the prompt")
+    for name, tally in findings.not_asked.items():
+        table.add_row(f"{tally.count:,}", str(tally.first_record), f"{name}: further questions, which are not asked")
+    for name, tally in findings.unused.items():
+        table.add_row(f"{tally.count:,}", str(tally.first_record), f"{name}: known, and no edit needs it")
+    return table
 
 
 def _table(title: str | None, *columns: str, right: tuple[str, ...] = ()) -> Table:

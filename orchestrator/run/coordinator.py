@@ -111,7 +111,7 @@ class Coordinator:
             RunDirectory(Path(config.output), overwrite=config.overwrite or resume, resume=resume) as out,
             InputDigest(source.path, source.parts) as self._digest,
         ):
-            total = look_ahead(source, config.limit)
+            total = look_ahead(source, config.limit, strict=config.strict)
             self.load(out, total)
             described = describe_source(source, config.limit)
             state, checkpoint = resumed_state(out, config, self.worker, described, self._digest) if resume else (None, None)

@@ -1,5 +1,6 @@
 """From an edit file to tokenized edits, with bad records set aside, each with its reason."""
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.errors import InputError, InvalidRequest
 from editing.turn import TokenizedEdit, tokenize
+from orchestrator.data.findings import Findings
+
+logger = logging.getLogger("ultraedit")
 
 _READ_WHOLE_BYTES = 2**24
 """Texts up to this length are read to their end before a run starts."""
@@ -43,12 +47,14 @@ class Intake:
         """Usable edits, in the file's order; ``on_bad`` is called with every other record.
 
         Raises:
-            InputError: The file cannot be read, or a record is bad and ``strict`` is set.
+            InputError: The file cannot be read, or a record is bad, or has a field that nobody reads, and ``strict`` is set.
         """
         if self.taken == self._limit:
             return
         for record in self._source.records(after=self.record):
             self.record = record.number
+            if self._strict:
+                refuse_unread(self._source, record)
             usable = self._tokenize(record)
             if isinstance(usable, BadRecord):
                 if self._strict:
@@ -69,24 +75,46 @@ class Intake:
             return BadRecord(record.number, str(error), {"prompt": record.request.prompt, "target": record.request.target})
 
 
-def look_ahead(source: EditFile, limit: int | None) -> int | None:
-    """An early look at a file: all of a short text, else the first records.
+def refuse_unread(source: EditFile, record: NumberedRequest | BadRecord) -> None:
+    """Refuse a record with a field that nobody reads.
+
+    Raises:
+        InputError: It has one.
+    """
+    if isinstance(record, NumberedRequest) and record.notes.unread_reason:
+        raise InputError(f"{source.path}: record {record.number}: {record.notes.unread_reason}")
+
+
+def look_ahead(source: EditFile, limit: int | None, *, strict: bool = False) -> int | None:
+    """An early look at a file: all of a short text, else the first records. What there is to say of them is logged.
+
+    Args:
+        source: The file.
+        limit: Usable edits that the run takes.
+        strict: Refuse a field that nobody reads, among those edits.
 
     Returns:
         About how many usable edits there will be, before tokenization; ``None`` if only reading on would tell.
 
     Raises:
-        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record.
+        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record; or as ``strict`` says.
     """
     whole = source.text_bytes is not None and source.text_bytes <= _READ_WHOLE_BYTES
     first_bad: BadRecord | None = None
     read = usable = 0
+    findings = Findings()
     for record in islice(source, None if whole else _LOOKED_AT):
         read += 1
         if isinstance(record, BadRecord):
             first_bad = first_bad or record
         else:
             usable += 1
+            if limit is None or usable <= limit:
+                findings.add(record)
+                if strict:
+                    refuse_unread(source, record)
+    for line in findings.lines():
+        logger.warning("edits     %s", line if whole or read < _LOOKED_AT else f"of the first {read:,}: {line}")
     if whole or read < _LOOKED_AT:
         if not usable:
             why = f"; record {first_bad.number}: {first_bad.reason}" if first_bad else ""

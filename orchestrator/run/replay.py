@@ -60,13 +60,15 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
 def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
     """Make a finished run's folder what it would be if some edits had never been asked for.
 
+    Args:
+        coordinator: Of the run.
+        ids: Ids of the edits; ``ID@RECORD`` names one of several that have the same id.
+
     Raises:
-        InputError: An id is not in the ledger, or there is no finished run.
+        InputError: An id is not in the ledger, or several edits have it, or there is no finished run.
     """
     path, ledger = _finished(coordinator)
-    found = {entry.id: entry.turn for entry in ledger if entry.id in ids and not entry.rolled_back}
-    if missing := sorted(set(ids) - found.keys()):
-        raise InputError(f"edit: {path} has no edit with the id {missing[0]!r}; 'ultraedit history {path} --edits' lists them")
+    found = {entry.place: entry.turn for entry in _named(path, ledger, ids)}
 
     def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
         state, done = journal.state, journal.state.window
@@ -82,12 +84,33 @@ def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
         journal.ledger.keep_rolled_back(undone, window=state.window + 1)
 
     warming = from_ledger(ledger, coordinator.config.warm_up, 0)
-    before = _BEGINNING if any(entry.id in found for entry in warming) else min(found.values()) - 1
+    before = _BEGINNING if any(entry.place in found for entry in warming) else min(found.values()) - 1
     return _replay(coordinator, path, before=before, windows=windows, without=found)
 
 
-def _set_aside(journal: Journal, entry: Entry, ids: Collection[str]) -> bool:
-    if entry.id not in ids:
+def _named(path: Path, ledger: Ledger, ids: Collection[str]) -> list[Entry]:
+    """The one edit of each id.
+
+    Raises:
+        InputError: There is none, or more than one.
+    """
+    found: dict[str, list[Entry]] = {name: [] for name in sorted(ids)}
+    for entry in ledger:
+        for name in {entry.id, f"{entry.id}@{entry.place}"} & found.keys():
+            if not entry.rolled_back:
+                found[name].append(entry)
+    for name, entries in found.items():
+        if not entries:
+            raise InputError(f"edit: {path} has no edit with the id {name!r}; 'ultraedit history {path} --edits' lists them")
+        if len(entries) > 1:
+            places = [entry.place for entry in entries]
+            hint = f"name one of them as {name}@{places[0]}, or each of them"
+            raise InputError(f"edit: {path} has {len(entries)} edits with the id {name!r}, of records {', '.join(places[:10])}; {hint}")
+    return [entry for entries in found.values() for entry in entries]
+
+
+def _set_aside(journal: Journal, entry: Entry, places: Collection[str]) -> bool:
+    if entry.place not in places:
         return False
     content = {"id": entry.id, "prompt": entry.request.prompt, "target": entry.request.target}
     journal.rejected.add({"record": entry.record, "reason": "removed on request", "content": content})
