@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from editing.errors import InvalidRequest
 
-TEXT_LISTS = ("persona", "multi_hop_prompt", "multi_hop_answer")
+TEXT_LISTS = ("persona", "multi_hop_prompt", "multi_hop_answer", "portability_prompt", "portability_answer")
 """Fields that hold any number of texts; the others hold one or none."""
 
 _MAX_CHARACTERS = 1_000_000
@@ -26,6 +26,8 @@ class EditRequest:
         persona: The same question as other people would ask it; probes generalization to them.
         multi_hop_prompt: Questions whose answers follow from the edit and from facts that the model knows.
         multi_hop_answer: Their answers once the edit holds, one a question.
+        portability_prompt: Questions of any other kind that the edit changes too: by another name of the subject, the other way round.
+        portability_answer: Their answers once the edit holds, one a question.
 
     Raises:
         InvalidRequest: A field is missing, blank, too long or not text.
@@ -41,6 +43,8 @@ class EditRequest:
     persona: tuple[str, ...] = ()
     multi_hop_prompt: tuple[str, ...] = ()
     multi_hop_answer: tuple[str, ...] = ()
+    portability_prompt: tuple[str, ...] = ()
+    portability_answer: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -51,9 +55,10 @@ class EditRequest:
                 _check_text(field.name, value)
         if self.locality_answer is not None and self.locality_prompt is None:
             raise InvalidRequest("locality_answer", "given without a locality_prompt")
-        asked, answered = len(self.multi_hop_prompt), len(self.multi_hop_answer)
-        if asked != answered:
-            raise InvalidRequest("multi_hop_answer", f"expected one answer for each question, found {answered} for {asked}")
+        for kind in ("multi_hop", "portability"):
+            asked, answered = len(getattr(self, f"{kind}_prompt")), len(getattr(self, f"{kind}_answer"))
+            if asked != answered:
+                raise InvalidRequest(f"{kind}_answer", f"expected one answer for each question, found {answered} for {asked}")
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

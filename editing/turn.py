@@ -27,6 +27,7 @@ class TokenizedEdit:
             has no locality answer, the sequence has one row and no meaningful answer.
         persona: Prompts of other people and target, the probes of generalization to them.
         multi_hop: Questions that need the edit and more, and their answers.
+        portability: Other questions that the edit changes too, and their answers.
         record: Number of its record in the input, from 1; 0 if it came from no file.
     """
 
@@ -36,13 +37,15 @@ class TokenizedEdit:
     locality: AnswerSequence | None = None
     persona: tuple[AnswerSequence, ...] = ()
     multi_hop: tuple[AnswerSequence, ...] = ()
+    portability: tuple[AnswerSequence, ...] = ()
     record: int = 0
 
     @property
     def probes(self) -> dict[str, AnswerSequence]:
         """Sequences that the edit is measured on, by name: the kind of probe, numbered from 0 where a request may have several."""
         single = {"sequence": self.sequence, "rephrase": self.rephrase, "locality": self.locality}
-        several = {f"{kind}.{i}": s for kind, all in (("persona", self.persona), ("multi_hop", self.multi_hop)) for i, s in enumerate(all)}
+        kinds = {"persona": self.persona, "multi_hop": self.multi_hop, "portability": self.portability}
+        several = {f"{kind}.{i}": sequence for kind, sequences in kinds.items() for i, sequence in enumerate(sequences)}
         return {name: sequence for name, sequence in single.items() if sequence is not None} | several
 
 
@@ -182,6 +185,10 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
     def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target", subject: str | None = None) -> AnswerSequence:
         return encode(tokenizer, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
 
+    def answered(kind: str) -> tuple[AnswerSequence, ...]:
+        fields = f"{kind}_prompt", f"{kind}_answer"
+        return tuple(encoded(prompt, answer, *fields) for prompt, answer in zip(*(getattr(request, name) for name in fields), strict=True))
+
     r = request
     return TokenizedEdit(
         request,
@@ -189,7 +196,8 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
         None if r.rephrase is None else encoded(r.rephrase, r.target, "rephrase"),
         None if r.locality_prompt is None else encoded(r.locality_prompt, r.locality_answer, "locality_prompt", "locality_answer"),
         tuple(encoded(prompt, r.target, "persona") for prompt in r.persona),
-        tuple(encoded(p, a, "multi_hop_prompt", "multi_hop_answer") for p, a in zip(r.multi_hop_prompt, r.multi_hop_answer, strict=True)),
+        answered("multi_hop"),
+        answered("portability"),
         record,
     )
 

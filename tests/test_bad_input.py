@@ -83,7 +83,7 @@ def refused(tmp_path: Path, ultraedit: Ultraedit, edit_flags: list[str]) -> Call
         pytest.param(b"", ["is empty"], id="empty"),
         pytest.param(b" \n\n", ["is empty"], id="blank"),
         pytest.param(b"[]", ["holds no record"], id="empty array"),
-        pytest.param(b"prompt,target\na,b\n", ["record 1", "is not JSON", "JSON lines, a JSON array or Parquet"], id="not JSON"),
+        pytest.param(b"prompt of target\na of b\n", ["record 1", "is not JSON", "JSON lines, a JSON array, CSV, Parquet or Arrow"], id="not JSON"),
         pytest.param(b"\x89PNG\r\n\x1a\n", ["record 1", "not valid UTF-8"], id="binary"),
         pytest.param(b'[{"prompt": "a", "target": "b"}, {"prompt": "c"', ["record 2", "breaks off"], id="array that breaks off"),
         pytest.param(b'[{"prompt": "a", "target": "b"}, ', ["record 2", "breaks off"], id="array that breaks off at a comma"),

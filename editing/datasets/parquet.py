@@ -12,7 +12,7 @@ from editing.datasets.records import BadRecord, Records, damaged
 
 _BATCH_ROWS = 1000
 
-_FAILURES = (OSError, ValueError, OverflowError, pa.ArrowException)
+FAILURES = (OSError, ValueError, OverflowError, pa.ArrowException)
 """What pyarrow raises on bytes that it cannot decode, and on values that Python cannot hold."""
 
 
@@ -25,7 +25,7 @@ def count_rows(path: Path) -> int:
     try:
         with _open(path) as file:
             return int(file.metadata.num_rows)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise damaged(path, "Parquet file", 0, error) from None
 
 
@@ -51,10 +51,10 @@ def read_rows(path: Path, *, first: int, after: int) -> Records:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
                     known = min(max(after - number, 0), batch.num_rows)
                     number += known
-                    for record in _records(batch.slice(known), number):
+                    for record in batch_records(batch.slice(known), number):
                         number += 1
                         yield number, record
-    except _FAILURES as error:
+    except FAILURES as error:
         raise damaged(path, "Parquet file", number, error) from None
     return number
 
@@ -66,17 +66,18 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _records(batch: pa.RecordBatch, first: int) -> list[dict[str, Any] | BadRecord]:
+def batch_records(batch: pa.RecordBatch, first: int) -> list[dict[str, Any] | BadRecord]:
+    """Rows of a batch as records; ``first`` is the number of the one before them."""
     try:
         return [_present(row) for row in batch.to_pylist()]
-    except _FAILURES:  # a value that is not UTF-8, a date beyond Python's: it costs its own record only
+    except FAILURES:  # a value that is not UTF-8, a date beyond Python's: it costs its own record only
         return [_record(batch.slice(row, 1), first + row + 1) for row in range(batch.num_rows)]
 
 
 def _record(row: pa.RecordBatch, number: int) -> dict[str, Any] | BadRecord:
     try:
         return _present(row.to_pylist()[0])
-    except _FAILURES as error:
+    except FAILURES as error:
         return BadRecord(number, f"holds a value that cannot be read ({error})")
 
 

@@ -1,4 +1,4 @@
-"""Raw records of a text, one at a time: a JSON array or JSON lines, whichever its first character tells.
+"""Raw records of a text, one at a time: a JSON array, JSON lines or a table, whichever its beginning tells.
 
 An array is cut into elements by its brackets, commas and quotes alone, and each element is parsed like a line, on its
 own: what is wrong with one costs that record and no other. Only an array that is never closed is an error of the file.
@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from editing.datasets.tables import read_table, table_header
 from editing.errors import InputError
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|["\[\]{},]', re.DOTALL)
@@ -26,7 +27,7 @@ _STREAM_BYTES = 2**16
 _MAX_RECORD_BYTES = 2**24
 """Far above any edit: after a lost quote, all the rest of an array looks like one element."""
 
-EXPECTED = "JSON lines, a JSON array or Parquet"
+EXPECTED = "JSON lines, a JSON array, CSV, Parquet or Arrow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,12 @@ def read_text(path: Path, compression: str | None, *, first: int, after: int) ->
             start = _first_character(file)
             if not start:
                 raise InputError(f"{path}: is empty; expected edits as {EXPECTED}")
+            table = _table(file, start)
+            if table is not None:
+                for number, row in enumerate(read_table(path, file, *table), start=first + 1):
+                    if number > after:
+                        yield number, BadRecord(number, row) if isinstance(row, str) else row
+                return number
             texts = _elements(path, file, first) if start == b"[" else _lines(path, file, first)
             for number, text in enumerate(texts, start=first + 1):
                 if number > after:
@@ -75,11 +82,12 @@ def read_text(path: Path, compression: str | None, *, first: int, after: int) ->
     return number
 
 
-def begins_like_json(path: Path, compression: str | None) -> bool:
-    """Whether the first character is that of a JSON object or array."""
+def begins_like_edits(path: Path, compression: str | None) -> bool:
+    """Whether the beginning is that of a JSON object or array, or of a table with a header."""
     try:
         with _open(path, compression) as file:
-            return _first_character(file) in (b"{", b"[")
+            start = _first_character(file)
+            return start in (b"{", b"[") or _table(file, start) is not None
     except OSError as error:
         raise damaged(path, f"{compression} stream", 0, error) from None
 
@@ -107,6 +115,10 @@ def _first_character(file: io.BufferedReader) -> bytes:
     while (ahead := file.peek()) and not ahead.strip():
         file.read(len(ahead))
     return ahead.strip()[:1]
+
+
+def _table(file: io.BufferedReader, start: bytes) -> tuple[list[str], str] | None:
+    return None if start in (b"{", b"[") else table_header(file.peek())
 
 
 def _lines(path: Path, file: BinaryIO, first: int) -> Iterator[bytes]:

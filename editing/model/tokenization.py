@@ -18,6 +18,7 @@ from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
 from editing.method.rows import SITES, Site
 from editing.ranges import consecutive
+from editing.subjects import subject_span
 
 _MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""
@@ -118,11 +119,9 @@ def encode(
 
 
 def _last_token(tokenizer: Any, prompt: str, subject: str, num_tokens: int) -> int | None:
-    """Position of a subject's last token in its prompt, the last time that it stands there, in whatever case."""
-    at = prompt.rfind(subject)
-    if at < 0:
-        at = prompt.lower().rfind(subject.lower())
-    return None if at < 0 else min(len(tokenizer(prompt[: at + len(subject)])["input_ids"]), num_tokens) - 1
+    """Position of a subject's last token in its prompt."""
+    span = subject_span(prompt, subject)
+    return None if span is None else min(len(tokenizer(prompt[: span[1]])["input_ids"]), num_tokens) - 1
 
 
 def row_offsets(sequences: Iterable[AnswerSequence], site: Site = "answer") -> list[int]:

@@ -7,6 +7,7 @@ averaged over edits, as in the published evaluation:
     generalization          rephrased prompt  against the target
     generalization_persona  persona prompts   against the target; the mean over an edit's prompts
     multi_hop               multi-hop prompts against their answers, which follow from the edit; the mean over an edit's prompts
+    portability             portability prompts against their answers, which the edit changes too; the mean over an edit's prompts
     specificity             locality prompt   against the locality answer, which the unedited model may not know either
     locality_retention      locality prompt   share of probes where every token is still the unedited model's choice
 
@@ -29,6 +30,7 @@ METRIC_OF = {
     "rephrase": "generalization",
     "persona": "generalization_persona",
     "multi_hop": "multi_hop",
+    "portability": "portability",
     "locality": "specificity",
 }
 """Metric of each kind of probe."""
@@ -55,6 +57,8 @@ class EditResult:
     multi_hop: float | None = None
     generalization_persona_before: float | None = None
     multi_hop_before: float | None = None
+    portability: float | None = None
+    portability_before: float | None = None
 
 
 def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:

@@ -30,7 +30,7 @@ _format = click.option(
     help=f"Record format of the edits: auto, {', '.join(FORMATS)}.",
 )
 _seed = click.option("--seed", **FROM_ZERO, default=0, show_default=True, help="Seed of every random choice.")
-_strict = click.option("--strict", is_flag=True, help="Stop at the first unusable record instead of setting it aside.")
+_strict = click.option("--strict", is_flag=True, help="Stop at the first record that is unusable or has a field that is not read.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 _output = click.option(
     "--output",
@@ -56,8 +56,9 @@ def data(context: click.Context) -> None:
 @_format
 @click.option("--model", **NAMED_MODEL, help="Also count this model's tokens. Its weights are not read.")
 @click.option("--limit", **COUNT, help="Read the first N records only.")
+@_strict
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_command(file: Path, format: str, model: str | None, limit: int | None, as_json: bool) -> None:
+def inspect_command(file: Path, format: str, model: str | None, limit: int | None, strict: bool, as_json: bool) -> None:
     """Show what a file or folder of edits holds."""
     from rich.console import Group
 
@@ -68,7 +69,7 @@ def inspect_command(file: Path, format: str, model: str | None, limit: int | Non
     tokenizer, max_tokens = _tokenizer(model) if model else (None, None)
     source = EditFile(file, format)
     with _reading(source) as advance:
-        found = inspect(source, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit, advance=advance)
+        found = inspect(source, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit, strict=strict, advance=advance)
     if as_json:
         say(json.dumps(found.as_dict(), indent=2))
     else:

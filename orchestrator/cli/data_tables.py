@@ -27,7 +27,7 @@ def inspection_parts(found: "Inspection") -> Iterator[Any]:
     """What was found, as a person reads it, with an empty line after each part."""
     files = f", {found.parts} parts" if found.parts > 1 else ""
     yield from (f"{found.path}: format {found.format}{files}", _counts(found), "")
-    for table in (_lengths(found), _bad_records(found), _conflicts(found)):
+    for table in (_lengths(found), _findings(found), _bad_records(found), _conflicts(found)):
         yield from (table, "") if table.rows else ()
     preview = _preview(found)
     yield from (preview,) if preview.rows else ()
@@ -51,6 +51,31 @@ def _lengths(found: "Inspection") -> Sheet:
         for name, summary in values.get(unit, {}).items():
             if summary:
                 table.add(f"{name}, {unit}", *(f"{summary[key]:,}" for key in _SUMMARY))
+    return table
+
+
+def _findings(found: "Inspection") -> Sheet:
+    """What else a person should know, the worst first."""
+    findings = found.findings
+    table = Sheet(Column("count", right=True), Column("first", right=True), Column("what", text=True), title="What to know")
+
+    def add(count: int, first: object, what: str) -> None:
+        table.add(f"{count:,}", str(first), what)
+
+    for name, tally in findings.unread.items():
+        near = f"; did you mean {tally.near}?" if tally.near else ""
+        add(tally.count, tally.first_record, f"{name}: unread, no field of the format{near}")
+    for remark, tally in findings.no_change.items():
+        add(tally.count, tally.first_record, f"changes nothing: {remark}")
+    if findings.repeated_id is not None:
+        name, earlier, later = findings.repeated_id
+        add(findings.repeated_ids, later, f"id of an earlier edit; the first is {name!r} of record {earlier}")
+    if (missing := findings.subject_not_in_prompt) is not None:
+        add(missing.count, missing.first_record, "the subject does not stand in the prompt")
+    for name, tally in findings.not_asked.items():
+        add(tally.count, tally.first_record, f"{name}: further questions, which are not asked")
+    for name, tally in findings.unused.items():
+        add(tally.count, tally.first_record, f"{name}: known, and no edit needs it")
     return table
 
 

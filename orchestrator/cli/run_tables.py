@@ -27,6 +27,7 @@ _METRICS = (
     ("generalization", "the same on the rephrased prompts"),
     ("generalization_persona", "the same on the prompts of other people"),
     ("multi_hop", "right answer tokens on questions that need the edit and more"),
+    ("portability", "right answer tokens on other questions that the edit changes too"),
     ("specificity", "right answer tokens on the locality probes"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
     ("efficacy_generated", "edits whose generated text begins with the target"),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from editing import EditRequest, InvalidRequest
+from editing import EditRequest, InputError, InvalidRequest
 from editing.datasets import BadRecord, EditFile
+from orchestrator.findings import Findings, refuse_unread
 from orchestrator.run.conflicts import PromptIndex
 
 _EXAMPLES = 5
@@ -15,7 +16,7 @@ _PREVIEW = 3
 _REASONS = 50
 """Kinds of reasons that are told apart."""
 
-_PROBES = ("id", "subject", "rephrase", "persona", "multi_hop_prompt", "locality_prompt", "locality_answer")
+_PROBES = ("id", "subject", "rephrase", "persona", "multi_hop_prompt", "portability_prompt", "locality_prompt", "locality_answer")
 _LENGTHS = ("prompt", "target")
 
 
@@ -63,6 +64,7 @@ class Inspection:
         conflicts: Requests whose prompt had another target before.
         conflict_examples: The first of them.
         bad: Number of bad records, and the first one, by kind of reason.
+        findings: What else there is to say of the records.
         preview: The first usable requests.
     """
 
@@ -79,6 +81,7 @@ class Inspection:
     conflicts: int = 0
     conflict_examples: list[dict[str, Any]] = field(default_factory=list)
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)
+    findings: Findings = field(default_factory=lambda: Findings(on_disk=True))
     preview: list[EditRequest] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Inspection:
             "characters": {name: lengths.summary() for name, lengths in self.characters.items()},
             **({"tokens": tokens} if any(tokens.values()) else {}),
             **{name: getattr(self, name) for name in ("duplicates", "conflicts", "conflict_examples", "bad")},
+            **self.findings.as_dict(),
             "preview": [request_as_dict(request) for request in self.preview],
         }
 
@@ -106,7 +110,7 @@ class Inspection:
         """Count a usable request."""
         self.usable += 1
         self.with_field.update(name for name in _PROBES if getattr(request, name))
-        self.probes.update({"persona": len(request.persona), "multi_hop": len(request.multi_hop_prompt)})
+        self.probes.update({name: len(getattr(request, f"{name}_prompt", request.persona)) for name in ("persona", "multi_hop", "portability")})
         for name, lengths in self.characters.items():
             lengths.add(len(getattr(request, name)))
         if self.usable <= _PREVIEW:
@@ -127,6 +131,7 @@ def inspect(
     tokenizer: Any = None,
     max_tokens: int | None = None,
     limit: int | None = None,
+    strict: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Inspection:
     """Read an edit file once.
@@ -136,10 +141,11 @@ def inspect(
         tokenizer: A model's, to count tokens too and to find what that model cannot take.
         max_tokens: That model's context length.
         limit: Look at the first so many records only.
+        strict: Stop at the first bad record, and at the first field that nobody reads.
         advance: Called with 1 after each record.
 
     Raises:
-        InputError: The file cannot be read, or is of no known format.
+        InputError: The file cannot be read, or is of no known format; or as ``strict`` says.
     """
     found, index = Inspection(str(source.path), source.format.name, len(source.parts)), PromptIndex(on_disk=True)
     for record in source:
@@ -147,7 +153,11 @@ def inspect(
             break
         found.records += 1
         advance(1)
+        if strict:
+            refuse_unread(source, record)
         if isinstance(record, BadRecord):
+            if strict:
+                raise InputError(f"{source.path}: record {record.number}: {record.reason}")
             found.add_bad(record)
             continue
         try:
@@ -157,6 +167,7 @@ def inspect(
             continue
         for name, length in zip(_LENGTHS, lengths, strict=False):
             found.tokens[name].add(length)
+        found.findings.add(record)
         found.add_request(record.number, record.request, index)
     return found
 

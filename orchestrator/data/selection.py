@@ -17,6 +17,7 @@ from pathlib import Path
 from editing import EditRequest, InputError
 from editing.datasets import BadRecord, EditFile
 from editing.datasets.writing import RequestWriter
+from orchestrator.findings import refuse_unread
 from orchestrator.jsonl import LineFile
 from orchestrator.rejected import RejectedRecords
 
@@ -95,7 +96,7 @@ def write(
         source: The file.
         outputs: Files to write.
         choose: Deals the requests out to them.
-        strict: Stop at the first bad record instead of setting it aside.
+        strict: Stop at the first bad record instead of setting it aside, and at the first field that nobody reads.
         overwrite: Replace what is there.
         advance: Called with 1 after each record that is read.
 
@@ -138,6 +139,8 @@ class _Usable:
         for record in self._source:
             self._advance(1)
             if not isinstance(record, BadRecord):
+                if self._strict:
+                    refuse_unread(self._source, record)
                 yield record.request
             elif self._strict:
                 raise InputError(f"{self._source.path}: record {record.number}: {record.reason}")

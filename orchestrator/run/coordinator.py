@@ -93,7 +93,7 @@ class Coordinator:
             RunDirectory(Path(config.output), overwrite=config.overwrite or resume, resume=resume) as out,
             InputDigest(source.path, source.parts) as digest,
         ):
-            look = FirstLook(source)
+            look = FirstLook(source, limit=config.limit, strict=config.strict)
             return self.drive(out, lambda: schedule_edits(out, config, self.worker, look, digest, resume=resume), look.num_edits(config.limit))
 
     def drive(self, out: RunDirectory, make_schedule: Callable[[], Schedule | None], num_edits: int | None = None) -> Path:

@@ -5,14 +5,18 @@ costs nothing yet, how many edits there are in a short one, and go on into the w
 open meanwhile, and what follows is read from there. So a run reads its input once, beside the thread that computes its SHA-256.
 """
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.errors import InputError
 from editing.turn import TokenizedEdit
+from orchestrator.findings import Findings, refuse_unread
 from orchestrator.run.windows import Cursor, Window, in_windows
 from orchestrator.tokenizing import RequestTokenizer
+
+logger = logging.getLogger("ultraedit")
 
 _READ_WHOLE_BYTES = 2**24
 """Texts up to this length are read to their end before a run starts."""
@@ -29,24 +33,35 @@ Record = NumberedRequest | BadRecord
 class FirstLook:
     """The first records of an edit file, read once and kept: all of a short text, else as many as tell what it is.
 
+    What a person should know of them is logged (:mod:`orchestrator.findings`).
+
     Args:
         source: The edit file.
+        limit: Usable edits that the run takes.
+        strict: Refuse a field that nobody reads, among those edits.
 
     Raises:
-        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record.
+        InputError: The file cannot be read, is of no known format, or was read to its end and holds no usable record; or as ``strict`` says.
     """
 
-    def __init__(self, source: EditFile) -> None:
+    def __init__(self, source: EditFile, *, limit: int | None = None, strict: bool = False) -> None:
         self.source = source
         self._open: Iterator[Record] | None = source.records()
         self._kept: list[Record] = []
         self._num_usable = self._num_records = self._characters = 0
         self._reads_whole = source.text_bytes is not None and source.text_bytes <= _READ_WHOLE_BYTES
         first_bad: BadRecord | None = None
+        findings = Findings()
         for record in islice(self._open, None if self._reads_whole else _FIRST_RECORDS):
             self._add(record)
             first_bad = first_bad or (record if isinstance(record, BadRecord) else None)
+            if not isinstance(record, BadRecord) and (limit is None or self._num_usable <= limit):
+                findings.add(record)
+                if strict:
+                    refuse_unread(source, record)
         self._saw_end = self._reads_whole or self._num_records < _FIRST_RECORDS
+        for line in findings.lines():
+            logger.warning("edits     %s", line if self._saw_end else f"of the first {self._num_records:,}: {line}")
         if self._saw_end and not self._num_usable:
             why = f"; record {first_bad.number}: {first_bad.reason}" if first_bad else ""
             raise InputError(f"{source.path}: holds no usable edit{why}")
@@ -99,12 +114,14 @@ class Intake:
             limit: Stop earlier, after so many usable edits.
 
         Raises:
-            InputError: The file cannot be read, or a record is bad and ``strict`` is set.
+            InputError: The file cannot be read, or a record is bad, or has a field that nobody reads, and ``strict`` is set.
         """
         last = min((n for n in (self._limit, limit) if n is not None), default=None)
         if num_usable == last:
             return
         for record in self._look.records(after=after):
+            if self._strict:
+                refuse_unread(self._look.source, record)
             item = self._tokenizer.tokenize_record(record)
             if isinstance(item, BadRecord) and self._strict:
                 raise InputError(f"{self._look.source.path}: record {item.number}: {item.reason}")

@@ -83,9 +83,14 @@ class Entry:
         return self.outcome == ROLLED_BACK
 
     @property
+    def place(self) -> str:
+        """Its record's number, after its input's where that is not the first."""
+        return str(self.record) if self.source == 1 else f"{self.source}.{self.record}"
+
+    @property
     def id(self) -> str:
-        """The edit's own id, or its record's number, after its input's where that is not the first."""
-        return self.request.id or (str(self.record) if self.source == 1 else f"{self.source}.{self.record}")
+        """The edit's own id, or its place. Two edits may have one id, but never one place."""
+        return self.request.id or self.place
 
 
 class Ledger:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MILESTONE_METRICS = ("efficacy", "generalization", "generalization_persona", "multi_hop", "specificity", "locality_retention")
+MILESTONE_METRICS = ("efficacy", "generalization", "generalization_persona", "multi_hop", "portability", "specificity", "locality_retention")
 
 _VITALS = (
     ("watch_efficacy", "efficacy"),

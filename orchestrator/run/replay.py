@@ -90,17 +90,19 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
 def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
     """Make a finished run's folder what it would be if some edits had never been requested.
 
+    Args:
+        coordinator: Of the run.
+        ids: Ids of the edits; ``ID@RECORD`` names one of several that have the same id.
+
     Raises:
-        InputError: An id is not in the ledger, or there is no finished run.
+        InputError: An id is not in the ledger, or several edits have it, or there is no finished run.
     """
     path, ledger = _finished(coordinator)
-    removed = [entry for entry in ledger if entry.id in ids and not entry.rolled_back]
-    if missing := sorted(set(ids) - {entry.id for entry in removed}):
-        raise InputError(f"edit: {path} has no edit with the id {missing[0]!r}; 'ultraedit history {path} --edits' lists them")
-    _warn_of_shared_ids(removed)
+    removed = _named(path, ledger, ids)
+    places = {entry.place for entry in removed}
 
     def keeps(entry: Entry) -> bool:
-        return not entry.rolled_back and entry.id not in ids
+        return not entry.rolled_back and entry.place not in places
 
     def windows(old: Ledger, start: _Start) -> Iterator[Window]:
         yield Window(cursor=start.cursor, removed=removed)
@@ -114,16 +116,9 @@ def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
         while some := list(islice(undone, _ENTRIES_AT_A_TIME)):
             yield Window(cursor=last, rolled_back=some)
 
-    in_warm_up = {entry.id for entry in from_ledger(ledger, coordinator.config.warm_up, 0)} & set(ids)
+    in_warm_up = any(entry.place in places for entry in from_ledger(ledger, coordinator.config.warm_up, 0))
     before = _BEGINNING if in_warm_up else min(entry.turn for entry in removed) - 1
-    return _replay(coordinator, path, before=before, windows=windows, keeps=keeps, outcome=APPLIED, without=ids)
-
-
-def _warn_of_shared_ids(removed: list[Entry]) -> None:
-    by_id = sorted(removed, key=lambda entry: entry.id)
-    for name, entries in groupby(by_id, key=lambda entry: entry.id):
-        if len(turns := [entry.turn for entry in entries]) > 1:
-            logger.warning("edit      %d edits have the id %r, of turns %s; all of them are removed", len(turns), name, ", ".join(map(str, turns)))
+    return _replay(coordinator, path, before=before, windows=windows, keeps=keeps, outcome=APPLIED, without=places)
 
 
 def _cut_again(entries: Iterable[Entry], start: _Start, edits_per_turn: int) -> Iterator[Window]:
@@ -137,6 +132,27 @@ def _cut_again(entries: Iterable[Entry], start: _Start, edits_per_turn: int) -> 
             turn += len(window)
             num_left -= sum(len(each.edits) + len(each.superseded) for each in window)
             yield Window(cursor=cursor, turns=window, may_be_last=not num_left)
+
+
+def _named(path: Path, ledger: Ledger, ids: Collection[str]) -> list[Entry]:
+    """The one edit of each id.
+
+    Raises:
+        InputError: There is none, or more than one.
+    """
+    found: dict[str, list[Entry]] = {name: [] for name in sorted(ids)}
+    for entry in ledger:
+        for name in {entry.id, f"{entry.id}@{entry.place}"} & found.keys():
+            if not entry.rolled_back:
+                found[name].append(entry)
+    for name, entries in found.items():
+        if not entries:
+            raise InputError(f"edit: {path} has no edit with the id {name!r}; 'ultraedit history {path} --edits' lists them")
+        if len(entries) > 1:
+            places = [entry.place for entry in entries]
+            hint = f"name one of them as {name}@{places[0]}, or each of them"
+            raise InputError(f"edit: {path} has {len(entries)} edits with the id {name!r}, of records {', '.join(places[:10])}; {hint}")
+    return [entry for entries in found.values() for entry in entries]
 
 
 def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:
@@ -166,7 +182,7 @@ def _replay(
         windows: Makes the windows.
         keeps: Whether an edit of the ledger is in them.
         outcome: What has become of the run's input when they are done.
-        without: Ids of edits that the warm-up leaves out.
+        without: Places of edits that the warm-up leaves out.
     """
     worker, config = coordinator.worker, coordinator.config
 

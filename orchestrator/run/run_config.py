@@ -19,7 +19,24 @@ from workers.protocol import WorkerSpec
 
 OnCollapse = Literal["warn", "stop", "rollback"]
 Save = Literal["full", "delta"]
-FormatName = Literal["auto", "mquake", "knowedit", "counterfact", "wikibigedit", "fever", "ultraeditbench", "zsre", "qaedit", "jsonl"]
+FormatName = Literal[
+    "auto",
+    "rippleedits",
+    "bizsre",
+    "bizsre-zh",
+    "mquake",
+    "cknowedit",
+    "knowedit",
+    "counterfact",
+    "mlake",
+    "unke",
+    "wikibigedit",
+    "fever",
+    "ultraeditbench",
+    "zsre",
+    "qaedit",
+    "jsonl",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def from_ledger(ledger: Ledger, count: int, used: int, without: Collection[str] 
         ledger: The run's ledger.
         count: Edits wanted.
         used: Edits that the run's own warm-up used.
-        without: Ids that are left out.
+        without: Places of edits that are left out.
 
     Raises:
         InputError: The ledger lacks some of those that were used: the run was stopped before it came to them.
@@ -36,7 +36,7 @@ def from_ledger(ledger: Ledger, count: int, used: int, without: Collection[str] 
             f"{ledger.folder}: holds {len(first)} of the {used} edits that the run's warm-up used, since the run was stopped before the others; "
             "expected all of them to replay the run from its beginning"
         )
-    return [entry for entry in first if entry.id not in without][:count]
+    return [entry for entry in first if entry.place not in without][:count]
 
 
 def warm_up(worker: Worker, edits: Iterable[TokenizedEdit], config: RunConfig) -> int:

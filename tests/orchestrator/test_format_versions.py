@@ -19,7 +19,7 @@ from orchestrator.run import checkpoint, directory, journal, ledger
 from orchestrator.run.checkpoint import Checkpoint
 from orchestrator.run.journal import RunState
 from orchestrator.tune import trial_log
-from orchestrator.tune.trial_log import Measurements
+from orchestrator.tune.trial_log import TrialLog
 from tests.support.command_line import Outcome
 
 Ultraedit = Callable[..., Outcome]
@@ -145,7 +145,7 @@ def test_shipped_presets_and_trial_logs_say_their_versions(tmp_path: Path) -> No
     shipped = [yaml.safe_load(f.read_text()) for f in resources.files("editing.presets").iterdir() if f.name.endswith(".yaml")]
     assert len(shipped) >= 7
     assert {values["format_version"] for values in shipped} == {PRESET.version}
-    with Measurements(tmp_path / "measurements.jsonl", {"seed": 0}):
+    with TrialLog(tmp_path / "measurements.jsonl", {"seed": 0}):
         pass
     assert json.loads((tmp_path / "measurements.jsonl").read_text())["format_version"] == trial_log.FORMAT.version
 
@@ -155,7 +155,7 @@ def test_a_preset_and_a_trial_log_without_a_version_are_read(tmp_path: Path) -> 
     preset.write_text("modules: [layers.1.mlp.up_proj]\nlearning_rate: 1.0\nsource: me\n")
     assert read_preset(preset).modules == ("layers.1.mlp.up_proj",)
     (tmp_path / "log.jsonl").write_text('{"settings": {"seed": 0}}\n{"key": ["rate", "a"], "learning_rate": 0.5}\n')
-    with Measurements(tmp_path / "log.jsonl", {"seed": 0}) as log:
+    with TrialLog(tmp_path / "log.jsonl", {"seed": 0}) as log:
         assert log.get("rate", "a") == {"learning_rate": 0.5}
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from editing import EditRequest
+from tests.support.more_formats import MORE
 
 LOCALITY = {"locality_prompt": "Spain's capital is", "locality_answer": "Madrid"}
 EXPECTED = EditRequest("Italy's capital is", "Rome", subject="Italy", rephrase="The capital of Italy is", **LOCALITY)
+
 NESTED = {
     "case_id": 7,
     "requested_rewrite": {"prompt": "{}'s capital is", "subject": "Italy", "target_new": {"str": "Rome"}, "target_true": {"str": "Madrid"}},
@@ -157,7 +159,7 @@ CASES: dict[str, tuple[str, dict[str, Any], EditRequest]] = {
     "knowedit": (
         "knowedit",
         KNOWEDIT,
-        with_values(EXPECTED, multi_hop_prompt=["Italy's capital is on the", "Rome is the capital of"], multi_hop_answer=["Tiber", "Italy"]),
+        with_values(EXPECTED, portability_prompt=["Italy's capital is on the", "Rome is the capital of"], portability_answer=["Tiber", "Italy"]),
     ),
     "knowedit, zsRE": (
         "knowedit",
@@ -179,13 +181,14 @@ CASES: dict[str, tuple[str, dict[str, Any], EditRequest]] = {
             EXPECTED,
             locality_prompt="nq question: who is it",
             locality_answer="me",
-            multi_hop_prompt="Its river?",
-            multi_hop_answer="Tiber",
+            portability_prompt="Its river?",
+            portability_answer="Tiber",
         ),
     ),
     "zsre, the method's own": ("zsre", OWN_ZSRE, with_values(EXPECTED, locality_prompt="who is it?", locality_answer="me")),
     "counterfact, flat": ("counterfact", FLAT, with_values(EXPECTED, id="7")),
     "counterfact, nested": ("counterfact", NESTED, with_values(EXPECTED, id="7")),
+    **MORE,
 }
 
 

@@ -144,7 +144,7 @@ def test_records_of_a_special_format_may_lack_what_makes_it_special(tmp_path: Pa
     plain = {name: KNOWEDIT[name] for name in ("subject", "prompt", "target_new")}
     assert requests(read(tmp_path, KNOWEDIT, plain))[1] == EditRequest("Italy's capital is", "Rome", subject="Italy")
     named = read(tmp_path, plain, KNOWEDIT, format="knowedit")
-    assert len(requests(named)[1].multi_hop_prompt) == 2
+    assert len(requests(named)[1].portability_prompt) == 2
 
 
 def test_no_known_format_says_what_was_seen_and_what_is_known(tmp_path: Path) -> None:
@@ -273,10 +273,11 @@ def test_texts_of_any_length_are_read_and_refused_by_their_field(tmp_path: Path)
 
 
 @pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="the data sets lie beside the repository, not in it")
-@pytest.mark.parametrize(("name", "multi_hop"), [("counterfact-edit.json", 0), ("zsre_mend_edit.json", 1_037)])
-def test_the_public_data_sets_round_trip(name: str, multi_hop: int) -> None:
+@pytest.mark.parametrize(("name", "portability"), [("counterfact-edit.json", 0), ("zsre_mend_edit.json", 1_037)])
+def test_the_public_data_sets_round_trip(name: str, portability: int) -> None:
     asked = requests(list(EditFile(PUBLIC_DATA / name)))
-    assert sum(len(request.multi_hop_prompt) for request in asked) == multi_hop
+    assert sum(len(request.portability_prompt) for request in asked) == portability
+    assert not any(request.multi_hop_prompt for request in asked)
     assert round_trip(asked, "edits.parquet") == asked
 
 
