@@ -87,17 +87,3 @@ def test_an_interrupted_replay_is_not_taken_for_a_run(
     assert digests(out) == before
     assert ultraedit(command[0], out, *command[1:]).code == 0
     assert digests(out) != before
-
-
-def test_an_id_that_several_edits_have_removes_them_all_and_says_so(
-    run: Callable[..., Path],
-    ultraedit: Callable[..., Outcome],
-) -> None:
-    records = with_ids(RECORDS)
-    records[1] = {**records[1], "id": "same"}
-    records[50] = {**records[50], "id": "same"}
-    out = run("out", records)
-    outcome = ultraedit("remove", out, "--edit", "same")
-    assert outcome.code == 0
-    assert "2 edits have the id 'same', of turns 1, 9; all of them are removed" in outcome.stderr
-    assert digests(out) == digests(run("without", [record for record in records if record["id"] != "same"]))
