@@ -49,10 +49,10 @@ soak: $(READY)
 	$(BIN)/python -m tests.benchmarks.soak
 
 docs: $(DOCS)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict --clean
 
 docs-serve: $(DOCS)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs serve
 
 coverage: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --cov=editing --cov=workers --cov=orchestrator --cov-report=term-missing:skip-covered --cov-report=html
