@@ -3,18 +3,21 @@
 # make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
+# make docs     the documentation as a site in site/, every link checked; make docs-serve shows it while you write
+# make coverage which lines the tests run                make wheel-check  build the wheel and use it without the checkout
 PYTHON ?= python3.11
 VENV   ?= .venv
 # A GPU machine brings its own: make demo TORCH=torch, or VENV=/a/venv/with/torch TORCH=
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DOCS   := $(VENV)/.ready-docs
 
 SHARED ?= ../shared/data
 # Processes that run tests side by side
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check format bench bench-7b quality soak clean
+.PHONY: demo test test-slow check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -49,6 +52,25 @@ quality: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.benchmarks.soak
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict --clean
+
+docs-serve: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs serve
+
+coverage: $(READY)
+	$(BIN)/python -m pytest -m "not slow" --cov=editing --cov=workers --cov=orchestrator --cov-report=term-missing:skip-covered --cov-report=html
+
+wheel-check: $(READY)
+	tests/wheel/check $(VENV)
+
+hooks: $(READY)
+	$(BIN)/pre-commit install
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)")
@@ -56,4 +78,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache runs mlruns mlartifacts mlflow.db
+	rm -rf $(VENV) .cache runs mlruns mlartifacts mlflow.db site htmlcov .coverage

@@ -1,0 +1,57 @@
+"""The scripts of ``examples/`` run, on a tiny model, and do what their first lines say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "tests" / "data" / "parity" / "llama-tiny" / "model"
+MODULES, RATE = "model.layers.{1,2}.mlp.{gate,up}_proj", "1e-3"
+
+
+def start(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script, started as a person would, from a folder that is not the checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "examples" / script), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def run(script: str, *arguments: str, folder: Path) -> str:
+    """What a script prints that ends well."""
+    done = start(script, "--model", str(MODEL), *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_model_is_edited_asked_and_restored_from_python(tmp_path: Path) -> None:
+    said = run("edit_and_ask.py", "--modules", MODULES, "--learning-rate", "1e-2", "--output", "edited", folder=tmp_path)
+    before, now = (float(word) for word in said.split("right answer tokens: ")[1].split() if word[:1].isdigit())
+    assert now > before
+    assert "undone: True" in said
+    assert (tmp_path / "edited" / "config.json").is_file()
+
+
+def test_a_day_is_appended_to_a_run_and_taken_back(tmp_path: Path) -> None:
+    options = ["--option", f"modules={MODULES}", "--option", f"learning-rate={RATE}", "--option", "edits-per-turn=4", "--option", "generate=2"]
+    said = run("lifelong_run.py", "--output", "daily", "--each-day", "8", *options, folder=tmp_path)
+    metrics = json.loads((tmp_path / "daily" / "metrics.json").read_text())
+    assert (metrics["turns"], metrics["edits"]) == (2, 8)  # Monday's alone
+    assert "$ ultraedit diff daily 2 4" in said
+    assert "$ ultraedit rollback daily --to-turn 2" in said
+
+
+def test_edits_are_made_of_triples_and_written_within_a_budget(tmp_path: Path) -> None:
+    options = ["--option", f"modules={MODULES}", "--option", f"learning-rate={RATE}", "--option", "generate=2"]
+    run("edits_from_triples.py", "--output", "out", "--device-memory", "2GiB", *options, folder=tmp_path)
+    metrics = json.loads((tmp_path / "out" / "run" / "metrics.json").read_text())
+    assert metrics["edits"] > 0
+    assert metrics["generalization"] is not None
+    assert json.loads((tmp_path / "out" / "run" / "run.json").read_text())["config"]["device_memory"] == "2GiB"
+
+
+def test_a_script_that_cannot_go_on_ends_in_one_line(tmp_path: Path) -> None:
+    done = start("edit_and_ask.py", "--model", "nowhere", folder=tmp_path)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
