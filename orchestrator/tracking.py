@@ -21,6 +21,7 @@ _MAX_METRICS = 1000  # MLflow's own limits for one batch
 _MAX_PARAMS = 100
 _MAX_PARAM_LENGTH = 6000
 _MAX_NESTED = 10_000
+_SQLITE = "sqlite:///"
 _CLOSE_TIMEOUT = 60.0
 """Seconds that the end of a run waits for a slow tracking server."""
 
@@ -242,8 +243,20 @@ def make_tracker(uri: str, experiment: str) -> Tracker:
     return MlflowTracker(uri, experiment)
 
 
+def database_of(uri: str) -> Path | None:
+    """The file of a tracking URI that names a SQLite database, as an absolute path; ``None`` for any other URI."""
+    name = uri.removeprefix(_SQLITE).partition("?")[0]
+    return Path(name).resolve() if uri.startswith(_SQLITE) and name not in ("", ":memory:") else None
+
+
+def absolute_uri(uri: str) -> str:
+    """A tracking URI that names the same database from any working directory."""
+    _, mark, query = uri.partition("?")
+    database = database_of(uri)
+    return uri if database is None else f"{_SQLITE}{database}{mark}{query}"
+
+
 def _artifact_root(uri: str) -> str | None:
     """Beside a local database; a server chooses its own."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    database = database_of(uri)
+    return None if database is None else (database.parent / "mlartifacts").as_uri()

@@ -48,6 +48,9 @@ _data_options = _options(
 )
 
 
+_base_model = click.option("--model", help="Folder or Hub id of the unedited model, if it is no longer where the run had it.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ultraedit-orchestrator")
 def cli() -> None:
@@ -111,8 +114,8 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
     With --resume RUN_DIR and another --edits, the new facts are appended to a finished run.
     """
     if resume is not None and resume != "auto":
-        stored = stored_config(Path(resume))
-        flags = {**stored, **{name: value for name, value in flags.items() if value is not None}, "output": resume}
+        given = {name: value for name, value in flags.items() if value is not None}
+        flags = {**stored_config(Path(resume), given, can_give=("model", "preset", "edits")), "output": resume}
     run_edit(RunConfig.build(flags, config_file), resume=resume is not None)
 
 
@@ -148,22 +151,24 @@ def show(run_dir: Path, samples: int) -> None:
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--to-turn", type=int, required=True, help="The turn to go back to; 0 is the unedited model.")
-def rollback(run_dir: Path, to_turn: int) -> None:
+@_base_model
+def rollback(run_dir: Path, to_turn: int, model: str | None) -> None:
     """Make a finished run exactly what it was after a turn."""
     from orchestrator.run.replay import roll_back
 
-    with closing(_coordinator(_stored(run_dir))) as coordinator:
+    with closing(_coordinator(_stored(run_dir, model))) as coordinator:
         show_run(roll_back(coordinator, to_turn), _screen())
 
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--edit", "ids", multiple=True, required=True, help="Id of an edit to take out; may be given several times.")
-def remove(run_dir: Path, ids: tuple[str, ...]) -> None:
+@_base_model
+def remove(run_dir: Path, ids: tuple[str, ...], model: str | None) -> None:
     """Make a finished run what it would be if some edits had never been asked for."""
     from orchestrator.run.replay import remove as take_out
 
-    with closing(_coordinator(_stored(run_dir))) as coordinator:
+    with closing(_coordinator(_stored(run_dir, model))) as coordinator:
         show_run(take_out(coordinator, ids), _screen())
 
 
@@ -208,7 +213,7 @@ def demo(output: str, cache: Path) -> None:
 
     progress = Progress(_errors())
     model = gemma_folder(cache, progress)
-    run_edit(RunConfig(model=str(model), edits=str(FACTS), output=output, generate=240, overwrite=True))
+    run_edit(RunConfig.build({"model": str(model), "edits": str(FACTS), "output": output, "generate": 240, "overwrite": True}))
 
 
 cli.add_command(data)
@@ -245,8 +250,8 @@ def _coordinator(config: RunConfig) -> "Coordinator":
     return Coordinator(config, make_worker(config), tracker, Progress(_errors()))
 
 
-def _stored(run_dir: Path) -> RunConfig:
-    return RunConfig.build(stored_config(run_dir))
+def _stored(run_dir: Path, model: str | None = None) -> RunConfig:
+    return RunConfig.build(stored_config(run_dir, {"model": model}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

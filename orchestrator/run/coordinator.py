@@ -166,6 +166,7 @@ class Coordinator:
         """
         self._acts = self.config.on_collapse != "warn" and not replay
         state, run = journal.state, self._describe(journal.state)
+        state.config = {**state.config, **self.config.places}  # where they are now, if the run is an earlier one
         state.seconds = dict.fromkeys(_PHASES, 0.0) | state.seconds
         state.seconds["load"] += self._load_seconds
         self.tracker.start(out.path.name, _parameters(run), run_id=state.mlflow_run_id)
