@@ -11,7 +11,7 @@ from typing import Any
 from editing.config import EVERYDAY, NONE
 from editing.errors import InputError
 from editing.files.model_name import lost_folder
-from orchestrator.tracking import absolute_uri, database_of
+from orchestrator.tracking_database import absolute_uri, database_of
 
 logger = logging.getLogger("ultraedit")
 

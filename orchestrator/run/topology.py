@@ -8,7 +8,7 @@ from pathlib import Path
 
 from editing import InputError
 from orchestrator.run.run_config import RunConfig
-from orchestrator.tracking import database_of
+from orchestrator.tracking_database import database_of
 from workers.protocol import Worker
 from workers.worker import LocalWorker
 

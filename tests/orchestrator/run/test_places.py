@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.run.run_config import RunConfig
-from orchestrator.tracking import absolute_uri, database_of
+from orchestrator.tracking_database import absolute_uri, database_of
 from tests.conftest import Outcome
 
 ROOT = Path(__file__).parents[3]
