@@ -13,13 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from editing.errors import InputError
-from editing.version import DISTRIBUTION, __version__
+from editing.version import PACKAGE, __version__
 
 PACKAGES = ("editing", "workers", "orchestrator")
 HOME = Path(__file__).resolve().parents[1]
 """The folder that holds this copy of the project's packages."""
 
-_ADVICE = f"install {DISTRIBUTION} in an environment of its own (python -m venv), and keep folders of that name off the path"
+_ADVICE = f"install {PACKAGE} in an environment of its own (python -m venv), and keep folders of that name off the path"
 
 
 def check_packages() -> None:
@@ -37,7 +37,7 @@ def _problems() -> Iterator[str]:
         if (place := _imported_from(name)) != HOME / name:
             yield f"package {name!r} is imported from {place or 'nowhere'}, expected {HOME / name}"
     for file in _changed_files():
-        others = sorted(set(packages_distributions().get(file.parts[0], ())) - {DISTRIBUTION})
+        others = sorted(set(packages_distributions().get(file.parts[0], ())) - {PACKAGE})
         yield f"package {file.parts[0]!r}: {file} is not the one that was installed{f'; {others[0]} has this package too' if others else ''}"
 
 
@@ -51,7 +51,7 @@ def _imported_from(name: str) -> Path | None:
 def _changed_files() -> Iterator[PackagePath]:
     """Installed ``__init__.py`` files whose content is another's: two packages of one name are written into one folder."""
     try:
-        files = distribution(DISTRIBUTION).files or []
+        files = distribution(PACKAGE).files or []
     except PackageNotFoundError:
         return
     for file in files:
@@ -73,7 +73,7 @@ def main() -> int:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    sys.stdout.write(f"{DISTRIBUTION} {__version__}: {', '.join(PACKAGES)} in {HOME} are its own\n")
+    sys.stdout.write(f"{PACKAGE} {__version__}: {', '.join(PACKAGES)} in {HOME} are its own\n")
     return 0
 
 

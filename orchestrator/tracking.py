@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from editing.errors import InputError
+from orchestrator.tracking_database import BrokenDatabase, database_of, prepare_database
 
 logger = logging.getLogger("ultraedit")
 
@@ -81,7 +82,7 @@ class MlflowTracker:
         self._experiment = experiment
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: list[Callable[[], None]] = []
-        self._down = self._started = False
+        self._down = self._started = self._gave_up = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -123,7 +124,7 @@ class MlflowTracker:
         self._thread.join(timeout)
         if self._thread.is_alive():
             logger.warning("tracking: %s did not take everything within %.0f s; the run's last values are not there", self.uri, timeout)
-        elif self._waiting:
+        elif self._waiting and not self._gave_up:
             logger.warning("tracking: %d sends to %s failed for good; the results on disk do not need them", len(self._waiting), self.uri)
 
     def _work(self) -> None:
@@ -134,8 +135,9 @@ class MlflowTracker:
                 while True:  # all that is there: an outage then costs one attempt, not one for each
                     jobs.append(self._jobs.get_nowait())
             self._waiting += [job for job in jobs if job]
-            self._send_waiting()
-        if self._waiting and self._succeeds(self._waiting[-1]):  # it answers: what it refuses shall not hold up the rest
+            if not self._gave_up:
+                self._send_waiting()
+        if self._waiting and not self._gave_up and self._succeeds(self._waiting[-1]):  # it answers: what it refuses shall not hold up the rest
             self._waiting = [job for job in self._waiting[:-1] if not self._succeeds(job)]
 
     def _send_waiting(self) -> None:
@@ -149,6 +151,10 @@ class MlflowTracker:
     def _succeeds(self, job: Callable[[], None]) -> bool:
         try:
             job()
+        except BrokenDatabase as error:
+            logger.warning("tracking: %s; the run goes on and is not tracked", error)
+            self._gave_up = True
+            return False
         except Exception as error:  # whatever a client or network raises, the run goes on
             if not self._down:
                 logger.warning("tracking: a send to %s failed (%s); the run goes on", self.uri, _reason(error))
@@ -159,14 +165,41 @@ class MlflowTracker:
         return True
 
     def _create_run(self, name: str, params: Mapping[str, Any]) -> None:
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=self.uri)
-        found = self._client.get_experiment_by_name(self._experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment, artifact_location=_artifact_root(self.uri))
+        self._client = self._connect()
+        experiment = self._experiment_id()
         if not self._run_id:
             self._run_id = self._client.create_run(experiment, run_name=name).info.run_id
         self._log_params(params)
+
+    def _connect(self) -> Any:
+        """A client of a server, or of a local database that is there and can be used."""
+        from mlflow import MlflowClient
+
+        database = database_of(self.uri)
+        if database is None:
+            return MlflowClient(tracking_uri=self.uri)
+        prepare_database(database)
+        try:
+            client = MlflowClient(tracking_uri=self.uri)
+            client.search_experiments(max_results=1)
+        except Exception as error:  # whatever MLflow, SQLAlchemy or Alembic raise
+            if "locked" in str(error):
+                raise
+            raise BrokenDatabase(database, _reason(error)) from error
+        return client
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(self._experiment, artifact_location=_artifact_root(self.uri)))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(self._experiment)
+                if found is None:  # else another run has made it since
+                    raise
+        return str(found.experiment_id)
 
     def _log_nested(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         run_id = self._nested_run(name)
@@ -194,9 +227,7 @@ class MlflowTracker:
             self._client.log_batch(run_id or self._run_id, params=rows[a : a + _MAX_PARAMS])
 
     def _reopen_run(self, run_id: str) -> None:
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=self.uri)
+        self._client = self._connect()
         self._client.update_run(run_id, status="RUNNING")
         self._run_id = run_id
 
@@ -244,6 +275,5 @@ def make_tracker(uri: str, experiment: str) -> Tracker:
 
 def _artifact_root(uri: str) -> str | None:
     """Beside a local database; a server chooses its own."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    database = database_of(uri)
+    return None if database is None else (database.parent / "mlartifacts").as_uri()

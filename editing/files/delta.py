@@ -21,13 +21,15 @@ from torch import Tensor
 from editing.errors import InputError, ModelError
 from editing.files import pretrained
 from editing.files.format_version import Format
+from editing.files.model_name import lost_folder
 from editing.files.reader import WeightReader
 from editing.files.saving import save_edited
 from editing.files.weights import WeightFiles
 
 WEIGHTS, ABOUT = "edited.safetensors", "delta.json"
 
-FORMAT = Format("delta", 1)
+FORMAT = Format("delta", 2)
+"""Version 1 may name the base by a relative path."""
 
 
 def write_delta(folder: Path, weights: Mapping[str, Tensor], *, base: str, fingerprint: str, dtype: str) -> None:
@@ -36,7 +38,7 @@ def write_delta(folder: Path, weights: Mapping[str, Tensor], *, base: str, finge
     Args:
         folder: Where it goes; made if missing.
         weights: Edited modules' weights by module name, whole.
-        base: Name or folder of the base model.
+        base: Folder, as an absolute path, or Hub id of the base model.
         fingerprint: Of the base model, as held in ``dtype``.
         dtype: Precision in which the base was edited: ``float32`` or ``bfloat16``.
     """
@@ -62,10 +64,10 @@ def apply_delta(folder: Path, output: Path, *, base: str | None = None) -> str:
 
     Raises:
         InputError: The delta is damaged or of a newer format version, ``output`` is there already, or the disk is full. Nothing was written.
-        ModelError: The base cannot be read, or is another model.
+        ModelError: The base is not there, cannot be read, or is another model.
     """
     about = _read_about(folder)
-    name = base or str(about["base"])
+    name = base or _base_of(folder, about)
     if output.exists():
         raise InputError(f"{output}: is there already; give a folder that is not")
     source = pretrained.local_folder(name)
@@ -84,6 +86,19 @@ def apply_delta(folder: Path, output: Path, *, base: str | None = None) -> str:
             reader.close()
             shutil.rmtree(partial, ignore_errors=True)
     return name
+
+
+def _base_of(folder: Path, about: Mapping[str, Any]) -> str:
+    """The base that a delta names.
+
+    Raises:
+        ModelError: It is a folder that is not there.
+    """
+    base = str(about["base"])
+    lost = lost_folder(base, may_be_relative=FORMAT.version_of(about, folder / ABOUT) < 2)
+    if lost is not None:
+        raise ModelError(f"{folder}: was made from the model {base}, which was not found: there is no {lost}; give it with --base")
+    return base
 
 
 def _edited(folder: Path, files: WeightFiles) -> dict[str, Tensor]:

@@ -142,6 +142,6 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
     from orchestrator.run.run_config import RunConfig
 
     if resume is not None and resume != "auto":
-        stored = stored_config(Path(resume))
-        flags = {**stored, **{name: value for name, value in flags.items() if value is not None}, "output": resume}
+        given = {name: value for name, value in flags.items() if value is not None}
+        flags = {**stored_config(Path(resume), given, can_give=("model", "preset", "edits")), "output": resume}
     run_edit(RunConfig.build(flags, config_file), resume=resume is not None)

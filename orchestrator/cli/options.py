@@ -29,7 +29,10 @@ FILE: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FOLDER"}
 INPUT: dict[str, Any] = {"type": click.Path(), "metavar": "FILE|FOLDER"}
 
-FORMATS = ("mquake", "knowedit", "counterfact", "wikibigedit", "fever", "ultraeditbench", "zsre", "qaedit", "jsonl")
+FORMATS = (
+    *("rippleedits", "bizsre", "bizsre-zh", "mquake", "cknowedit", "knowedit", "counterfact", "mlake", "unke"),
+    *("wikibigedit", "fever", "ultraeditbench", "zsre", "qaedit", "jsonl"),
+)
 DTYPES = ("auto", "float32", "bfloat16")
 MOMENT_RULES = ("published", "exact")
 PRESERVE_FORMS = ("off", "auto", "exact", "sketch")

@@ -7,34 +7,38 @@ import rich_click as click
 from orchestrator.cli.console import messages, screen
 from orchestrator.cli.help import command
 from orchestrator.cli.libraries import ready_libraries
-from orchestrator.cli.options import FOLDER, WHOLE, run_dir
+from orchestrator.cli.options import FOLDER, NAMED_MODEL, WHOLE, run_dir
+
+_moved_model = click.option("--model", **NAMED_MODEL, help="The unedited model, if it is no longer where the run had it.")
 
 
 @command("rollback")
 @run_dir
 @click.option("--to-turn", **WHOLE, required=True, help="The turn to go back to; 0 is the unedited model.")
-def rollback(run_dir: Path, to_turn: int) -> None:
+@_moved_model
+def rollback(run_dir: Path, to_turn: int, model: str | None) -> None:
     """Make a finished run exactly what it was after a turn."""
     ready_libraries()
     from orchestrator.cli.run_tables import show_run
     from orchestrator.cli.runs import stored_run
     from orchestrator.run.replay import roll_back
 
-    with stored_run(run_dir) as coordinator:
+    with stored_run(run_dir, model) as coordinator:
         show_run(roll_back(coordinator, to_turn), screen())
 
 
 @command("remove")
 @run_dir
 @click.option("--edit", "ids", metavar="ID", multiple=True, required=True, help="Id of an edit to remove; may be given several times.")
-def remove(run_dir: Path, ids: tuple[str, ...]) -> None:
+@_moved_model
+def remove(run_dir: Path, ids: tuple[str, ...], model: str | None) -> None:
     """Make a finished run what it would be without some of its edits."""
     ready_libraries()
     from orchestrator.cli.run_tables import show_run
     from orchestrator.cli.runs import stored_run
     from orchestrator.run.replay import remove as remove_edits
 
-    with stored_run(run_dir) as coordinator:
+    with stored_run(run_dir, model) as coordinator:
         show_run(remove_edits(coordinator, ids), screen())
 
 
@@ -52,4 +56,4 @@ def demo(output: str, cache: Path) -> None:
     from orchestrator.run.run_config import RunConfig
 
     model = gemma_folder(cache, Progress(messages()))
-    run_edit(RunConfig(model=str(model), edits=str(FACTS), output=output, generate=240, overwrite=True))
+    run_edit(RunConfig.build({"model": str(model), "edits": str(FACTS), "output": output, "generate": 240, "overwrite": True}))

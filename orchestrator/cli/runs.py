@@ -42,13 +42,17 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
 
 
 @contextmanager
-def stored_run(path: Path) -> Iterator[Coordinator]:
-    """The coordinator of a run that is there, with the options that it was begun with.
+def stored_run(path: Path, model: str | None = None) -> Iterator[Coordinator]:
+    """The coordinator of a run that exists, with the options that it was started with.
+
+    Args:
+        path: The run's folder.
+        model: Folder or Hub id of its unedited model, if that has moved.
 
     Raises:
-        InputError: There is no run.
+        InputError: There is no run, or an input is not where the run had it.
     """
-    with closing(make_coordinator(RunConfig.build(stored_config(path)))) as coordinator:
+    with closing(make_coordinator(RunConfig.build(stored_config(path, {"model": model})))) as coordinator:
         yield coordinator
 
 

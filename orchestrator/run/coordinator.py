@@ -147,6 +147,7 @@ class Coordinator:
     def _begin(self, out: RunDirectory, schedule: Schedule) -> tuple[TurnRecorder, Governor, dict[str, Any]]:
         """The run's books, its governor and its description, from the state that it begins from."""
         config, state = self.config, schedule.state
+        state.config = {**state.config, **config.places}  # where they are now, if the run is an earlier one
         if schedule.model_state is not None:
             self.worker.load_state(schedule.model_state, state.watch)
         state.seconds = dict.fromkeys(PHASES, 0.0) | state.seconds

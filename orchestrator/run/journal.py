@@ -22,8 +22,11 @@ from orchestrator.run.ledger import Ledger
 
 logger = logging.getLogger("ultraedit")
 
-FORMAT = Format("run state", 1)
-"""The loop state of a run in its checkpoints, and the lines of ``turns.jsonl`` and ``rejected.jsonl`` that it counts."""
+FORMAT = Format("run state", 2)
+"""The loop state of a run in its checkpoints, and the lines of ``turns.jsonl`` and ``rejected.jsonl`` that it counts.
+
+Version 1 may have relative paths in its configuration.
+"""
 
 
 @dataclass(kw_only=True)
@@ -111,6 +114,11 @@ class RunState:
     def as_stored(self) -> dict[str, Any]:
         """What :meth:`from_stored` reads."""
         return {**FORMAT.tag, **asdict(self)}
+
+
+def may_have_relative_paths(checkpoint: Checkpoint) -> bool:
+    """Whether paths in the configuration of a state are as they were given, from a working directory that is not known."""
+    return FORMAT.version_of(checkpoint.state, checkpoint.path) < 2
 
 
 class Journal:

@@ -1,6 +1,7 @@
 """From what state a run begins: fresh, where an unfinished run stopped, or at the end of a finished one."""
 
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
 from orchestrator.run.directory import RunDirectory, find_unfinished, read_run
 from orchestrator.run.intake import FirstLook, Intake
-from orchestrator.run.journal import RunState
+from orchestrator.run.journal import RunState, may_have_relative_paths
 from orchestrator.run.ledger import ROLLED_BACK
-from orchestrator.run.run_config import RunConfig
+from orchestrator.run.places import find_inputs, without_lost_tracking
+from orchestrator.run.run_config import RunConfig, known_options
 from orchestrator.run.windows import Cursor, Schedule
 from orchestrator.tokenizing import RequestTokenizer
 from workers.protocol import Worker
@@ -138,17 +140,31 @@ def _shortened(value: object) -> str:
     return str(value)[:12]
 
 
-def stored_config(path: Path) -> dict[str, Any]:
-    """The configuration that the run at a path was begun with, finished or not.
+def stored_config(path: Path, given: Mapping[str, Any] | None = None, *, can_give: Collection[str] = ("model",)) -> dict[str, Any]:
+    """The configuration that the run at a path was started with, finished or not, and what is given anew.
+
+    Args:
+        path: The run's folder.
+        given: Options of this call; those that are ``None`` were not given.
+        can_give: Inputs that this call reads and has an option for: of ``model``, ``preset`` and ``edits``.
 
     Raises:
-        InputError: There is no run.
+        InputError: There is no run, or an input is not where the run had it.
     """
     folder = find_unfinished(path) or path
     checkpoint = Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
-    return {**RunState.from_stored(checkpoint).config, "output": str(path), "overwrite": False}
+    state = RunState.from_stored(checkpoint)
+    stored = {**known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
+    new = {name: value for name, value in (given or {}).items() if value is not None}
+    options = find_inputs(path, stored, new, can_give=can_give, may_be_relative=may_have_relative_paths(checkpoint))
+    return without_lost_tracking(options) if _is_tracked(path, state) and "tracking_uri" not in new else options
+
+
+def _is_tracked(path: Path, state: RunState) -> bool:
+    """Whether a run is known to a tracker: a short one may have learnt its id there after its last checkpoint."""
+    return bool(state.mlflow_run_id or ((path / "run.json").is_file() and read_run(path).get("mlflow_run_id")))
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:

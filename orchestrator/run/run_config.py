@@ -1,12 +1,13 @@
 """The configuration of a run: one frozen record, from defaults, a YAML file and command-line flags, in this order."""
 
+import logging
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
-from editing.config import EVERYDAY, NONE, MethodOptions, MomentRule, PreserveForm, check_choice, check_number, check_whole
+from editing.config import NONE, MethodOptions, MomentRule, PreserveForm, check_choice, check_number, check_whole
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
@@ -15,7 +16,10 @@ from editing.model.modules import split_patterns
 from editing.presets import find_preset
 from editing.reference_text import read_text
 from orchestrator.run.governor import Limits
+from orchestrator.run.places import PLACES, absolute
 from workers.protocol import WorkerSpec
+
+logger = logging.getLogger("ultraedit")
 
 OnCollapse = Literal["warn", "stop", "rollback"]
 Save = Literal["full", "delta"]
@@ -194,13 +198,13 @@ class RunConfig:
 
     @classmethod
     def build(cls, flags: dict[str, Any], file: Path | None = None) -> "RunConfig":
-        """Merge a YAML file and command-line flags over the defaults; flags win, ``None`` means not given.
+        """Merge a YAML file and command-line flags over the defaults; flags win, ``None`` means not given. Paths become absolute.
 
         Raises:
             InputError: A key is unknown, a required one is missing, or a value is not allowed.
         """
         given = {k: v for k, v in flags.items() if v is not None}
-        values = {**(_read_yaml(file) if file else {}), **given}
+        values = {"tracking_uri": cls.tracking_uri, **(_read_yaml(file) if file else {}), **given}
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
@@ -208,8 +212,7 @@ class RunConfig:
         for key in ("model", "edits", "output"):
             if key not in values:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
-        if isinstance(text := values.get("preserve_text"), str) and text not in ("", NONE, EVERYDAY):
-            values["preserve_text"] = str(Path(text).resolve())  # workers and later calls may start elsewhere
+        values = absolute(values)  # workers and later calls may start elsewhere
         for name in ("modules", "subject_modules"):
             if values.get(name) is not None:
                 values[name] = _patterns(values[name])
@@ -289,9 +292,22 @@ class RunConfig:
         """When the model counts as collapsing."""
         return Limits(weight_growth=self.max_weight_growth, probe_retention=self.min_probe_retention, perplexity_growth=self.max_perplexity_growth)
 
+    @property
+    def places(self) -> dict[str, Any]:
+        """The options that may be paths, but for a tracking URI that is turned off."""
+        return {name: value for name in PLACES if (value := getattr(self, name)) != NONE}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json`` and the tracker."""
         return asdict(self)
+
+
+def known_options(stored: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Options of a run that is there, without those that this version does not know; a warning names them."""
+    known = {f.name for f in fields(RunConfig)}
+    if unknown := sorted(stored.keys() - known):
+        logger.warning("%s: left out options that this version does not know: %s", where, ", ".join(unknown))
+    return {name: value for name, value in stored.items() if name in known}
 
 
 def _patterns(value: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from editing import InputError
 from orchestrator.run.run_config import RunConfig
+from orchestrator.tracking_database import database_of
 from workers.protocol import Worker
 from workers.worker import LocalWorker
 
@@ -42,10 +43,10 @@ def warn_of_what_a_job_loses(config: RunConfig) -> None:
     """Say what of a Ray job's results would lie in the job's own folder, which Ray deletes when the job has ended."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # which Ray sets for a job's own process
         return
-    lost = []
+    lost, own = [], Path.cwd()
     if not Path(config.output).is_absolute():
         lost.append(f"--output {config.output}: give an absolute path, on storage that all nodes share")
-    if config.tracking_uri.startswith("sqlite:///") and not config.tracking_uri.startswith("sqlite:////"):
+    if (database := database_of(config.tracking_uri)) is not None and own != Path("/") and database.is_relative_to(own):
         lost.append(f"--tracking-uri {config.tracking_uri}: give a server, sqlite:////FOLDER/mlflow.db on storage that stays, or none")
     if lost:
         logger.warning("job       its own folder is deleted at its end, and with it %s", "; ".join(lost))

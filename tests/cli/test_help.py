@@ -29,7 +29,7 @@ from orchestrator.tune.pipeline import TuneConfig
 from orchestrator.tune.search import Objective
 from tests.cli.processes import ultraedit
 from tests.cli.test_startup import commands
-from tests.conftest import run_command_line
+from tests.support.command_line import run_command_line
 
 _STATED = re.compile(r"\[default: (.*)\]$")
 _ELSEWHERE = re.compile(

@@ -13,7 +13,7 @@ from orchestrator.cli.run_tables import metrics_table
 from orchestrator.cli.streams import plain
 from orchestrator.cli.tables import Column, Sheet
 from tests.cli.processes import RUN, in_terminal, shell, ultraedit
-from tests.conftest import PARITY
+from tests.support.paths import PARITY
 
 READER_GONE = 141
 METRICS = json.loads((RUN / "metrics.json").read_text())

@@ -13,7 +13,8 @@ from orchestrator.cli.errors import Invocation, exit_code_of
 from orchestrator.data import inspection
 from orchestrator.tune import pipeline
 from tests.cli.processes import RUN
-from tests.conftest import PARITY, Outcome, run_command_line
+from tests.support.command_line import Outcome, run_command_line
+from tests.support.paths import PARITY
 from workers.engines.whole import WholeEngine
 
 EDITS = RUN.parent / "edits.jsonl"

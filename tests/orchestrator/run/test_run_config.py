@@ -113,7 +113,13 @@ def test_every_flag_of_the_command_line_is_a_key_of_the_file() -> None:
 
 def test_what_was_resolved_is_what_run_json_gets(build: Callable[..., RunConfig]) -> None:
     config = build("modules: a\nlearning_rate: 1e-6")
-    assert config.as_dict() == {**{f.name: f.default for f in fields(RunConfig)}, **NEEDED, "modules": ("a",), "learning_rate": 1e-6}
+    assert config.as_dict() == {
+        **{f.name: f.default for f in fields(RunConfig)},
+        **NEEDED,
+        "modules": ("a",),
+        "learning_rate": 1e-6,
+        "tracking_uri": f"sqlite:///{Path.cwd()}/mlflow.db",
+    }
 
 
 def test_a_run_takes_file_and_flags_together(
