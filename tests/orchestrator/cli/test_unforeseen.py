@@ -12,9 +12,9 @@ import pytest
 from orchestrator.cli.errors import Invocation, exit_code_of
 from orchestrator.data import inspection
 from orchestrator.tune import pipeline
-from tests.cli.processes import RUN
 from tests.support.command_line import Outcome, run_command_line
 from tests.support.paths import PARITY
+from tests.support.processes import RUN
 from workers.engines.whole import WholeEngine
 
 EDITS = RUN.parent / "edits.jsonl"

@@ -12,8 +12,8 @@ from orchestrator.cli.console import Screen
 from orchestrator.cli.run_tables import metrics_table
 from orchestrator.cli.streams import plain
 from orchestrator.cli.tables import Column, Sheet
-from tests.cli.processes import RUN, in_terminal, shell, ultraedit
 from tests.support.paths import PARITY
+from tests.support.processes import RUN, in_terminal, shell, ultraedit
 
 READER_GONE = 141
 METRICS = json.loads((RUN / "metrics.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import environment, ultraedit
+from tests.support.processes import environment, ultraedit
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import editing
 from orchestrator.cli.main import cli
-from tests.cli.processes import ROOT, RUN, environment
+from tests.support.processes import ROOT, RUN, environment
 
 HEAVY = {"torch", "transformers", "mlflow", "ray", "matplotlib", "deepspeed", "scipy", "pandas"}
 FOR_HELP = HEAVY | {"pyarrow", "numpy", "yaml"}
