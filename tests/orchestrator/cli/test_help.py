@@ -27,7 +27,7 @@ from orchestrator.plan_model import PlanOptions
 from orchestrator.run.run_config import OnCollapse, RunConfig, Save
 from orchestrator.tune.pipeline import TuneConfig
 from orchestrator.tune.search import Objective
-from tests.cli.test_startup import commands
+from tests.orchestrator.cli.test_startup import commands
 from tests.support.command_line import run_command_line
 from tests.support.processes import ultraedit
 
