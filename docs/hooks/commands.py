@@ -2,8 +2,10 @@
 
 import html
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,8 +13,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
+ROOT = Path(__file__).parents[2]
 MARKER = "<!-- commands -->"
-_DEFAULT = re.compile(r"\s*\[(?:default: )(.*)\]$")
+_DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -21,20 +24,21 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def reference() -> str:
-    """All commands, as Markdown."""
+    """All commands, as Markdown: those of this checkout, whichever is installed."""
+    sys.path.insert(0, str(ROOT))
     from orchestrator.cli.main import cli
 
     return "\n\n".join(_commands(cli, click.Context(cli, info_name="ultraedit")))
 
 
 def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
+    yield _command(group, context)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if command is None or command.hidden:
             continue
         inner = click.Context(command, parent=context, info_name=name)
         if isinstance(command, click.Group):
-            yield f"## {inner.command_path}\n\n{_text(command.help)}"
             yield from _commands(command, inner)
         else:
             yield _command(command, inner)
@@ -46,16 +50,16 @@ def _command(command: click.Command, context: click.Context) -> str:
     for panel, options in _panels(command, context).items():
         if panel:
             parts.append(f"**{panel}**")
-        parts.append("\n".join(['<table class="options" markdown="0"><tbody>', *map(_row, options), "</tbody></table>"]))
+        parts.append("\n".join(['<table class="options" markdown="0"><tbody>', *options, "</tbody></table>"]))
     return "\n\n".join(parts)
 
 
-def _panels(command: click.Command, context: click.Context) -> dict[str, list[tuple[str, str, str]]]:
-    """Options by the group that ``--help`` shows them in, where it has groups."""
-    panels: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+def _panels(command: click.Command, context: click.Context) -> dict[str, list[str]]:
+    """Rows of options by the group that ``--help`` shows them in, where it has groups."""
+    panels: dict[str, list[str]] = defaultdict(list)
     for parameter in command.get_params(context):
         if isinstance(parameter, click.Option) and not parameter.hidden and "--help" not in parameter.opts:
-            panels[_panel(parameter)].append(_option(parameter, context))
+            panels[_panel(parameter)].append(_row(parameter, context))
     return panels
 
 
@@ -64,18 +68,21 @@ def _panel(option: click.Option) -> str:
     return (panel if isinstance(panel, str) else panel[0]) if panel else ""
 
 
-def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
+def _row(option: click.Option, context: click.Context) -> str:
     """Its names with what it takes, its meaning, its default."""
-    names, text = option.get_help_record(context) or ("", "")
+    names = (option.get_help_record(context) or ("", ""))[0].replace("INTEGER RANGE", "N").replace("FLOAT RANGE", "X")
+    text, default = option.help or "", _shown_default(option)
     if found := _DEFAULT.search(text):
-        return names, text[: found.start()], found[1]
-    return names, text, ""
+        text, default = text[: found.start()], found[1]
+    after = "Required." if option.required else f"Default: {default}" if default else ""
+    cells = f"<code>{html.escape(names)}</code>", f'{html.escape(text)} <span class="default">{html.escape(after)}</span>'
+    return f"<tr><td>{cells[0]}</td><td>{cells[1]}</td></tr>"
 
 
-def _row(option: tuple[str, str, str]) -> str:
-    names, text, default = (html.escape(part) for part in option)
-    after = f' <span class="default">Default: {default}</span>' if default else ""
-    return f"<tr><td><code>{names}</code></td><td>{text}{after}</td></tr>"
+def _shown_default(option: click.Option) -> str:
+    if not option.show_default or option.default in (None, False, ()):
+        return ""
+    return str(option.show_default if isinstance(option.show_default, str) else option.default)
 
 
 def _text(help_text: str | None) -> str:
