@@ -1,5 +1,6 @@
 """The plots of a run: the model's health and the size of its changes, and the metrics at milestones."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,18 +59,21 @@ def _draw_health(shares: Any, perplexity: Any, vitals: dict[int, dict[str, float
             before = [rows[0][name], *(row.get(f"{name}_before") for row in rows[1:])]
             _curve(shares, edits, before, f"{label}, unedited model", color=lines[0].get_color(), linestyle=":", alpha=0.6)
     shares.set(ylabel="share", ylim=(-0.03, 1.03), title="A sample of the edits applied so far, and fixed probes that no edit is about")
-    shares.legend(loc="best", fontsize="small")
+    shares.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")  # beside the curves: they may be anywhere between 0 and 1
     _curve(perplexity, edits, [row["perplexity"] for row in rows], None)
-    perplexity.set(ylabel="perplexity", title="Fixed text", ylim=(0, None))
+    _from_zero(perplexity)
+    perplexity.set(ylabel="perplexity", title="Fixed text")
 
 
 def _draw_weights(weights: Any, history: Sequence[dict[str, Any]]) -> None:
     edits = [row["total_edits"] for row in history]
     total = [sum(n * n for n in row["shift_norms"].values()) ** 0.5 for row in history]
     _curve(weights, edits, total, "norm of the turn's shift, all modules", color="black")
-    weights.set(xlabel="edits applied", ylabel="Frobenius norm", title="Edited weights", ylim=(0, None))
+    _from_zero(weights)
+    weights.set(xlabel="edits applied", ylabel="Frobenius norm", title="Edited weights")
     growth = weights.twinx()
     _curve(growth, [0, *edits], [0.0, *(100 * max(row["weight_growth"].values()) for row in history)], None, color="tab:red")
+    _from_zero(growth)
     growth.set_ylabel("largest growth of a weight's norm, %", color="tab:red")
     weights.legend(loc="best", fontsize="small")
 
@@ -90,6 +94,12 @@ def plot_milestones(milestones: Sequence[dict[str, Any]], path: Path) -> None:
         axes.legend(loc="best", fontsize="small")
 
 
+def _from_zero(axes: Any) -> None:
+    """Have an axis begin at 0, with room above the curves."""
+    top = axes.dataLim.ymax
+    axes.set_ylim(0, 1.1 * top if math.isfinite(top) and top > 0 else None)
+
+
 @contextmanager
 def _figure(path: Path, rows: int) -> Iterator[Any]:
     """A column of axes, saved to a file."""
@@ -98,7 +108,7 @@ def _figure(path: Path, rows: int) -> Iterator[Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(rows, 1, figsize=(8, 1.5 + 2.8 * rows), sharex=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, 1, figsize=(10, 1.5 + 2.4 * rows), sharex=True, layout="constrained", squeeze=False)
     for each in axes[:, 0]:
         each.grid(alpha=0.3)
     yield axes[:, 0]

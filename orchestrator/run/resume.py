@@ -117,19 +117,17 @@ def _take_input(state: RunState, source: dict[str, Any]) -> None:
     Raises:
         InputError: The run has not finished the one before.
     """
-    before = state.source
-    outcome, sha256 = before.get("outcome"), before["sha256"]
-    if sha256 == ROLLED_BACK:  # where version 0.1.0 stored the outcome
-        outcome, sha256 = ROLLED_BACK, None
+    before = state.source  # version 0.1.0 has the outcome in the place of the SHA-256, which is then no input's
+    outcome = before.get("outcome")
     if outcome == REPLAYING:
         raise InputError("resume: a rollback or removal of this run was interrupted; give that command again, or give --overwrite to begin anew")
-    changed = next((name for name, old in (("sha256", sha256), ("limit", before["limit"])) if source[name] != old), None)
+    changed = next((name for name in ("sha256", "limit") if source[name] != before[name]), None)
     if changed and not state.input_done:
         raise InputError(
             f"resume: the run has not finished its input {before['path']} ({changed} {_shortened(before[changed])}), and {source['path']} "
             f"({changed} {_shortened(source[changed])}) is another; resume with the first one, or give --overwrite to begin anew"
         )
-    if source["sha256"] != sha256 or outcome == ROLLED_BACK:  # after a rollback the same file may be given again
+    if changed == "sha256" or outcome == ROLLED_BACK:  # after a rollback the same file may be given again
         state.source, state.sources, state.record, state.taken, state.input_done = source, state.sources + 1, 0, 0, False
         logger.info("appending %s", source["path"])
     elif changed:

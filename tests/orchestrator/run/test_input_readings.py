@@ -58,13 +58,14 @@ def records(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"p{i}", "target": str(i)} for i in range(1, count + 1)]
 
 
+@pytest.mark.parametrize("warm_up", [5, 50])
 def test_a_run_with_a_warm_up_reads_its_input_once_and_hashes_it_once(
-    tmp_path: Path, write_jsonl: Callable[..., Path], openings: Counter[str]
+    warm_up: int, tmp_path: Path, write_jsonl: Callable[..., Path], openings: Counter[str]
 ) -> None:
     edits = write_jsonl(tmp_path / "edits.jsonl", records(9))
-    worker, out = start(edits, tmp_path / "out", warm_up=5)
+    worker, out = start(edits, tmp_path / "out", warm_up=warm_up)
     assert openings["edits.jsonl"] == 4  # its first bytes, which tell what it is; its first record, which tells the format; records; SHA-256
-    assert worker.observed == [1, 2, 3, 4, 5]
+    assert worker.observed == list(range(1, min(warm_up, 9) + 1))
     assert read_metrics(out)["edits"] == 9
 
 
