@@ -183,8 +183,9 @@ def _findings_table(found: Inspection) -> Table:
         table.add_row(f"{missing.count:,}", str(missing.first_record), "the subject does not stand in the prompt")
     for name, tally in findings.not_asked.items():
         table.add_row(f"{tally.count:,}", str(tally.first_record), f"{name}: further questions, which are not asked")
-    for name, tally in findings.unused.items():
-        table.add_row(f"{tally.count:,}", str(tally.first_record), f"{name}: known, and no edit needs it")
+    if findings.unused:
+        counts, firsts = zip(*((tally.count, tally.first_record) for tally in findings.unused.values()), strict=True)
+        table.add_row(f"{max(counts):,}", str(min(firsts)), f"known, and no edit needs them: {', '.join(findings.unused)}")
     return table
 
 
