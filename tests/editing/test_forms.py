@@ -112,6 +112,12 @@ def test_probes_that_cannot_be_asked_cost_the_record(fields: dict[str, Any], sai
     assert reason(tmp_path, {**CAPITAL, **fields}).startswith(said)
 
 
+def test_the_locality_question_of_the_relation_goes_before_the_forgotten_one(tmp_path: Path) -> None:
+    kinds = {"Other": [{"prompt": "a"}], "Forgetfulness": [{"prompt": "b"}], "Relation_Specificity": [{"prompt": "c", "ground_truth": "d"}]}
+    request = good(tmp_path, {**CAPITAL, "locality": kinds}).request
+    assert (request.locality_prompt, request.locality_answer) == ("c", "d")
+
+
 def test_what_is_not_asked_is_counted(tmp_path: Path) -> None:
     notes = good(tmp_path, NESTED).notes
     assert dict(notes.not_asked) == {"paraphrase_prompts": 1, "neighborhood_prompts": 1}
