@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from editing.datasets.fields import NOTHING, Fields, Notes
-from editing.datasets.formats import FORMATS, Format, more_special, recognise
+from editing.datasets.formats import FORMATS, Format, hint, more_special, recognise
 from editing.datasets.parts import Part, find_parts, read_parts
 from editing.datasets.records import EXPECTED, BadRecord
 from editing.datasets.standard_input import STANDARD_INPUT, standard_input
@@ -160,6 +160,8 @@ class EditFile:
             named = ", ".join(repr(name) for name in fields[:10]) or "none"
             known = ", ".join(map(str, FORMATS.values()))
             what = f"{self.path}: of no known format; its first record has the fields {named}"
+            if (guess := hint(fields)) is not None:
+                what += f": {guess}"
             raise InputError(f"{what}; expected prompt and target at least, or the fields of another known format: {known}")
         if bad is not None:
             raise InputError(f"{self.path}: record {bad.number}: {bad.reason}; expected edits as {EXPECTED}")

@@ -173,7 +173,7 @@ class Draft:
         for name in TRUE:
             value = self.about.peek(name)
             if value is not None and _folded(target) in {_folded(one) for one in _texts(value)}:
-                self.about.remarks.append(f"the target is the record's own {name}")
+                self.about.remarks.append(f"the target is the answer from before ({name})")
         if _folded(prompt).endswith(" " + _folded(target)) or _folded(prompt) == _folded(target):
             self.about.remarks.append("the prompt ends with its target")
 

@@ -3,12 +3,12 @@
 ``docs/datasets.md`` says what each public data set holds, and what of it is asked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from editing.datasets import converters as to
-from editing.datasets.fields import Fields
+from editing.datasets.fields import Fields, near
 from editing.requests import EditRequest
 
 Record = Mapping[str, Any]
@@ -88,12 +88,30 @@ FORMATS: dict[str, Format] = {
 }
 """By name, the special ones before the general ones, which their records fit too."""
 
+_NO_EDITS = (
+    ({"sub_label", "obj_label"}, "facts of ParaRel or LAMA, of which 'ultraedit data build --triples' makes edits"),
+    ({"pattern"}, "templates of ParaRel, by which 'ultraedit data build --templates' makes edits of facts"),
+    ({"subject", "relation", "object"}, "triples, of which 'ultraedit data build --triples' makes edits"),
+    ({"question", "answer"}, "questions with answers; '--format unke' takes the answers as targets"),
+)
+"""Records that are no edits, and what becomes of them."""
+
 _RANK = {name: rank for rank, name in enumerate(FORMATS)}
 
 
 def recognise(record: Record) -> Format | None:
     """The format that a record's fields tell, or ``None``."""
     return next((f for f in FORMATS.values() if f.fits(record)), None)
+
+
+def hint(names: Collection[str]) -> str | None:
+    """What records of no known format may be, by the names of their fields: something else that is known, or misspelt."""
+    for fields, what in _NO_EDITS:
+        if fields <= set(names):
+            return what
+    wanted = tuple(sorted({name for f in FORMATS.values() for signature in f.signatures for name in signature} - set(names)))
+    found = [f"{name!r} for {meant}" for name in names if (meant := near(name, wanted))]
+    return f"perhaps {', '.join(found)}" if found else None
 
 
 def more_special(record: Record, format: Format) -> Format | None:

@@ -74,8 +74,9 @@ def _findings(found: "Inspection") -> Sheet:
         add(missing.count, missing.first_record, "the subject does not stand in the prompt")
     for name, tally in findings.not_asked.items():
         add(tally.count, tally.first_record, f"{name}: further questions, which are not asked")
-    for name, tally in findings.unused.items():
-        add(tally.count, tally.first_record, f"{name}: known, and no edit needs it")
+    if findings.unused:
+        counts, firsts = zip(*((tally.count, tally.first_record) for tally in findings.unused.values()), strict=True)
+        add(max(counts), min(firsts), f"known, and no edit needs them: {', '.join(findings.unused)}")
     return table
 
 

@@ -41,17 +41,17 @@ def test_inspect_counts_what_is_not_read_with_what_it_resembles(edits: Path, ult
     }
     assert found["unused"] == {"ground_truth": {"count": 1, "first_record": 2}, "relation_id": {"count": 1, "first_record": 4}}
     assert found["not_asked"] == {"rephrase_prompts": {"count": 1, "first_record": 3}}
-    assert found["no_change"] == {"the target is the record's own ground_truth": {"count": 1, "first_record": 2}}
+    assert found["no_change"] == {"the target is the answer from before (ground_truth)": {"count": 1, "first_record": 2}}
     assert found["subject_not_in_prompt"] == {"count": 1, "first_record": 3}
     assert found["repeated_ids"] == {"count": 1, "first": {"id": "a", "earlier_record": 1, "record": 3}}
     shown = " ".join(ultraedit("data", "inspect", edits).stdout.split())
     for words in (
         "locality_promt: unread, no field of the format; did you mean locality_prompt?",
-        "changes nothing: the target is the record's own ground_truth",
+        "changes nothing: the target is the answer from before (ground_truth)",
         "id of an earlier edit; the first is 'a' of record 1",
         "the subject does not stand in the prompt",
         "rephrase_prompts: further questions, which are not asked",
-        "relation_id: known, and no edit needs it",
+        "known, and no edit needs them: ground_truth, relation_id",
     ):
         assert words in shown
 
@@ -93,7 +93,7 @@ def test_a_run_says_it_first_and_a_strict_one_does_not_begin(edits: Path, tmp_pa
     assert said == [
         "edits     locality_promt: unread in 2 records, record 1 the first; did you mean locality_prompt?",
         "edits     weather: unread in 1 record, record 2 the first",
-        "edits     no change: the target is the record's own ground_truth in 1 record, record 2 the first",
+        "edits     no change: the target is the answer from before (ground_truth) in 1 record, record 2 the first",
         "edits     ids: 1 record with an id that an earlier edit has, 'a' of records 1 and 3 the first",
     ]
     assert outcome.stderr.index(said[-1]) < outcome.stderr.index("model ")

@@ -172,7 +172,7 @@ def round_trip(asked: list[EditRequest], name: str) -> list[EditRequest]:
         return requests(list(EditFile(path)))
 
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="{[<"), min_size=1, max_size=12).filter(str.strip)
 REQUESTS = st.builds(
     lambda hops, locality, **values: EditRequest(
         **values,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from editing import EditRequest
+from editing import EditRequest, InputError
 from editing.datasets import BadRecord, EditFile, Notes, NumberedRequest
 from tests.support.edit_files import CASES, FLAT, JSONL, NESTED
 from tests.support.more_formats import BIZSRE, CKNOWEDIT, MLAKE, MORE, RIPPLE
@@ -112,6 +112,12 @@ def test_probes_that_cannot_be_asked_cost_the_record(fields: dict[str, Any], sai
     assert reason(tmp_path, {**CAPITAL, **fields}).startswith(said)
 
 
+def test_the_locality_question_of_the_relation_goes_before_the_forgotten_one(tmp_path: Path) -> None:
+    kinds = {"Other": [{"prompt": "a"}], "Forgetfulness": [{"prompt": "b"}], "Relation_Specificity": [{"prompt": "c", "ground_truth": "d"}]}
+    request = good(tmp_path, {**CAPITAL, "locality": kinds}).request
+    assert (request.locality_prompt, request.locality_answer) == ("c", "d")
+
+
 def test_what_is_not_asked_is_counted(tmp_path: Path) -> None:
     notes = good(tmp_path, NESTED).notes
     assert dict(notes.not_asked) == {"paraphrase_prompts": 1, "neighborhood_prompts": 1}
@@ -157,9 +163,12 @@ def test_fields_that_no_edit_needs_are_known_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "remark"),
     [
-        ({**FLAT, "ground_truth": ["rome "]}, "the target is the record's own ground_truth"),
-        ({"requested_rewrite": {**NESTED["requested_rewrite"], "target_true": {"str": "Rome"}}}, "the target is the record's own target_true"),
-        ({**CKNOWEDIT, "target_old": "Rome."}, "the target is the record's own target_old"),
+        ({**FLAT, "ground_truth": ["rome "]}, "the target is the answer from before (ground_truth)"),
+        (
+            {"requested_rewrite": {**NESTED["requested_rewrite"], "target_true": {"str": "Rome"}}},
+            "the target is the answer from before (target_true)",
+        ),
+        ({**CKNOWEDIT, "target_old": "Rome."}, "the target is the answer from before (target_old)"),
         ({**CAPITAL, "prompt": "The capital of Italy is Rome"}, "the prompt ends with its target"),
         ({**CAPITAL, "prompt": "Is it Rome or Milan?"}, None),
         (FLAT, None),
@@ -207,3 +216,27 @@ def test_one_rewrite_of_several_without_questions_is_as_good_as_with(tmp_path: P
 
 def test_mlake_and_unke_need_no_named_format(tmp_path: Path) -> None:
     assert good(tmp_path, MLAKE).request == good(tmp_path, MLAKE, "mlake").request
+
+
+# --- records of no known format
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"sub_label": "a", "obj_label": "b", "uuid": "c"}, "facts of ParaRel or LAMA, of which 'ultraedit data build --triples' makes edits"),
+        ({"pattern": "[X] is in [Y]", "lemma": "a"}, "templates of ParaRel"),
+        ({"subject": "a", "relation": "b", "object": "c"}, "triples, of which 'ultraedit data build --triples' makes edits"),
+        ({"question": "a", "answer": "b"}, "questions with answers; '--format unke' takes the answers as targets"),
+        ({"promt": "a", "target": "b"}, "perhaps 'promt' for prompt; expected prompt and target at least"),
+    ],
+)
+def test_records_that_are_no_edits_are_called_by_what_they_are(record: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, record)
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_questions_with_answers_are_read_where_the_format_is_named(tmp_path: Path) -> None:
+    assert good(tmp_path, {"id": 0, "question": "a", "answer": "b", "category": "math"}, "unke").request == EditRequest("a", "b", id="0")
