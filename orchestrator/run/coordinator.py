@@ -123,11 +123,13 @@ class Coordinator:
                 out.discard()
                 return out.path
             elif checkpoint is not None:
-                self.worker.load_state(checkpoint, state.watch)
-                logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
+                self.worker.load_state(checkpoint, state.watch_state)
+                logger.info("resuming  after turn %d, %d edits applied", state.num_turns, state.num_edits_applied)
             journal = Journal(out.staging, state, keep=config.keep)
             warming = from_file(source, config, self.worker) if checkpoint is None else ()
-            return self.drive(out, journal, self._windows(source, journal), None if total is None else max(0, total - state.taken), warming=warming)
+            return self.drive(
+                out, journal, self._windows(source, journal), None if total is None else max(0, total - state.num_usable_edits), warming=warming
+            )
 
     def close(self) -> None:
         """Let go of the model, and of every worker."""
@@ -173,9 +175,9 @@ class Coordinator:
         status = "FAILED"
         try:
             with self._timed(state, "warm_up"):
-                state.warmed += warm_up(self.worker, warming, self.config)
+                state.num_warm_up_edits += warm_up(self.worker, warming, self.config)
             self._edit(journal, windows, total)
-            if not journal.state.edits and not replay:
+            if not journal.state.num_edits_applied and not replay:
                 raise UltraEditError(self._why_nothing(journal))
             last = self._checkpoint(journal)
             run["digests_after"] = self.worker.digest()
@@ -188,33 +190,39 @@ class Coordinator:
             self.tracker.close(status)
         out.commit()
         if self._stopped:
-            raise Collapsed(self._stopped, out.path, state.healthy_turn)
+            raise Collapsed(self._stopped, out.path, state.last_healthy_turn)
         return out.path
 
     def _windows(self, source: EditFile, journal: Journal) -> Iterator[list[Turn]]:
         """Windows of the edit file from the journal's state on; the state follows what was read."""
         state, config, worker = journal.state, self.config, self.worker
         intake = Intake(
-            source, worker.tokenizer, max_tokens=worker.max_tokens, limit=config.limit, strict=config.strict, after=state.record, taken=state.taken
+            source,
+            worker.tokenizer,
+            max_tokens=worker.max_tokens,
+            limit=config.limit,
+            strict=config.strict,
+            after=state.last_record,
+            taken=state.num_usable_edits,
         )
 
         def set_aside(bad: BadRecord) -> None:
             logger.warning("record %d set aside: %s", bad.number, bad.reason)
             journal.rejected.add({"record": bad.number, "reason": bad.reason, "content": bad.raw})
-            state.rejected += 1
+            state.num_records_rejected += 1
 
-        turns = in_turns(intake.edits(set_aside), config.edits_per_turn, before=state.turn)
+        turns = in_turns(intake.edits(set_aside), config.edits_per_turn, before=state.num_turns)
         while window := list(islice(turns, worker.lookahead)):
-            state.record, state.taken = intake.record, intake.taken
+            state.last_record, state.num_usable_edits = intake.record, intake.taken
             yield window
-        state.record, state.input_done = intake.record, True
+        state.last_record, state.input_done = intake.record, True
 
     def _edit(self, journal: Journal, windows: Iterable[list[Turn]], total: int | None) -> None:
         state, every = journal.state, self.config.checkpoint_every
-        last = state.turn
+        last = state.num_turns
         with self.progress.bar("editing", total) as advance:
             for window in windows:
-                state.window += 1
+                state.num_windows += 1
                 with _naming_turn(window[0]):
                     prepared = self.worker.prepare(window)
                 for number, turn in enumerate(prepared, start=1):
@@ -224,76 +232,76 @@ class Coordinator:
                     if self._stopped:
                         self._leave(journal, [p.turn for p in prepared[number:]])
                         return
-                if every and state.turn - last >= every:
+                if every and state.num_turns - last >= every:
                     self._checkpoint(journal)
-                    last = state.turn
+                    last = state.num_turns
 
     def _turn(self, journal: Journal, prepared: PreparedTurn) -> None:
         state, turn = journal.state, prepared.turn
-        state.turn += 1
-        self.turn = state.turn
-        before, state.asked = state.asked, state.asked + len(turn.edits) + len(turn.superseded)
+        state.num_turns += 1
+        self.turn = state.num_turns
+        before, state.num_requested_edits = state.num_requested_edits, state.num_requested_edits + len(turn.edits) + len(turn.superseded)
         vitals = None
         try:
             report = self.worker.apply(prepared)
         except TurnRefused as error:
             outcome = f"refused: {error}"
             self._refuse(journal, turn.as_asked, error)
-            row: dict[str, Any] = {"turn": state.turn, "refused": str(error)}
+            row: dict[str, Any] = {"turn": state.num_turns, "refused": str(error)}
         else:
             outcome = APPLIED
             self._count(state, report)
-            if state.turn % self.config.watch_every == 0 or state.turns == 1:
+            if state.num_turns % self.config.watch_every == 0 or state.num_turns_applied == 1:
                 with self._timed(state, "watch"):
                     vitals = self.worker.measure_health(prepared)
-            self.tracker.log(_turn_metrics(report, vitals), step=state.edits)
-            row = {**asdict(report), "turn": state.turn, "total_edits": state.edits, "vitals": vitals.as_dict() if vitals else None}
-        conflicts = journal.prompts.add_turn(turn, state.turn, applied=outcome == APPLIED)
+            self.tracker.log(_turn_metrics(report, vitals), step=state.num_edits_applied)
+            row = {**asdict(report), "turn": state.num_turns, "total_edits": state.num_edits_applied, "vitals": vitals.as_dict() if vitals else None}
+        conflicts = journal.prompts.add_turn(turn, state.num_turns, applied=outcome == APPLIED)
         self._say(conflicts, state)
         row["conflicts"] = [conflict.as_dict() for conflict in conflicts]
-        journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=state.turn, outcome=outcome)
+        journal.ledger.add_turn(turn, source=state.num_sources, window=state.num_windows, turn_number=state.num_turns, outcome=outcome)
         journal.turns.add(row)
         if outcome == APPLIED:
             self._judge(state, report, vitals)
-        if any(before < milestone <= state.asked for milestone in self.config.eval_at):
+        if any(before < milestone <= state.num_requested_edits for milestone in self.config.eval_at):
             self._milestone(journal)
 
     def _count(self, state: RunState, report: TurnReport) -> None:
-        state.edits += report.edits
-        state.turns += 1
+        state.num_edits_applied += report.edits
+        state.num_turns_applied += 1
         if report.subjects is not None:
-            state.without_subject += report.edits - report.subjects
+            state.num_edits_without_subject += report.edits - report.subjects
         for phase, seconds in report.seconds.items():
             if phase != "measure":
                 state.seconds["capture" if phase == "prefix" else phase] += seconds
 
     def _say(self, conflicts: Sequence[Conflict], state: RunState) -> None:
         """Say conflicts as they come, the first ones of a run; all of them are in its files."""
-        for number, conflict in enumerate(conflicts, start=state.conflicts + 1):
+        for number, conflict in enumerate(conflicts, start=state.num_conflicts + 1):
             if number <= _CONFLICTS_SAID:
                 logger.warning("conflict: %s", conflict)
             elif number == _CONFLICTS_SAID + 1:
                 logger.warning("conflict: more of them are in turns.jsonl")
-        state.conflicts += len(conflicts)
+        state.num_conflicts += len(conflicts)
 
     def _judge(self, state: RunState, report: TurnReport, vitals: Vitals | None) -> None:
         """Warn when a limit is passed, once until it holds again, or stop."""
         passed = self.config.limits.passed(report, vitals)
         for name, sentence in passed.items():
-            if name not in state.passed:
-                logger.warning("collapse: after turn %d %s", state.turn, sentence)
+            if name not in state.limits_passed:
+                logger.warning("collapse: after turn %d %s", state.num_turns, sentence)
         if vitals is not None and not passed:
-            state.healthy_turn = state.turn
-        unmeasured = [] if vitals is not None else [name for name in state.passed if name != "weight_growth"]
-        state.passed = sorted({*passed, *unmeasured})
+            state.last_healthy_turn = state.num_turns
+        unmeasured = [] if vitals is not None else [name for name in state.limits_passed if name != "weight_growth"]
+        state.limits_passed = sorted({*passed, *unmeasured})
         if passed and self._acts:
-            self._stopped = f"stopped after turn {state.turn}: {'; '.join(passed.values())}"
+            self._stopped = f"stopped after turn {state.num_turns}: {'; '.join(passed.values())}"
 
     def _leave(self, journal: Journal, turns: Sequence[Turn]) -> None:
         """Write down the turns that were read and will not be applied."""
         state = journal.state
-        for number, turn in enumerate(turns, start=state.turn + 1):
-            journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=number, outcome=ROLLED_BACK)
+        for number, turn in enumerate(turns, start=state.num_turns + 1):
+            journal.ledger.add_turn(turn, source=state.num_sources, window=state.num_windows, turn_number=number, outcome=ROLLED_BACK)
             self._set_aside(journal, turn.as_asked, f"not applied: the run {self._stopped}")
 
     def _milestone(self, journal: Journal) -> None:
@@ -301,16 +309,16 @@ class Coordinator:
         journal.sync()
         with self._timed(state, "evaluation"):
             metrics = assess(self.worker, journal.ledger, sample=config.eval_sample, seed=config.seed, progress=self.progress)
-        state.milestones.append({"edits": state.edits, **metrics})
-        self.tracker.log({f"eval_{name}": value for name, value in metrics.items()}, step=state.edits)
+        state.milestones.append({"edits": state.num_edits_applied, **metrics})
+        self.tracker.log({f"eval_{name}": value for name, value in metrics.items()}, step=state.num_edits_applied)
 
     def _refuse(self, journal: Journal, edits: list[TokenizedEdit], error: TurnRefused) -> None:
         state = journal.state
         named = ", ".join(repr(edits[i].request.prompt) for i in error.culprits[:5])
         caused = f"; caused by {named}" if named else ""
-        logger.error("turn %d was refused, its %d edits are not applied: %s%s", state.turn, len(edits), error, caused)
-        state.refused += len(edits)
-        self._set_aside(journal, edits, f"turn {state.turn} was refused: {error}{caused}")
+        logger.error("turn %d was refused, its %d edits are not applied: %s%s", state.num_turns, len(edits), error, caused)
+        state.num_edits_refused += len(edits)
+        self._set_aside(journal, edits, f"turn {state.num_turns} was refused: {error}{caused}")
 
     def _set_aside(self, journal: Journal, edits: Iterable[TokenizedEdit], reason: str) -> None:
         for edit in edits:
@@ -321,12 +329,14 @@ class Coordinator:
         journal.sync()
         lines = journal.rejected.path.read_text(encoding="utf-8").splitlines()
         why = f"; the last one because {json.loads(lines[-1])['reason']}" if lines else ""
-        return f"no edit was applied: {journal.state.rejected} records were rejected, {journal.state.refused} edits refused{why}"
+        return (
+            f"no edit was applied: {journal.state.num_records_rejected} records were rejected, {journal.state.num_edits_refused} edits refused{why}"
+        )
 
     def _checkpoint(self, journal: Journal) -> Checkpoint:
         with self._timed(journal.state, "checkpoint"):
             self._settle_digest(journal.state)
-            journal.state.watch = self.worker.watch_state()
+            journal.state.watch_state = self.worker.watch_state()
             journal.state.mlflow_run_id = self.tracker.run_id(wait=False) or journal.state.mlflow_run_id
             written = journal.checkpoint(self.worker.save_state)
             self.has_checkpoint = True
@@ -338,7 +348,7 @@ class Coordinator:
             self.worker.save(out.staging / "model")
         else:
             weights = stored_weights(last.path / STATE)
-            write_delta(out.staging / "delta", weights, base=self.config.model, fingerprint=last.state["base"], dtype=dtype)
+            write_delta(out.staging / "delta", weights, base=self.config.model, fingerprint=last.state["base_fingerprint"], dtype=dtype)
 
     def _settle_digest(self, state: RunState) -> None:
         """Have the SHA-256 of a new input in the state; its first checkpoint waits for it."""
@@ -364,7 +374,7 @@ class Coordinator:
             "config": self.config.as_dict(),
             "model": described,
             "input": state.source,
-            "base_fingerprint": state.base,
+            "base_fingerprint": state.base_fingerprint,
             "digests_before": state.base_digests,
             "versions": _versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -373,13 +383,23 @@ class Coordinator:
     def _finish(self, out: RunDirectory, journal: Journal, run: dict[str, Any]) -> None:
         """Measure, and write what is known of the run."""
         state, memory = journal.state, _peak_memory()
-        if state.without_subject:
+        if state.num_edits_without_subject:
             missing = "no subject that stands in their prompt, and are written at the answer alone"
-            logger.warning("subjects: %d of %d edits have %s; data inspect counts the field", state.without_subject, state.edits, missing)
+            logger.warning(
+                "subjects: %d of %d edits have %s; data inspect counts the field", state.num_edits_without_subject, state.num_edits_applied, missing
+            )
         with self._timed(state, "evaluation"):
             metrics = assess_all(self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress)
         state.seconds["total"] += time.perf_counter() - self._began
-        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused", "conflicts", "without_subject", "milestones")}
+        counts: dict[str, Any] = {
+            "edits": state.num_edits_applied,
+            "turns": state.num_turns_applied,
+            "rejected": state.num_records_rejected,
+            "refused": state.num_edits_refused,
+            "conflicts": state.num_conflicts,
+            "without_subject": state.num_edits_without_subject,
+            "milestones": state.milestones,
+        }
         if self._stopped:
             counts["collapse"] = self._stopped
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
@@ -390,7 +410,10 @@ class Coordinator:
         plot_run(_history(journal), out.staging / "plots" / "run.png")
         plot_milestones(state.milestones, out.staging / "plots" / "lifelong.png")
         final = {f"final_{name}": value for name, value in metrics.items()} | {f"seconds_{name}": value for name, value in seconds.items()}
-        self.tracker.log({**final, "rejected": state.rejected, "refused": state.refused, "peak_memory_bytes": _peak_memory()}, step=state.edits)
+        self.tracker.log(
+            {**final, "rejected": state.num_records_rejected, "refused": state.num_edits_refused, "peak_memory_bytes": _peak_memory()},
+            step=state.num_edits_applied,
+        )
         for name in ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots"):
             if (out.staging / name).exists():
                 self.tracker.artifact(out.staging / name)

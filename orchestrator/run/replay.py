@@ -43,13 +43,13 @@ def roll_back(coordinator: Coordinator, to_turn: int) -> Path:
         raise InputError(f"to-turn: expected a turn from 0 to {last - 1}, found {to_turn}; {path} has {last} turns")
 
     def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
-        state, done = journal.state, journal.state.window
+        state, done = journal.state, journal.state.num_windows
         for turns in old.windows():
             if turns[0][0].window <= done:
                 continue
             wanted = [turn for turn in turns if not turn[0].rolled_back and turn[0].turn <= to_turn]
             if wanted:
-                state.sources, state.window = wanted[0][0].source, wanted[0][0].window - 1
+                state.num_sources, state.num_windows = wanted[0][0].source, wanted[0][0].window - 1
                 yield [_turn(worker, turn) for turn in wanted]
             for turn in turns[len(wanted) :]:
                 journal.ledger.keep_rolled_back(turn)
@@ -70,17 +70,17 @@ def remove(coordinator: Coordinator, ids: Collection[str]) -> Path:
         raise InputError(f"edit: {path} has no edit with the id {missing[0]!r}; 'ultraedit history {path} --edits' lists them")
 
     def windows(journal: Journal, old: Ledger, worker: Worker) -> Iterator[list[Turn]]:
-        state, done = journal.state, journal.state.window
+        state, done = journal.state, journal.state.num_windows
         later = (entry for entry in old if entry.window > done and not entry.rolled_back)
         for source, entries in groupby(later, key=lambda entry: entry.source):
-            state.sources = source
+            state.num_sources = source
             kept = (entry for entry in entries if not _set_aside(journal, entry, found))
-            turns = in_turns(_tokenized(worker, kept), coordinator.config.edits_per_turn, before=state.turn)
+            turns = in_turns(_tokenized(worker, kept), coordinator.config.edits_per_turn, before=state.num_turns)
             while window := list(islice(turns, coordinator.worker.lookahead)):
                 yield window
         # turns that were rolled back before are in no window of this run any more
         undone = (entry for entry in old if entry.window > done and entry.rolled_back)
-        journal.ledger.keep_rolled_back(undone, window=state.window + 1)
+        journal.ledger.keep_rolled_back(undone, window=state.num_windows + 1)
 
     warming = from_ledger(ledger, coordinator.config.warm_up, 0)
     before = _BEGINNING if any(entry.id in found for entry in warming) else min(found.values()) - 1
@@ -114,15 +114,15 @@ def _replay(coordinator: Coordinator, path: Path, *, before: int, windows: Windo
         check_same_run(last, settings_of(config, worker), worker.fingerprint())
         start = next((c for c in reversed(checkpoints) if c.turn <= before), None)
         state = _begin(out, last, start, worker)
-        logger.info("replaying  from turn %d", state.turn)
-        warming = from_ledger(old, config.warm_up, last.warmed, without) if start is None else []
+        logger.info("replaying  from turn %d", state.num_turns)
+        warming = from_ledger(old, config.warm_up, last.num_warm_up_edits, without) if start is None else []
         journal = Journal(out.staging, state, keep=config.keep)
 
         def then_catch_up() -> Iterator[list[Turn]]:
             yield from windows(journal, old, worker)
-            state.sources, state.window, state.input_done = last.sources, max(state.window + 1, last.window), True
+            state.num_sources, state.num_windows, state.input_done = last.num_sources, max(state.num_windows + 1, last.num_windows), True
 
-        total = sum(1 for entry in old if entry.window > state.window and not entry.rolled_back)
+        total = sum(1 for entry in old if entry.window > state.num_windows and not entry.rolled_back)
         return coordinator.drive(out, journal, then_catch_up(), total, replay=True, warming=_tokenized(worker, warming))
 
 
@@ -131,11 +131,11 @@ def _begin(out: RunDirectory, last: RunState, start: Checkpoint | None, worker: 
     out.branch()
     shutil.rmtree(out.staging / "checkpoints", ignore_errors=True)
     if start is None:
-        begun = {name: getattr(last, name) for name in ("config", "settings", "base", "base_digests", "source")}
-        return RunState(**begun, record=last.record, taken=last.taken)
+        begun = {name: getattr(last, name) for name in ("config", "settings", "base_fingerprint", "base_digests", "source")}
+        return RunState(**begun, last_record=last.last_record, num_usable_edits=last.num_usable_edits)
     shutil.copytree(start.path, out.staging / "checkpoints" / start.path.name)
-    state = replace(RunState.from_stored(start), source=last.source, record=last.record, taken=last.taken)
-    worker.load_state(start.path / STATE, state.watch)
+    state = replace(RunState.from_stored(start), source=last.source, last_record=last.last_record, num_usable_edits=last.num_usable_edits)
+    worker.load_state(start.path / STATE, state.watch_state)
     return state
 
 

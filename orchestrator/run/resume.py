@@ -38,7 +38,11 @@ def settings_of(config: RunConfig, worker: Worker) -> dict[str, Any]:
 def fresh_state(config: RunConfig, worker: Worker, source: dict[str, Any]) -> RunState:
     """The state before the first edit."""
     return RunState(
-        config=config.as_dict(), settings=settings_of(config, worker), base=worker.fingerprint(), base_digests=worker.digest(), source=source
+        config=config.as_dict(),
+        settings=settings_of(config, worker),
+        base_fingerprint=worker.fingerprint(),
+        base_digests=worker.digest(),
+        source=source,
     )
 
 
@@ -68,7 +72,7 @@ def resumed_state(
             f"{source['path']} ({changed} {_short(source[changed])}) is another: resume with the first one, or give --overwrite"
         )
     if source["sha256"] != state.source["sha256"]:
-        state.source, state.sources, state.record, state.taken, state.input_done = source, state.sources + 1, 0, 0, False
+        state.source, state.num_sources, state.last_record, state.num_usable_edits, state.input_done = source, state.num_sources + 1, 0, 0, False
         logger.info("appending %s", source["path"])
     elif changed:
         state.source, state.input_done = source, False
@@ -115,5 +119,5 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
     for name, then in state.settings.items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
-    if fingerprint != state.base:
+    if fingerprint != state.base_fingerprint:
         raise InputError("resume: the base model is not the one that the run began with; give that one, or --overwrite")
