@@ -1,7 +1,7 @@
-"""Who writes to a folder on storage that several machines share, and whether they still do.
+"""Which process writes to a folder on shared storage, and whether it is still alive.
 
-On one machine a process id tells. From another only a sign of life does: a file that its owner writes anew every few
-seconds. Whoever asks reads it for a while; no two clocks are compared, and no lock is left by a machine that died.
+On the same machine the process id tells. From another machine a heartbeat does: a file that its owner rewrites every few
+seconds. A reader watches whether it changes, so clocks are not compared, and a machine that died leaves no lock.
 """
 
 import os
@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_EVERY = 3.0
-"""Seconds between two signs of life."""
+_INTERVAL = 3.0
+"""Seconds between two heartbeats."""
 
-_PATIENCE = 15.0
-"""Seconds without one after which an owner counts as dead."""
+_TIMEOUT = 15.0
+"""Seconds without a heartbeat after which an owner counts as dead."""
 
 _FILE = "heartbeat"
 
@@ -42,19 +42,19 @@ class Owner:
         return f"{self.pid}@{self.host}"
 
     def is_alive(self, folder: Path) -> bool:
-        """Whether it is another process that is at work in a folder. May take seconds for one of another machine."""
+        """Whether it is another process, and alive. Takes up to :data:`_TIMEOUT` seconds for one on another machine."""
         if self.host == socket.gethostname():
             return self != Owner.this() and _runs(self.pid)
-        first, deadline = _read(folder), time.monotonic() + _PATIENCE
+        first, deadline = _read(folder), time.monotonic() + _TIMEOUT
         while first is not None and time.monotonic() < deadline:
-            time.sleep(_EVERY / 3)
+            time.sleep(_INTERVAL / 3)
             if _read(folder) != first:
                 return True
         return False
 
 
 class Heartbeat:
-    """Signs of life in a folder, from now until :meth:`stop`."""
+    """Heartbeats in a folder, from now until :meth:`stop`."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
@@ -70,12 +70,12 @@ class Heartbeat:
 
     def _beat(self) -> None:
         count = 1
-        while not self._stop.wait(_EVERY):
+        while not self._stop.wait(_INTERVAL):
             self._write(count)
             count += 1
 
     def _write(self, count: int) -> None:
-        with suppress(OSError):  # a full disk is the run's to report
+        with suppress(OSError):  # the run itself will report a full disk
             self._path.write_text(str(count))
 
 

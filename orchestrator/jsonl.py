@@ -1,4 +1,4 @@
-"""A file of JSON lines that grows with a run or a search, and can be cut back to what a checkpoint knew."""
+"""A file of JSON lines that grows with a run or a search, and can be truncated to its length at a checkpoint."""
 
 import json
 import os
@@ -9,7 +9,15 @@ from editing import InputError
 
 
 class LineFile:
-    """A file of JSON lines that grows, and can be cut back to an earlier length."""
+    """A file of JSON lines that is appended to, and can be truncated to an earlier length.
+
+    Args:
+        path: The file; made if missing.
+        length: Bytes that are kept of it.
+
+    Raises:
+        InputError: It is shorter than that.
+    """
 
     def __init__(self, path: Path, length: int) -> None:
         self.path = path
@@ -24,7 +32,7 @@ class LineFile:
         self._file.write(json.dumps(values, ensure_ascii=True, default=str).encode() + b"\n")
 
     def sync(self) -> int:
-        """Have everything on the disk for good; the file's length."""
+        """Flush and fsync; returns the file's length."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()

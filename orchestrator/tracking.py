@@ -1,6 +1,6 @@
-"""Following a run in MLflow. Tracking never stops a run: it works in a thread of its own and an outage costs warnings.
+"""Tracking of a run in MLflow. It never stops a run: requests are sent by a thread, and an outage causes warnings only.
 
-What could not be sent stays queued, in order, and is tried again with every later send and at the end.
+Requests that failed stay queued, in order, and are tried again with every later request and at the end.
 """
 
 import logging
@@ -30,28 +30,28 @@ _FAILED_TIMEOUT = 10.0
 
 
 class Tracker(Protocol):
-    """Where a run's parameters, metrics and files are sent."""
+    """Receives a run's parameters, metrics and files."""
 
     def start(self, name: str, params: Mapping[str, Any], *, run_id: str | None = None) -> None:
-        """Open a run, or go on in the one with this id."""
+        """Create a run, or reopen the one with this id."""
 
     def params(self, params: Mapping[str, Any]) -> None:
         """More parameters, which were not known at the start."""
 
     def run_id(self, *, wait: bool = True) -> str | None:
-        """Id of the run where it is tracked, or ``None``; waits until the first answer is there."""
+        """Id of the tracked run, or ``None``; waits for the first answer."""
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Metrics at a number of applied edits; ``None`` values are left out."""
 
     def nested(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float | None], step: int) -> None:
-        """Parameters and metrics of a run within this one, which is opened when it is first named."""
+        """Parameters and metrics of a nested run, which is created when it is first named."""
 
     def artifact(self, path: Path) -> None:
         """A file or folder."""
 
     def close(self, status: str) -> None:
-        """Send what is left and end the run as ``FINISHED`` or ``FAILED``."""
+        """Send what is queued and end the run as ``FINISHED`` or ``FAILED``."""
 
 
 class NoTracker:
@@ -112,7 +112,7 @@ class MlflowTracker:
         self._jobs.put(lambda: self._log_nested(name, params, present, step, now))
 
     def artifact(self, path: Path) -> None:
-        # copied by the thread, so the caller keeps the file until close
+        # sent by the thread, so the caller keeps the file until close
         send = "log_artifacts" if path.is_dir() else "log_artifact"
         self._jobs.put(lambda: getattr(self._client, send)(self._run_id, str(path), *([path.name] if path.is_dir() else [])))
 
@@ -123,21 +123,21 @@ class MlflowTracker:
         self._jobs.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
-            logger.warning("tracking: %s did not take everything within %.0f s; the run's last values are not there", self.uri, timeout)
+            logger.warning("tracking: %s did not accept all requests within %.0f s; it lacks the run's last values", self.uri, timeout)
         elif self._waiting and not self._gave_up:
-            logger.warning("tracking: %d sends to %s failed for good; the results on disk do not need them", len(self._waiting), self.uri)
+            logger.warning("tracking: %d requests to %s could not be sent; the results on disk are complete", len(self._waiting), self.uri)
 
     def _work(self) -> None:
         jobs: list[Callable[[], None] | None] = []
         while None not in jobs:
             jobs = [self._jobs.get()]
             with suppress(queue.Empty):
-                while True:  # all that is there: an outage then costs one attempt, not one for each
+                while True:  # all that are queued: an outage then costs one attempt, not one for each
                     jobs.append(self._jobs.get_nowait())
             self._waiting += [job for job in jobs if job]
             if not self._gave_up:
                 self._send_waiting()
-        if self._waiting and not self._gave_up and self._succeeds(self._waiting[-1]):  # it answers: what it refuses shall not hold up the rest
+        if self._waiting and not self._gave_up and self._succeeds(self._waiting[-1]):  # it answers: what it refuses must not block the rest
             self._waiting = [job for job in self._waiting[:-1] if not self._succeeds(job)]
 
     def _send_waiting(self) -> None:
@@ -157,7 +157,7 @@ class MlflowTracker:
             return False
         except Exception as error:  # whatever a client or network raises, the run goes on
             if not self._down:
-                logger.warning("tracking: a send to %s failed (%s); the run goes on", self.uri, _reason(error))
+                logger.warning("tracking: a request to %s failed (%s); the run goes on", self.uri, _reason(error))
             self._down = True
             return False
         finally:
@@ -208,7 +208,7 @@ class MlflowTracker:
         self._client.set_terminated(run_id, "FINISHED")
 
     def _nested_run(self, name: str) -> str:
-        """Id of the run of this name within this one: known, found, where this one was reopened, or made."""
+        """Id of the nested run of this name: known, found where this run was reopened, or created."""
         if name not in self._nested:
             experiment = self._client.get_run(self._run_id).info.experiment_id
             tags = {"mlflow.parentRunId": self._run_id}
@@ -244,7 +244,7 @@ def _present(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said where a client wraps it in pages of its own, else what the client says; one short line."""
+    """The operating system's error if one is the cause, else the client's own; one short line."""
     words, cause = str(error), error.__cause__ or error.__context__
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -261,7 +261,7 @@ def make_tracker(uri: str, experiment: str) -> Tracker:
     """
     if uri.lower() == "none":
         return NoTracker()
-    # a server that is down shall cost seconds, not the minutes of MLflow's default retries
+    # a server that is down costs seconds then, not the minutes of MLflow's default retries
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
         os.environ.setdefault(name, value)
     try:

@@ -71,8 +71,10 @@ def _create(path: Path) -> None:
 
 def _check_readable(path: Path) -> None:
     """See that a file is a database at all: where it is none, MLflow would try to open it for minutes."""
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+    if path.is_dir():
+        raise BrokenDatabase(path, "it is a folder")
+    try:  # not read-only, which refuses one whose last writer was killed
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
             connection.execute("select count(*) from sqlite_master").fetchall()
     except sqlite3.DatabaseError as error:
         if "locked" not in str(error):  # by a process that writes to it at the moment

@@ -1,4 +1,4 @@
-"""What an actor holds: a worker, and the turns that it has prepared.
+"""A Ray actor: a worker, and the turns that it has prepared.
 
 Its methods are the verbs of :class:`workers.protocol.Worker`, but a prepared turn is named by its place in the window.
 """
@@ -21,21 +21,21 @@ from workers.worker import LocalWorker
 
 
 class RemoteWorker:
-    """A worker in a process of its own, on any node. Hidden states of the prepared turns stay here."""
+    """A worker in its own process, on any node. Hidden states of the prepared turns stay there."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._window: list[PreparedTurn | None] = []
 
-    def meeting_point(self) -> tuple[str, int, bool]:
-        """This actor's address, a port that is free there, and whether a folder with the model is seen from there."""
+    def rendezvous(self) -> tuple[str, int, bool]:
+        """This node's address, a free port on it, and whether the model's folder is visible on it."""
         address = ray.util.get_node_ip_address()
         with socket.socket() as listener:
             listener.bind((address, 0))
             return address, int(listener.getsockname()[1]), Path(self._spec.model).is_dir()
 
     def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
-        """Load this shard; what the group needs to know of it."""
+        """Load this shard; returns what the group has to know about the model, on world rank 0."""
         if num_threads:
             torch.set_num_threads(num_threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -51,7 +51,7 @@ class RemoteWorker:
         return [prepared.prefix_seconds for prepared in self._window if prepared]
 
     def apply(self, index: int) -> TurnReport:
-        """Apply a prepared turn; the one before it is done with, and let go of."""
+        """Apply a prepared turn, and free the one before it."""
         if index:
             self._window[index - 1] = None
         return self.worker.apply(self._prepared(index))
@@ -75,33 +75,33 @@ class RemoteWorker:
         return self.worker.fingerprint()
 
     def save_state(self, path: Path) -> None:
-        _check_seen(path.parent)
+        _check_shared(path.parent)
         self.worker.save_state(path)
 
     def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
-        _check_seen(path.parent)
+        _check_shared(path.parent)
         self.worker.load_state(path, watch)
 
     def watch_state(self) -> dict[str, Any]:
         return self.worker.watch_state()
 
     def save(self, folder: Path) -> None:
-        _check_seen(folder.parent)
+        _check_shared(folder.parent)
         self.worker.save(folder)
 
     def _prepared(self, index: int) -> PreparedTurn:
         prepared = self._window[index]
         if prepared is None:
-            raise UltraEditError(f"turn {index + 1} of the window was applied before; a turn is applied once")
+            raise UltraEditError(f"turn {index + 1} of the window was applied before; a turn can be applied only once")
         return prepared
 
 
-def _check_seen(folder: Path) -> None:
-    """Whatever the run's folder is on another node, it must be here too.
+def _check_shared(folder: Path) -> None:
+    """The run's folder must be visible on this node too.
 
     Raises:
         InputError: It is not.
     """
     if not folder.is_dir():
         node = ray.util.get_node_ip_address()
-        raise InputError(f"{folder}: is not seen from node {node}; give an --output on storage that all nodes share, under the same path on each")
+        raise InputError(f"{folder}: is not visible on node {node}; put --output on storage that all nodes share, under the same path on each")

@@ -1,8 +1,8 @@
 """What this project knows about DeepSpeed's automatic tensor parallelism (0.19), and the only place that imports it.
 
-``init_inference`` replaces each linear of a model by a shard of it that sums or slices at its borders. Used for gradients
-of activations, as here, it needs the repairs below; without them forward passes are exact and gradients are wrong, in
-silence. Everything else of a model (embeddings, norms) stays whole on every shard.
+``init_inference`` replaces each linear of a model by a shard of it, with an all-reduce or a slice where that is needed. For
+gradients of activations it needs the repairs below: without them forward passes are exact and gradients are wrong, without
+an error. Everything else of a model (embeddings, norms) stays whole on every shard.
 """
 
 import copy
@@ -42,7 +42,7 @@ def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: t
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     without_shared_memory_sums()
     deepspeed.init_distributed(dist.get_backend(group), auto_mpi_discovery=False, verbose=False)
-    InferenceEngine.inference_mp_group = group  # or it makes one whose timeout is not ours, and keeps it for ever
+    InferenceEngine.inference_mp_group = group  # or it makes its own, with another timeout, and keeps it
     with redirect_stdout(io.StringIO()):  # it prints what it replaces
         engine = deepspeed.init_inference(
             model,
@@ -71,7 +71,7 @@ def without_shared_memory_sums() -> None:
 
 
 def repair(model: Any) -> None:
-    """Make gradients of activations right; see the functions below for what was wrong."""
+    """Make gradients of activations right; the functions below say what was wrong."""
     from deepspeed.module_inject import layers
 
     layers.ColumnParallel = CopyToShards

@@ -1,7 +1,7 @@
-"""Where actors run: the connection to Ray, and one placement group that holds every shard of every replica.
+"""Where actors run: the connection to Ray, and one placement group for every shard of every replica.
 
-The only file that names placement groups. Before it reserves anything it looks at what the cluster has: a request that can
-never be met is an error within seconds, where Ray would wait for ever.
+The only file that names placement groups. It compares the request with the cluster's resources before it reserves any: a request
+that cannot be met is an error within seconds, where Ray would wait for ever.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from editing.errors import InputError
 
 logger = logging.getLogger("ultraedit")
 
-_KNOCK_TIMEOUT = 10.0
-"""Seconds for a cluster's host to take a connection, and to answer."""
+_PROBE_TIMEOUT = 10.0
+"""Seconds to connect to a cluster's host, and for its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class ClusterSpec:
     Attributes:
         shards: Shards of a model copy.
         replicas: Copies of the model.
-        address: ``local`` starts a cluster on this machine for the run alone, ``auto`` takes the one that is there, or ``ray://HOST:PORT``.
+        address: ``local`` starts a cluster on this machine for this run only, ``auto`` uses the running one, or ``ray://HOST:PORT``.
         resources: What one shard needs, by Ray's names in lower case; by default one GPU where there are GPUs, else one CPU.
-        placement_timeout: Seconds to wait for a cluster that scales up; 0 takes what is there.
+        placement_timeout: Seconds to wait for a cluster that scales up; 0 does not wait.
     """
 
     shards: int = 1
@@ -53,29 +53,29 @@ class ClusterSpec:
 
 
 class Cluster:
-    """A connection to Ray, with a place for every actor of a run.
+    """A connection to Ray, with reserved resources for every actor of a run.
 
     Args:
-        spec: What is wanted.
+        spec: The request.
 
     Raises:
-        InputError: There is no such cluster, or it is too small; one line that says what it has.
+        InputError: There is no such cluster, or it is too small; one line with the resources that it has.
     """
 
     def __init__(self, spec: ClusterSpec) -> None:
         self.spec = spec
-        self._connected = not ray.is_initialized()  # else somebody in this process has a cluster already, and shares it
-        if self._connected:
+        self._opened_here = not ray.is_initialized()  # else other code in this process is connected, and its connection is used
+        if self._opened_here:
             connect(spec.address, self._local_cpus())
         try:
             self.resources = {**self._default_resources(), **spec.resources}
-            self._places = self._reserve()
+            self._placement_group = self._reserve()
         except BaseException:
             self.close()
             raise
 
     def actor_options(self, index: int) -> dict[str, Any]:
-        """Options that put the actor of a world rank into its place."""
+        """Options that put the actor of a world rank into its bundle of the placement group."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
@@ -83,34 +83,34 @@ class Cluster:
             "num_cpus": self.resources.get("CPU", 0),
             "num_gpus": self.resources.get("GPU", 0),
             "resources": custom,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._places, placement_group_bundle_index=index),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._placement_group, placement_group_bundle_index=index),
         }
 
     def nodes(self) -> list[str]:
         """Address of each actor's node."""
-        places = placement_group_table(self._places)["bundles_to_node_id"]
+        places = placement_group_table(self._placement_group)["bundles_to_node_id"]
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         return [addresses[places[index]] for index in range(self.spec.num_actors)]
 
     def close(self) -> None:
-        """Free the places; end a cluster that was started for this run."""
+        """Remove the placement group; end a cluster that was started for this run."""
         if not ray.is_initialized():
             return
-        if hasattr(self, "_places"):
-            with contextlib.suppress(Exception):  # a cluster that is gone keeps no places, and must not hide why it is closed
-                remove_placement_group(self._places)
-            del self._places
-        if self._connected:
+        if hasattr(self, "_placement_group"):
+            with contextlib.suppress(Exception):  # a cluster that is gone has none to remove, and must not hide why it is closed
+                remove_placement_group(self._placement_group)
+            del self._placement_group
+        if self._opened_here:
             ray.shutdown()
 
     def _local_cpus(self) -> int:
-        """Cores are shared out by the person who asks for more shards than there are: a local cluster always has enough."""
+        """A local cluster offers as many cores as the shards need, even if the machine has fewer."""
         wanted = self.spec.num_actors * {k.upper(): v for k, v in self.spec.resources.items()}.get("CPU", 1)
         return max(os.cpu_count() or 1, int(wanted) + 1)
 
     def _default_resources(self) -> dict[str, float]:
         if self.spec.placement_timeout and not self.spec.resources:
-            raise InputError("placement-timeout: what a cluster will have when it has grown cannot be seen yet; give --resources-per-shard, as gpu=1")
+            raise InputError("placement-timeout: the resources of a cluster before it grows are not known; give --resources-per-shard, such as gpu=1")
         return {"GPU": 1.0} if ray.cluster_resources().get("GPU") else {"CPU": 1.0}
 
     def _reserve(self) -> PlacementGroup:
@@ -125,10 +125,10 @@ class Cluster:
         if group.wait(max(10.0, deadline - time.monotonic())):
             return group
         remove_placement_group(group)
-        raise InputError(self._shortage() or f"the cluster did not make room for {self.spec.num_actors} actors in time; see 'ray status'")
+        raise InputError(self._shortage() or f"the cluster could not reserve resources for {self.spec.num_actors} actors in time; see 'ray status'")
 
     def _shortage(self) -> str | None:
-        """What is missing, in words; ``None`` if all actors find a place."""
+        """Which resources are missing, as a message; ``None`` if there are enough for all actors."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         free = ray.available_resources()
         for name, amount in self.resources.items():
@@ -158,11 +158,11 @@ def connect(address: str, num_cpus: int) -> None:
     if address == "local":
         _start_local(num_cpus, quiet)
         return
-    _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    _probe(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises whatever its many clients raise
-        raise InputError(f"ray-address: {_why_not(address, error)}") from None
+        raise InputError(f"ray-address: {_connection_error(address, error)}") from None
 
 
 def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
@@ -171,44 +171,44 @@ def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
 
 
-def _knock(address: str) -> None:
-    """See that a Ray cluster listens at ``HOST:PORT``, with ``ray://`` before it or not, and lets this process in: Ray itself would try for minutes.
+def _probe(address: str) -> None:
+    """Check that a Ray cluster listens at ``HOST:PORT``, with or without ``ray://``, and accepts this process: Ray itself would retry for minutes.
 
     Raises:
-        InputError: Nobody listens, somebody else does, or it does not take this process's token.
+        InputError: Nothing listens there, it is not Ray, or it does not accept this process's token.
     """
     scheme, _, place = address.rpartition("://")
     host, _, port = place.rpartition(":")
     if not host or not port.isdecimal():
         return  # "auto" and other names that Ray looks up
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT).close()
-        with init_grpc_channel(place) as channel:  # which brings the token
-            method, request = _GREETINGS[scheme == "ray"]
-            channel.unary_unary(method)(request, timeout=_KNOCK_TIMEOUT)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT).close()
+        with init_grpc_channel(place) as channel:  # with the token
+            method, request = _PING_REQUESTS[scheme == "ray"]
+            channel.unary_unary(method)(request, timeout=_PROBE_TIMEOUT)
     except (OSError, OverflowError, grpc.RpcError, AuthenticationError) as error:
-        raise InputError(f"ray-address: {_why_not(address, error)}") from None
+        raise InputError(f"ray-address: {_connection_error(address, error)}") from None
 
 
-_GREETINGS = (
+_PING_REQUESTS = (
     ("/ray.rpc.NodeInfoGcsService/GetClusterId", b""),
     ("/ray.rpc.RayletDriver/ClusterInfo", ClusterInfoRequest(type=ClusterInfoType.PING).SerializeToString()),
 )
-"""A method that costs nothing and its request: of a cluster itself, and of its server for clients from outside."""
+"""A cheap gRPC method and its request, to probe an address: of a cluster's own service, and of its Ray client server."""
 
 
-def _why_not(address: str, error: Exception) -> str:
+def _connection_error(address: str, error: Exception) -> str:
     code = error.code() if isinstance(error, grpc.Call) else None
     said = str(error.details() if isinstance(error, grpc.Call) else error)
     lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
-    where = "the port of 'ray start --head' as HOST:PORT, or that of its server for clients as ray://HOST:PORT"
+    where = "the port of 'ray start --head' as HOST:PORT, or that of its Ray client server as ray://HOST:PORT"
     if code == grpc.StatusCode.UNAUTHENTICATED or isinstance(error, AuthenticationError):
         remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
-        return f"{address} refuses this process's token, or its lack of one; {remedy}"
+        return f"{address} did not accept this process's authentication token; {remedy}"
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return f"{address} is another port of a Ray cluster; give {where}"
     if code is not None:
-        return f"what listens at {address} is no Ray cluster ({lines[0][:200]}); give {where}"
+        return f"the service at {address} is not a Ray cluster ({lines[0][:200]}); give {where}"
     if "ersion mismatch" in said:
-        return f"{address} runs another version of Ray or Python: {' '.join(lines)[:300]}; install the same ones here"
-    return f"no cluster answers at {address}: {lines[0][:200]}; start one with 'ray start --head', or give --ray-address local"
+        return f"{address} runs another version of Ray or Python: {' '.join(lines)[:300]}; install the same versions here"
+    return f"no Ray cluster answers at {address}: {lines[0][:200]}; start one with 'ray start --head', or give --ray-address local"

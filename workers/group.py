@@ -1,11 +1,11 @@
-"""A model on many workers, used like one: replicas x shards Ray actors behind the verbs of a single worker.
+"""One model on many workers: replicas x shards Ray actors behind the verbs of a single worker.
 
                  WorkerGroup.apply(turn)
     replica 0   [shard 0 | shard 1 | ...]     each captures its share of the turn's groups; rows, sums and copies go
     replica 1   [shard 0 | shard 1 | ...]     between actors by torch.distributed, never through here
 
-Only edits, reports and paths pass through this file. A turn's hidden states stay where the prefix was run. One actor that
-dies or hangs takes the whole gang with it: what it has done since the last checkpoint is done again by a new one.
+Only edits, reports and paths pass through this file. A turn's hidden states stay where the prefix was run. If one actor dies
+or hangs, all are replaced, and the run goes on from its last checkpoint.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.actor import RemoteWorker
 from workers.cluster import Cluster, ClusterSpec
 from workers.engines.sharded import check_num_shards
-from workers.process_groups import FirstFailed, Placement
+from workers.process_groups import FirstRankFailed, Placement
 from workers.protocol import USUAL_EVALUATION, Worker, WorkerSpec
 
 _NO_ROWS = Prefixed((), None)
@@ -54,7 +54,7 @@ class WorkerGroup(Worker):
 
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
-        if Path(self.spec.model).is_dir():  # else the workers see it, and check
+        if Path(self.spec.model).is_dir():  # else the workers check: they may have a folder that this process has not
             check_num_shards(self.spec.model, self._cluster_spec.shards)
         self._cluster = cluster = Cluster(self._cluster_spec)
         try:
@@ -62,23 +62,23 @@ class WorkerGroup(Worker):
             count = self._cluster_spec.num_actors
             self._actors = [remote.options(**cluster.actor_options(i)).remote(self.spec) for i in range(count)]
             self._nodes = cluster.nodes()
-            points = self._ask([actor.meeting_point.remote() for actor in self._actors])
+            points = self._get_all([actor.rendezvous.remote() for actor in self._actors])
             self._check_model([seen for _, _, seen in points])
             address, port, _ = points[0]
             cpus = int(cluster.resources.get("CPU", 0)) or None
             loading = [actor.load.remote(self._placement(i, address, port), cpus) for i, actor in enumerate(self._actors)]
-            self._known = self._ask(loading)[0]
+            self._known = self._get_all(loading)[0]
         except BaseException:
             self.close()
             raise
 
     def _check_model(self, seen: list[bool]) -> None:
-        """A folder with the model must be seen from every node, if it is a folder and not a name on the Hub."""
+        """A model that is a folder, not an id of the Hub, must be visible on every node."""
         model = self.spec.model
         if not all(seen) and (any(seen) or Path(model).is_dir() or Path(model).is_absolute()):
             raise InputError(
-                f"{model}: {self._name(seen.index(False))} sees no such folder; put the model on storage that all nodes share, "
-                "under the same path on each, and give that"
+                f"{model}: {self._name(seen.index(False))} has no such folder; put the model on storage that all nodes share, "
+                "under the same path on each"
             )
 
     def _placement(self, index: int, address: str, port: int) -> Placement:
@@ -111,32 +111,32 @@ class WorkerGroup(Worker):
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         shared = ray.put(list(turns))
-        seconds = self._ask([actor.prepare.remote(shared) for actor in self._actors])
+        seconds = self._get_all([actor.prepare.remote(shared) for actor in self._actors])
         slowest = [max(each) for each in zip(*seconds, strict=True)]
         self._window = [PreparedTurn(turn, _NO_ROWS, s) for turn, s in zip(turns, slowest, strict=True)]
         return list(self._window)
 
     def apply(self, prepared: PreparedTurn) -> TurnReport:
         index = self._index(prepared)
-        return self._ask([actor.apply.remote(index) for actor in self._actors])[0]  # type: ignore[no-any-return]
+        return self._get_all([actor.apply.remote(index) for actor in self._actors])[0]  # type: ignore[no-any-return]
 
     def observe(self, prepared: PreparedTurn) -> None:
         index = self._index(prepared)
-        self._ask([actor.observe.remote(index) for actor in self._actors])
+        self._get_all([actor.observe.remote(index) for actor in self._actors])
 
     def measure_health(self, prepared: PreparedTurn) -> Vitals:
         index = self._index(prepared)
-        return self._ask([actor.measure_health.remote(index) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
+        return self._get_all([actor.measure_health.remote(index) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
 
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         shares = self._split(edits)
-        parts = self._ask([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
+        parts = self._get_all([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
         return [result for part in parts[:: self._cluster_spec.shards] for result in part]
 
     def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
         shares = self._split(prompts)
         asked = [actor.generate.remote(share, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
-        return [text for part in self._ask(asked)[:: self._cluster_spec.shards] for text in part]
+        return [text for part in self._get_all(asked)[:: self._cluster_spec.shards] for text in part]
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, the same on every worker.
@@ -144,34 +144,32 @@ class WorkerGroup(Worker):
         Raises:
             UltraEditError: It is not: the replicas have drifted apart.
         """
-        digests = self._ask([actor.digest.remote() for actor in self._actors])
+        digests = self._get_all([actor.digest.remote() for actor in self._actors])
         for index, digest in enumerate(digests):
             if digest != digests[0]:
                 name = next(n for n in digest if digest[n] != digests[0][n])
-                raise UltraEditError(f"{self._name(index)} holds other weights of {name} than the first; resume from the last checkpoint")
+                raise UltraEditError(f"{self._name(index)} holds other weights of {name} than worker 0; go back to the last checkpoint with --resume")
         return dict(digests[0])
 
     def fingerprint(self) -> str:
-        return str(self._ask([actor.fingerprint.remote() for actor in self._replica(0)])[0])
+        return str(self._get_all([actor.fingerprint.remote() for actor in self._replica(0)])[0])
 
     def save_state(self, path: Path) -> None:
-        self._ask([actor.save_state.remote(path.absolute()) for actor in self._actors])
+        self._get_all([actor.save_state.remote(path.absolute()) for actor in self._actors])
         if not path.is_file():
-            raise UltraEditError(
-                f"{path}: was written by the first worker and is not here; the run's folder must lie on storage that all nodes share"
-            )
+            raise UltraEditError(f"{path}: was written by the first worker and is not visible here; --output must be on storage that all nodes share")
 
     def load_state(self, path: Path, watch: dict[str, Any] | None) -> None:
-        self._ask([actor.load_state.remote(path.absolute(), watch) for actor in self._actors])
+        self._get_all([actor.load_state.remote(path.absolute(), watch) for actor in self._actors])
 
     def watch_state(self) -> dict[str, Any]:
-        return dict(self._ask([self._actors[0].watch_state.remote()])[0])
+        return dict(self._get_all([self._actors[0].watch_state.remote()])[0])
 
     def save(self, folder: Path) -> None:
-        self._ask([actor.save.remote(folder.absolute()) for actor in self._actors])
+        self._get_all([actor.save.remote(folder.absolute()) for actor in self._actors])
 
     def close(self) -> None:
-        """End every actor, and the cluster if it was started for this run."""
+        """Kill every actor, and end the cluster if it was started for this run."""
         for actor in self._actors if ray.is_initialized() else ():
             with contextlib.suppress(Exception):  # one that is dead already
                 ray.kill(actor)
@@ -185,7 +183,7 @@ class WorkerGroup(Worker):
         return self._actors[replica * shards : (replica + 1) * shards]
 
     def _split(self, items: Sequence[Any]) -> list[list[Any]]:
-        """Neighbouring items for each replica, as even as can be."""
+        """Consecutive items for each replica, as evenly as possible."""
         count = self._cluster_spec.replicas
         bounds = [len(items) * r // count for r in range(count + 1)]
         return [list(items[a:b]) for a, b in pairwise(bounds)]
@@ -193,8 +191,8 @@ class WorkerGroup(Worker):
     def _index(self, prepared: PreparedTurn) -> int:
         return next(i for i, own in enumerate(self._window) if own is prepared)
 
-    def _ask(self, references: list[Any]) -> list[Any]:
-        """Answers of several workers, in order. The first that fails ends the wait: the others may be waiting for it.
+    def _get_all(self, references: list[Any]) -> list[Any]:
+        """Results of several workers, in order. The first that fails ends the wait: the others may be waiting for it.
 
         Raises:
             WorkerLost: A worker died, or none has answered for the timeout.
@@ -207,27 +205,27 @@ class WorkerGroup(Worker):
             try:
                 ray.get(done)
             except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, FirstFailed) and done[0] != references[0]:
-                    waiting = references[:1]  # which says why
+                if isinstance(error.cause, FirstRankFailed) and done[0] != references[0]:
+                    waiting = references[:1]  # whose error is the cause
                     continue
-                raise self._told(error, references.index(done[0])) from None
+                raise self._as_raised_here(error, references.index(done[0])) from None
             except ray.exceptions.OutOfMemoryError as error:
                 raise self._out_of_memory(references.index(done[0]), error) from None
             except ray.exceptions.RayActorError as error:
-                if "creation task" in str(error):  # which does nothing but import this project
+                if "creation task" in str(error):  # where an actor only imports this project
                     raise self._not_installed(references.index(done[0]), error) from None
                 raise WorkerLost(f"{self._name(references.index(done[0]))} died: {_first_line(error)}") from None
         return list(ray.get(references))
 
-    def _told(self, error: Any, index: int) -> Exception:
-        """What a worker raised, as it would have been raised here."""
+    def _as_raised_here(self, error: Any, index: int) -> Exception:
+        """A worker's error, as it would have been raised in this process."""
         cause = error.cause
         if ran_out_of_memory(cause):
             return self._out_of_memory(index, cause)
         if isinstance(cause, ImportError):
             return self._not_installed(index, cause)
         if isinstance(cause, torch.distributed.DistError) or _is_collective(cause):
-            return WorkerLost(f"{self._name(index)} lost the others: {_first_line(cause)}")
+            return WorkerLost(f"{self._name(index)} lost its connection to the other workers: {_first_line(cause)}")
         return cause if isinstance(cause, Exception) else error
 
     def _out_of_memory(self, index: int, error: Exception) -> OutOfMemory:
@@ -245,7 +243,7 @@ class WorkerGroup(Worker):
 
 
 def _is_collective(error: Any) -> bool:
-    """Torch reports a peer that is gone as a plain RuntimeError of its backend."""
+    """Whether an error is of a collective: torch reports a lost peer as a plain RuntimeError of its backend."""
     return isinstance(error, RuntimeError) and any(
         word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset")
     )

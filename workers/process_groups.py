@@ -1,4 +1,4 @@
-"""The processes that hold the shards of a model and its replicas: how they meet, and what they tell each other in a turn."""
+"""The processes that hold the shards of a model and its replicas: their process groups, and the collectives of a turn."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Placement:
         port: A free port on it.
         local_rank: Index of this process's GPU among those that it sees: 0 if it sees one, as a Ray actor does.
         local_shards: How many of all processes run on this machine; ``None`` if all do.
-        timeout: Seconds after which a process that waits for a dead or stuck one gives up.
+        timeout: Seconds after which a collective that waits for a dead or stuck process fails.
     """
 
     rank: int = 0
@@ -47,7 +47,7 @@ class Placement:
             raise InputError(f"replicas: expected a replica from 0 to {self.num_replicas - 1}, found {self.replica}")
 
     @property
-    def is_alone(self) -> bool:
+    def is_single_process(self) -> bool:
         return self.num_shards == self.num_replicas == 1
 
     @property
@@ -65,7 +65,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Groups:
-    """The process groups that a process is in.
+    """The process groups of one process.
 
     Attributes:
         world: All processes of all replicas.
@@ -87,29 +87,29 @@ def local_device(name: str, placement: Placement) -> torch.device:
 
 
 def join_groups(placement: Placement, device: torch.device) -> Groups:
-    """Meet the others: gloo on the CPU, nccl on GPUs. All processes call this. A process that has met them does not meet them again.
+    """Initialize torch.distributed, with gloo on the CPU and nccl on GPUs, and make the groups. All processes call this, each of them once or more.
 
     Raises:
-        InputError: They did not come within the timeout.
+        InputError: The other processes did not connect within the timeout.
     """
     set_environment(placement, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _meet(placement, device)
+        _init_process_group(placement, device)
     world = dist.group.WORLD
     assert world is not None
     if placement.num_replicas == 1:
-        return Groups(world, world, _alone(placement, world))
+        return Groups(world, world, _group_of_one(placement, world))
     if placement.num_shards == 1:
-        return Groups(world, _alone(placement, world), world)
+        return Groups(world, _group_of_one(placement, world), world)
     shards, replicas = range(placement.num_shards), range(placement.num_replicas)
     rows = [[r * placement.num_shards + s for s in shards] for r in replicas]
     columns = [[r * placement.num_shards + s for r in replicas] for s in shards]
-    return Groups(world, _own(rows, placement.replica), _own(columns, placement.rank))
+    return Groups(world, _own_of_new_groups(rows, placement.replica), _own_of_new_groups(columns, placement.rank))
 
 
-def _meet(placement: Placement, device: torch.device) -> None:
+def _init_process_group(placement: Placement, device: torch.device) -> None:
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -120,15 +120,15 @@ def _meet(placement: Placement, device: torch.device) -> None:
         )
     except (dist.DistError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{placement} could not meet the others at {placement.address}:{placement.port}: {reason}") from None
+        raise InputError(f"{placement} could not connect to the other processes at {placement.address}:{placement.port}: {reason}") from None
 
 
-def _alone(placement: Placement, world: dist.ProcessGroup) -> dist.ProcessGroup:
-    return _own([[rank] for rank in range(placement.world_size)], placement.world_rank)
+def _group_of_one(placement: Placement, world: dist.ProcessGroup) -> dist.ProcessGroup:
+    return _own_of_new_groups([[rank] for rank in range(placement.world_size)], placement.world_rank)
 
 
-def _own(groups: list[list[int]], index: int) -> dist.ProcessGroup:
-    """One of several groups, all of which every process has to make."""
+def _own_of_new_groups(groups: list[list[int]], index: int) -> dist.ProcessGroup:
+    """Make several groups, as every process has to, and return the one that this process is in."""
     made: list[dist.ProcessGroup] = [dist.new_group(ranks) for ranks in groups]
     return made[index]
 
@@ -140,7 +140,7 @@ def leave_groups() -> None:
 
 
 def set_environment(placement: Placement, device: torch.device) -> None:
-    """Tell DeepSpeed, which reads this from the environment when it is imported and when it shards, where this process stands."""
+    """Set the rank and the sizes for DeepSpeed, which reads them from the environment when it is imported and when it shards."""
     local = placement.world_size if placement.local_shards is None else placement.local_shards
     os.environ |= {
         "RANK": str(placement.world_rank),
@@ -154,14 +154,14 @@ def set_environment(placement: Placement, device: torch.device) -> None:
     }
 
 
-class FirstFailed(UltraEditError):
-    """The first worker could not do something for all."""
+class FirstRankFailed(UltraEditError):
+    """Rank 0 failed in a step that it does for all ranks."""
 
 
 class GroupCollectives:
-    """What the processes of one run tell each other; see :class:`editing.sharding.collectives.Collectives`.
+    """Collectives among the processes of one run; see :class:`editing.sharding.collectives.Collectives`.
 
-    Sums and copies come out of one collective each, so all have the same bits. All of it is thin but :meth:`all_gather_weight`.
+    Each sum or copy is one collective, so all processes have the same bits. Only :meth:`all_gather_weight` moves anything large.
     """
 
     def __init__(self, placement: Placement, groups: Groups, device: torch.device) -> None:
@@ -196,7 +196,7 @@ class GroupCollectives:
             return held
         dim = 1 if shard.axis == "keys" else 0
         sizes = [sum(len(r) for r in ranges) for ranges in shard.held]
-        padded = torch.zeros(_with(held.shape, dim, max(sizes)), dtype=held.dtype, device=self._device)  # shards can be uneven
+        padded = torch.zeros(_with_size(held.shape, dim, max(sizes)), dtype=held.dtype, device=self._device)  # shards can be uneven
         padded.narrow(dim, 0, held.shape[dim]).copy_(held)
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self._groups.shards)
@@ -207,16 +207,16 @@ class GroupCollectives:
         if self._first:
             try:
                 action()
-            except Exception as error:  # the others must hear of it, or they would wait for the timeout
+            except Exception as error:  # the other ranks must know, or they would wait for the timeout
                 failure = error
         try:
             failed = bool(self.broadcast(torch.tensor([float(failure is not None)])))
-        finally:  # others that are gone do not hide why this one failed
+        finally:  # a broadcast that fails too must not hide this rank's own error
             if failure is not None:
                 raise failure
         if failed:
-            raise FirstFailed("the first worker could not do what the others waited for; its own message says why")
+            raise FirstRankFailed("rank 0 failed in a step that all ranks wait for; see its own error")
 
 
-def _with(shape: torch.Size, dim: int, size: int) -> list[int]:
+def _with_size(shape: torch.Size, dim: int, size: int) -> list[int]:
     return [size if i == dim else n for i, n in enumerate(shape)]

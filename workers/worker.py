@@ -55,7 +55,7 @@ class LocalWorker(Worker):
         device = local_device(self.spec.device, placement)
         if self.spec.device_memory is not None:
             return StreamedEngine(self.spec, device)
-        if placement.is_alone:
+        if placement.is_single_process:
             return WholeEngine(self.spec, device)
         if placement.num_shards == 1:
             groups = join_groups(placement, device)

@@ -1,4 +1,4 @@
-"""Checkpoints: all of a run's state, written so that a crash at any moment leaves the last one whole.
+"""Checkpoints: all state of a run, written so that a crash at any moment leaves the one before intact.
 
 checkpoints/.turn-00000020.partial/   state.safetensors, fsynced
                                       manifest.json, its checksum inside, fsynced: its presence says "complete"
@@ -137,7 +137,7 @@ def _checksum(body: dict[str, Any]) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Ask the disk to have it for good: a file, or the names in a folder."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -149,11 +149,11 @@ class Coordinator:
         config, state = self.config, schedule.state
         state.config = {**state.config, **config.places}  # where they are now, if the run is an earlier one
         if schedule.model_state is not None:
-            self.worker.load_state(schedule.model_state, state.watch)
+            self.worker.load_state(schedule.model_state, state.watch_state)
         state.seconds = dict.fromkeys(PHASES, 0.0) | state.seconds
         journal = Journal(out.staging, state, keep=config.keep)
         may_stop = config.on_collapse != "warn" and not schedule.is_replay
-        governor = Governor(config.limits, state.passed, state.healthy_turn, watch_every=config.watch_every, may_stop=may_stop)
+        governor = Governor(config.limits, state.limits_passed, state.last_healthy_turn, watch_every=config.watch_every, may_stop=may_stop)
         run = describe_run(config, self.worker.describe(), state)
         self.tracker.start(out.path.name, tracker_parameters(run), run_id=state.mlflow_run_id)
         return TurnRecorder(journal, self.tracker, schedule.digest), governor, run
@@ -162,8 +162,8 @@ class Coordinator:
         """Run all windows; the checkpoint after the last one."""
         state, every = schedule.state, self.config.checkpoint_every
         with timed(state.seconds, "warm_up"):
-            state.warmed += warm_up(self.worker, schedule.warm_up, self.config)
-        last = state.turn
+            state.num_warm_up_edits += warm_up(self.worker, schedule.warm_up, self.config)
+        last = state.num_turns
         with self.progress.bar("editing", schedule.num_edits) as advance:
             for window in schedule.windows:
                 recorder.begin_window(window)
@@ -171,10 +171,10 @@ class Coordinator:
                 recorder.end_window(window)
                 if governor.stop_reason:
                     break
-                if every and state.turn - last >= every:
+                if every and state.num_turns - last >= every:
                     self._checkpoint(recorder, governor)
-                    last = state.turn
-        if not state.edits and not schedule.is_replay:
+                    last = state.num_turns
+        if not state.num_edits_applied and not schedule.is_replay:
             raise UltraEditError(recorder.explain_nothing_applied())
         return self._checkpoint(recorder, governor)
 
@@ -198,21 +198,21 @@ class Coordinator:
 
     def _run_turn(self, prepared: PreparedTurn, recorder: TurnRecorder, governor: Governor, *, may_be_last: bool) -> None:
         state, turn = recorder.journal.state, prepared.turn
-        asked_before = state.asked
+        asked_before = state.num_requested_edits
         recorder.begin_turn(turn)
-        self.turn = state.turn
+        self.turn = state.num_turns
         try:
             report = self.worker.apply(prepared)
         except TurnRefused as error:
             recorder.add_refused(turn, error)
         else:
             vitals = None
-            if governor.wants_vitals(state.turn, report, is_first=state.turns == 0, may_be_last=may_be_last):
+            if governor.wants_vitals(state.num_turns, report, is_first=state.num_turns_applied == 0, may_be_last=may_be_last):
                 with timed(state.seconds, "watch"):
                     vitals = self.worker.measure_health(prepared)
             recorder.add_applied(turn, report, vitals)
-            governor.judge(state.turn, report, vitals)
-        if any(asked_before < milestone <= state.asked for milestone in self.config.eval_at):
+            governor.judge(state.num_turns, report, vitals)
+        if any(asked_before < milestone <= state.num_requested_edits for milestone in self.config.eval_at):
             self._evaluate_milestone(recorder)
 
     def _evaluate_milestone(self, recorder: TurnRecorder) -> None:

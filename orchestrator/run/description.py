@@ -30,7 +30,7 @@ def describe_run(config: RunConfig, model: dict[str, Any], state: RunState) -> d
         "config": config.as_dict(),
         "model": model,
         "input": state.source,
-        "base_fingerprint": state.base,
+        "base_fingerprint": state.base_fingerprint,
         "digests_before": state.base_digests,
         "versions": _versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,6 +1,6 @@
-"""The folder of a run: filled aside, then put in place in one rename, so that it is there whole or not at all.
+"""The folder of a run: filled under a hidden name beside its place, then put in place in one rename, so that it is complete or absent.
 
-A run that ends early leaves nothing, or, once it has a checkpoint, an unfinished folder aside that it can be resumed from.
+A run that ends early leaves nothing, or, once it has a checkpoint, the hidden folder, from which it can be resumed.
 """
 
 import json
@@ -28,22 +28,22 @@ FORMAT = Format("run", 1)
 """``run.json``, and what else of a finished run is read: ``metrics.json``, ``turns.jsonl``, ``edits.parquet``."""
 
 JOURNAL = frozenset({"ledger", "checkpoints", "turns.jsonl", "rejected.jsonl"})
-"""What a run writes while it goes, and is resumed from."""
+"""What a run writes on the way, and is resumed from."""
 
 CONTENT = JOURNAL | {"model", "delta", "plots", RUN, "metrics.json", "edits.parquet"}
-"""What a run writes into its folder. Anything else there is somebody's own and is never removed."""
+"""What a run writes into its folder. Anything else in it is never removed."""
 
 
 class RunDirectory:
-    """Context manager: files go to :attr:`staging`; :meth:`commit` puts them in place; leaving without it removes them.
+    """Context manager: files are written to :attr:`staging`; :meth:`commit` puts them in place; leaving without it removes them.
 
     Args:
-        path: The folder to make; links in it are followed.
+        path: The folder to make; symbolic links in it are followed.
         overwrite: Replace an earlier run there, finished or not.
         resume: Go on in the folder of an unfinished run, if there is one.
 
     Raises:
-        InputError: Something is at ``path`` already that may not be replaced, or, on entering, another run is writing there.
+        InputError: ``path`` exists and may not be replaced, or, on entering, another run is writing to it.
 
     Attributes:
         staging: Where files go until the commit.
@@ -63,7 +63,7 @@ class RunDirectory:
         self._made = [parent for parent in self.path.parents if not parent.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            self._clean_up_after_killed_runs()
             self._check()
             self.staging.mkdir(exist_ok=True)
             self._heartbeat = Heartbeat(self.staging)
@@ -75,7 +75,7 @@ class RunDirectory:
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self._clean()
         if self.is_unfinished:
-            logger.warning("the run is kept aside up to its last checkpoint; go on with: ultraedit edit --resume %s", self.path)
+            logger.warning("the run is kept up to its last checkpoint; continue it with: ultraedit edit --resume %s", self.path)
 
     @property
     def is_resumed(self) -> bool:
@@ -88,11 +88,11 @@ class RunDirectory:
         return _has_checkpoint(self.staging)
 
     def discard(self) -> None:
-        """Let go of :attr:`staging`, whatever is in it."""
+        """Remove :attr:`staging` with all that is in it."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def branch(self) -> None:
-        """Begin with the journal of the finished run at :attr:`path`, to go on from it. That run stays as it is."""
+        """Start with a copy of the journal of the finished run at :attr:`path`, which stays as it is."""
         for name in JOURNAL:
             if (self.path / name).is_dir():  # files in there are written once, so that a link is as good as a copy
                 shutil.copytree(self.path / name, self.staging / name, copy_function=_link)
@@ -100,7 +100,7 @@ class RunDirectory:
                 shutil.copyfile(self.path / name, self.staging / name)
 
     def require_space(self, num_bytes: int) -> None:
-        """Refuse early what the disk cannot hold.
+        """Check the free space before the work.
 
         Raises:
             InputError: Less than ``num_bytes`` is free.
@@ -118,40 +118,40 @@ class RunDirectory:
         self.write_json(RUN, {**FORMAT.tag, **values})
 
     def commit(self) -> None:
-        """Put the folder in place; an earlier one goes only when the new one is there.
+        """Put the folder in place; an earlier one is removed only after that.
 
         Raises:
-            InputError: Something came to be at ``path`` during the run that may not be replaced.
+            InputError: Something that may not be replaced was put at ``path`` during the run.
         """
         self._check()
-        with _undisturbed():
-            self._fall_silent()
+        with _ctrl_c_ignored():
+            self._stop_heartbeat()
             if self.path.exists():
                 self.path.rename(self._old)
             self.staging.rename(self.path)
 
-    def _fall_silent(self) -> None:
+    def _stop_heartbeat(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
 
     def _clean(self) -> None:
-        with _undisturbed():
-            self._fall_silent()
+        with _ctrl_c_ignored():
+            self._stop_heartbeat()
             self._keep_journal() if self.is_unfinished else self.discard()
-            self._settle(self._old)
+            self._restore(self._old)
             for parent in self._made:
                 with suppress(OSError):
-                    parent.rmdir()  # only if nothing came to lie in it
+                    parent.rmdir()  # only if it is empty
 
     def _keep_journal(self) -> None:
-        """Of an unfinished run only what it is resumed from stays: results are made anew."""
+        """Of an unfinished run keep only what it is resumed from: its results are made again."""
         for entry in self.staging.iterdir():
             if entry.name not in JOURNAL:
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
-    def _settle(self, old: Path) -> None:
-        """An earlier folder moved aside goes back if nothing took its place."""
+    def _restore(self, old: Path) -> None:
+        """Put an earlier folder that was moved aside back, unless a new one is in its place."""
         if old.exists() and not self.path.exists():
             old.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
@@ -163,20 +163,20 @@ class RunDirectory:
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise InputError(f"output: {self.path} is a file; expected a folder to make")
+            raise InputError(f"output: {self.path} is a file; expected a folder")
         names = {entry.name for entry in self.path.iterdir()}
         if foreign := sorted(names - CONTENT):
-            raise InputError(f"output: {self.path} holds {foreign[0]!r}, which no run of this program wrote; choose another folder")
+            raise InputError(f"output: {self.path} holds {foreign[0]!r}, which no run of this program wrote; choose a new folder")
         if names and RUN not in names:
-            raise InputError(f"output: {self.path} holds files but no {RUN}, so it is no finished run; choose another folder")
+            raise InputError(f"output: {self.path} holds files but no {RUN}, so it is no finished run; choose a new folder")
         if names and not self._overwrite:
-            raise InputError(f"output: {self.path} already holds a run; choose another folder or give --overwrite")
+            raise InputError(f"output: {self.path} already holds a run; choose a new folder or give --overwrite")
 
-    def _sweep(self) -> None:
-        """Tidy up after a killed run: an earlier folder that it had just moved aside goes back, its own goes away.
+    def _clean_up_after_killed_runs(self) -> None:
+        """Put back an earlier folder that a killed run had just moved aside, and remove what it wrote itself.
 
         Raises:
-            InputError: The run that writes there is alive, or it can be resumed and nothing was said of that.
+            InputError: The run that writes there is alive, or it can be resumed and neither that nor overwriting was asked for.
         """
         for left in self.path.parent.iterdir():
             for kind in ("old", "partial"):
@@ -185,21 +185,21 @@ class RunDirectory:
                 if owner is None:
                     continue
                 if owner.is_alive(left):
-                    raise InputError(f"output: process {owner} is writing to {self.path} now; choose another folder, or remove {left} if it is not")
+                    raise InputError(f"output: process {owner} is writing to {self.path} now; choose a new folder, or remove {left} if it is dead")
                 if kind == "old":
-                    self._settle(left)
+                    self._restore(left)
                 elif _has_checkpoint(left):
                     self._take_over(left)
                 if left != self.staging or not self._resumed:
                     shutil.rmtree(left, ignore_errors=True)
 
     def _take_over(self, left: Path) -> None:
-        """Decide on what an unfinished run left: go on in it, or let it go."""
+        """Resume from the folder of an unfinished run, or leave it to be removed if that is allowed."""
         if self._resume and (left == self.staging or not self.staging.exists()):  # its own, if it begins again in one process
             left.rename(self.staging)
             self._resumed = True
         elif not self._overwrite:
-            raise InputError(f"output: an unfinished run of {self.path} can go on: give --resume auto, or --overwrite to begin anew")
+            raise InputError(f"output: an unfinished run of {self.path} can be resumed: give --resume auto, or --overwrite to start anew")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def find_unfinished(path: Path) -> Path | None:
-    """The folder aside of an unfinished run of ``path`` that can be resumed."""
+    """The hidden folder of an unfinished run of ``path`` that can be resumed."""
     real = Path(os.path.realpath(path))
     if not real.parent.is_dir():
         return None
@@ -239,8 +239,8 @@ def _link(source: str, target: str) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C for the moment that renaming and removing take: after it there is a whole folder or none."""
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C while folders are renamed and removed: afterwards there is a complete folder or none."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals
         return

@@ -23,7 +23,16 @@ from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_COUNTS = ("edits", "turns", "rejected", "refused", "conflicts", "without_subject", "milestones")
+_COUNTS = {
+    "edits": "num_edits_applied",
+    "turns": "num_turns_applied",
+    "rejected": "num_records_rejected",
+    "refused": "num_edits_refused",
+    "conflicts": "num_conflicts",
+    "without_subject": "num_edits_without_subject",
+    "milestones": "milestones",
+}
+"""What ``metrics.json`` tells of the run's state, under names that do not change."""
 """What ``metrics.json`` takes from the run's state as it is."""
 
 _ARTIFACTS = ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots")
@@ -73,7 +82,7 @@ class Finish:
         with timed(state.seconds, "evaluation"):
             metrics = assess_all(self._worker, journal.ledger, self._config, out.staging / "edits.parquet", self._progress)
         state.seconds["total"] += time.perf_counter() - began
-        counts = {name: getattr(state, name) for name in _COUNTS} | ({"collapse": collapse} if collapse else {})
+        counts = {name: getattr(state, field) for name, field in _COUNTS.items()} | ({"collapse": collapse} if collapse else {})
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
         memory = max(memory, _peak_memory())
         out.write_run({**run, "input": state.source, "mlflow_run_id": self._tracker.run_id()})
@@ -85,15 +94,18 @@ class Finish:
 
     def _track(self, out: RunDirectory, state: RunState, metrics: dict[str, float | None], seconds: dict[str, float], memory: int) -> None:
         final = {f"final_{name}": value for name, value in metrics.items()} | {f"seconds_{name}": value for name, value in seconds.items()}
-        self._tracker.log({**final, "rejected": state.rejected, "refused": state.refused, "peak_memory_bytes": memory}, step=state.edits)
+        self._tracker.log(
+            {**final, "rejected": state.num_records_rejected, "refused": state.num_edits_refused, "peak_memory_bytes": memory},
+            step=state.num_edits_applied,
+        )
         for name in _ARTIFACTS:
             if (out.staging / name).exists():
                 self._tracker.artifact(out.staging / name)
 
 
 def _warn_of_missing_subjects(state: RunState) -> None:
-    if state.without_subject:
-        found = f"{state.without_subject} of {state.edits} edits have no subject that stands in their prompt"
+    if state.num_edits_without_subject:
+        found = f"{state.num_edits_without_subject} of {state.num_edits_applied} edits have no subject that stands in their prompt"
         logger.warning("subjects: %s and are written at the answer alone; 'ultraedit data inspect' counts the field", found)
 
 

@@ -1,6 +1,6 @@
-"""The ledger: every edit that was ever applied or refused, in order, in append-only Parquet parts.
+"""The ledger: every edit that was ever applied or refused, in order, in append-only Parquet files.
 
-It is what a run is replayed from, so it holds whole requests, and the window of each turn: a checkpoint lies after a whole window.
+Runs are replayed from it, so it holds whole requests, and the window of each turn: checkpoints are written after whole windows.
 """
 
 import os
@@ -98,7 +98,7 @@ class Ledger:
 
     Args:
         folder: Where the parts are; made if missing.
-        num_parts: Parts that count; later ones are what a killed run left, and go. ``None`` takes all that are there.
+        num_parts: Parts that belong to the run; later ones were left by a killed run and are deleted. ``None`` takes all.
     """
 
     def __init__(self, folder: Path, num_parts: int | None = None) -> None:
@@ -111,22 +111,22 @@ class Ledger:
         self._pending: list[dict[str, Any]] = []
 
     def add_turn(self, turn: "Turn", *, source: int, window: int, turn_number: int, outcome: str) -> None:
-        """Append one turn's edits in the order they were asked for, the superseded ones among them."""
+        """Append one turn's edits in the order of their records, superseded ones included."""
         place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}
         own = {id(edit): outcome for edit in turn.edits} | {id(edit): SUPERSEDED for edit in turn.superseded}
         for edit in sorted((*turn.in_request_order, *turn.superseded), key=lambda e: e.record):
-            asked = {name: getattr(edit.request, name) for name in _REQUEST_FIELDS}
-            self._pending.append({**place, "record": edit.record, **asked, "outcome": own[id(edit)]})
+            request = {name: getattr(edit.request, name) for name in _REQUEST_FIELDS}
+            self._pending.append({**place, "record": edit.record, **request, "outcome": own[id(edit)]})
 
     def keep_rolled_back(self, entries: Iterable[Entry], *, window: int | None = None) -> None:
         """Append entries of an earlier ledger as rolled back, in their own window or in another."""
         for entry in entries:
             place = {name: getattr(entry, name) for name in ("source", "window", "turn", "record", "when")}
-            asked = {name: getattr(entry.request, name) for name in _REQUEST_FIELDS}
-            self._pending.append({**place, **asked, "window": window or entry.window, "outcome": ROLLED_BACK})
+            request = {name: getattr(entry.request, name) for name in _REQUEST_FIELDS}
+            self._pending.append({**place, **request, "window": window or entry.window, "outcome": ROLLED_BACK})
 
     def flush(self) -> None:
-        """Make a part of what was added since the last one, on the disk for good."""
+        """Write what was added since the last part as a new one, and fsync it."""
         if not self._pending:
             return
         name = _part(self.num_parts)
@@ -163,14 +163,14 @@ def _part(number: int) -> str:
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """With times as numbers: for each of them with a zone pyarrow would import modules, and a Ctrl-C meanwhile is lost in there."""
+    """With times as integers: for times with a zone pyarrow imports modules, and a Ctrl-C during that is lost."""
     place = batch.schema.get_field_index("when")
     return batch.set_column(place, "when", batch.column(place).cast(pa.int64()))
 
 
 def _entry(row: dict[str, Any]) -> Entry:
     # a part that an earlier version wrote has no columns for what requests could not say then
-    asked: dict[str, Any] = {name: row.get(name) for name in _REQUEST_FIELDS}
+    request: dict[str, Any] = {name: row.get(name) for name in _REQUEST_FIELDS}
     return Entry(
-        row["source"], row["window"], row["turn"], row["record"], EditRequest(**asked), row["outcome"], _EPOCH + timedelta(microseconds=row["when"])
+        row["source"], row["window"], row["turn"], row["record"], EditRequest(**request), row["outcome"], _EPOCH + timedelta(microseconds=row["when"])
     )

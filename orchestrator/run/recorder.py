@@ -50,7 +50,7 @@ class TurnRecorder:
         for bad in window.bad:
             logger.warning("record %d set aside: %s", bad.number, bad.reason)
             self._rejected.add_record(bad)
-        self._state.rejected += len(window.bad)
+        self._state.num_records_rejected += len(window.bad)
         for entry in window.removed:
             self._rejected.add_edit(entry.record, entry.request, "removed on request", edit_id=entry.id)
         window.cursor.store(self._state)
@@ -61,15 +61,15 @@ class TurnRecorder:
 
     def begin_turn(self, turn: Turn) -> None:
         """Count a turn and the edits that it was asked for."""
-        self._state.turn += 1
-        self._state.asked += len(turn.edits) + len(turn.superseded)
+        self._state.num_turns += 1
+        self._state.num_requested_edits += len(turn.edits) + len(turn.superseded)
 
     def add_applied(self, turn: Turn, report: TurnReport, vitals: Vitals | None) -> None:
         """Write down a turn that was applied, and the model's health after it if it was measured."""
         state = self._state
         self._count(report)
-        self._tracker.log(_metrics(report, vitals), step=state.edits)
-        row = {**asdict(report), "turn": state.turn, "total_edits": state.edits, "vitals": vitals.as_dict() if vitals else None}
+        self._tracker.log(_metrics(report, vitals), step=state.num_edits_applied)
+        row = {**asdict(report), "turn": state.num_turns, "total_edits": state.num_edits_applied, "vitals": vitals.as_dict() if vitals else None}
         self._add(turn, APPLIED, row)
 
     def add_refused(self, turn: Turn, error: TurnRefused) -> None:
@@ -77,22 +77,22 @@ class TurnRecorder:
         state, edits = self._state, turn.in_request_order
         prompts = ", ".join(repr(edits[i].request.prompt) for i in error.culprits[:5])
         cause = f"{error}; caused by {prompts}" if prompts else str(error)
-        logger.error("turn %d was refused, its %d edits are not applied: %s", state.turn, len(edits), cause)
-        state.refused += len(edits)
-        self._reject(edits, f"turn {state.turn} was refused: {cause}")
-        self._add(turn, f"refused: {error}", {"turn": state.turn, "refused": str(error)})
+        logger.error("turn %d was refused, its %d edits are not applied: %s", state.num_turns, len(edits), cause)
+        state.num_edits_refused += len(edits)
+        self._reject(edits, f"turn {state.num_turns} was refused: {cause}")
+        self._add(turn, f"refused: {error}", {"turn": state.num_turns, "refused": str(error)})
 
     def add_not_applied(self, turns: Sequence[Turn], reason: str) -> None:
         """Write down turns of the window that come after the one at which the run stops."""
-        for number, turn in enumerate(turns, start=self._state.turn + 1):
+        for number, turn in enumerate(turns, start=self._state.num_turns + 1):
             self._add_to_ledger(turn, number, ROLLED_BACK)
             self._reject(turn.in_request_order, f"not applied: the run {reason}")
 
     def add_milestone(self, metrics: dict[str, float | None]) -> None:
         """Write down the metrics of the edits so far."""
         state = self._state
-        state.milestones.append({"edits": state.edits, **metrics})
-        self._tracker.log({f"eval_{name}": value for name, value in metrics.items()}, step=state.edits)
+        state.milestones.append({"edits": state.num_edits_applied, **metrics})
+        self._tracker.log({f"eval_{name}": value for name, value in metrics.items()}, step=state.num_edits_applied)
 
     def write_checkpoint(self, worker: Worker, governor: Governor) -> Checkpoint:
         """Write the whole state of the run and its model. The first checkpoint of a new input waits for its SHA-256."""
@@ -101,8 +101,8 @@ class TurnRecorder:
             if state.source["sha256"] is None and self._digest is not None:
                 state.source["sha256"] = self._digest.result()
                 self._tracker.params({"input_sha256": state.source["sha256"]})
-            state.passed, state.healthy_turn = governor.limits_passed, governor.healthy_turn
-            state.watch = worker.watch_state()
+            state.limits_passed, state.last_healthy_turn = governor.limits_passed, governor.healthy_turn
+            state.watch_state = worker.watch_state()
             state.mlflow_run_id = self._tracker.run_id(wait=False) or state.mlflow_run_id
             return self.journal.checkpoint(worker.save_state)
 
@@ -110,19 +110,19 @@ class TurnRecorder:
         """Why a run has applied no edit, in one line."""
         state, reason = self._state, self._rejected.last_reason()
         because = f"; the last one because {reason}" if reason else ""
-        return f"no edit was applied: {state.rejected} records were rejected, {state.refused} edits refused{because}"
+        return f"no edit was applied: {state.num_records_rejected} records were rejected, {state.num_edits_refused} edits refused{because}"
 
     def _add(self, turn: Turn, outcome: str, row: dict[str, Any]) -> None:
         state = self._state
-        conflicts = self.journal.prompts.add_turn(turn, state.turn, applied=outcome == APPLIED)
+        conflicts = self.journal.prompts.add_turn(turn, state.num_turns, applied=outcome == APPLIED)
         self._show_conflicts(conflicts)
-        state.conflicts += len(conflicts)
-        self._add_to_ledger(turn, state.turn, outcome)
+        state.num_conflicts += len(conflicts)
+        self._add_to_ledger(turn, state.num_turns, outcome)
         self.journal.turns.add({**row, "conflicts": [conflict.as_dict() for conflict in conflicts]})
 
     def _add_to_ledger(self, turn: Turn, number: int, outcome: str) -> None:
         state = self._state
-        self.journal.ledger.add_turn(turn, source=state.sources, window=state.window, turn_number=number, outcome=outcome)
+        self.journal.ledger.add_turn(turn, source=state.num_sources, window=state.num_windows, turn_number=number, outcome=outcome)
 
     def _reject(self, edits: Iterable[TokenizedEdit], reason: str) -> None:
         for edit in edits:
@@ -130,17 +130,17 @@ class TurnRecorder:
 
     def _count(self, report: TurnReport) -> None:
         state = self._state
-        state.edits += report.edits
-        state.turns += 1
+        state.num_edits_applied += report.edits
+        state.num_turns_applied += 1
         if report.subjects is not None:
-            state.without_subject += report.edits - report.subjects
+            state.num_edits_without_subject += report.edits - report.subjects
         for phase, seconds in report.seconds.items():
             if phase != "measure":
                 state.seconds["capture" if phase == "prefix" else phase] += seconds
 
     def _show_conflicts(self, conflicts: Sequence[Conflict]) -> None:
         """Warn of conflicts as they come, the first ones of a run; all of them are in its files."""
-        for number, conflict in enumerate(conflicts, start=self._state.conflicts + 1):
+        for number, conflict in enumerate(conflicts, start=self._state.num_conflicts + 1):
             if number <= _MAX_SHOWN_CONFLICTS:
                 logger.warning("conflict: %s", conflict)
             elif number == _MAX_SHOWN_CONFLICTS + 1:

@@ -193,11 +193,11 @@ def _replay(
         check_same_run(last, settings_of(config, worker), worker.fingerprint())
         checkpoint = next((c for c in reversed(checkpoints) if c.turn <= before), None)
         state = _begin(out, last, checkpoint)
-        logger.info("replaying  from turn %d", state.turn)
+        logger.info("replaying  from turn %d", state.num_turns)
         tokenizer, cursor = RequestTokenizer.of(worker), Cursor.of(state)
         num_edits = sum(1 for entry in old if entry.window > cursor.window and keeps(entry))
-        start = _Start(cursor, state.turn, num_edits, tokenizer, worker.lookahead)
-        warm_up = from_ledger(old, config.warm_up, last.warmed, without) if checkpoint is None else []
+        start = _Start(cursor, state.num_turns, num_edits, tokenizer, worker.lookahead)
+        warm_up = from_ledger(old, config.warm_up, last.num_warm_up_edits, without) if checkpoint is None else []
         return Schedule(
             state=state,
             windows=_then_close(windows(old, start), cursor, Cursor.of(last), outcome),
@@ -226,10 +226,10 @@ def _begin(out: RunDirectory, last: RunState, checkpoint: Checkpoint | None) -> 
     shutil.rmtree(out.staging / "checkpoints", ignore_errors=True)
     source = {**last.source, "outcome": REPLAYING}
     if checkpoint is None:
-        begun = {name: getattr(last, name) for name in ("config", "settings", "base", "base_digests")}
-        return RunState(**begun, source=source, record=last.record, taken=last.taken)
+        begun = {name: getattr(last, name) for name in ("config", "settings", "base_fingerprint", "base_digests")}
+        return RunState(**begun, source=source, last_record=last.last_record, num_usable_edits=last.num_usable_edits)
     shutil.copytree(checkpoint.path, out.staging / "checkpoints" / checkpoint.path.name)
-    return replace(RunState.from_stored(checkpoint), source=source, record=last.record, taken=last.taken)
+    return replace(RunState.from_stored(checkpoint), source=source, last_record=last.last_record, num_usable_edits=last.num_usable_edits)
 
 
 def _turn(tokenizer: RequestTokenizer, entries: list[Entry]) -> Turn:

@@ -45,7 +45,11 @@ def settings_of(config: RunConfig, worker: Worker) -> dict[str, Any]:
 def fresh_state(config: RunConfig, worker: Worker, source: dict[str, Any]) -> RunState:
     """The state before the first edit."""
     return RunState(
-        config=config.as_dict(), settings=settings_of(config, worker), base=worker.fingerprint(), base_digests=worker.digest(), source=source
+        config=config.as_dict(),
+        settings=settings_of(config, worker),
+        base_fingerprint=worker.fingerprint(),
+        base_digests=worker.digest(),
+        source=source,
     )
 
 
@@ -76,12 +80,12 @@ def schedule_edits(
     if state is None:
         state = fresh_state(config, worker, source)
     else:
-        logger.info("resuming  after turn %d, %d edits applied", state.turn, state.edits)
+        logger.info("resuming  after turn %d, %d edits applied", state.num_turns, state.num_edits_applied)
     intake = Intake(look, RequestTokenizer.of(worker), limit=config.limit, strict=config.strict)
     begin, total = Cursor.of(state), look.num_edits(config.limit)
     return Schedule(
         state=state,
-        windows=intake.windows(begin, edits_per_turn=config.edits_per_turn, turns_per_window=worker.lookahead, num_turns=state.turn),
+        windows=intake.windows(begin, edits_per_turn=config.edits_per_turn, turns_per_window=worker.lookahead, num_turns=state.num_turns),
         num_edits=None if total is None else max(0, total - begin.num_usable),
         model_state=model_state,
         warm_up=() if model_state else intake.first_edits(config.warm_up),
@@ -128,7 +132,7 @@ def _take_input(state: RunState, source: dict[str, Any]) -> None:
             f"({changed} {_shortened(source[changed])}) is another; resume with the first one, or give --overwrite to begin anew"
         )
     if changed == "sha256" or outcome == ROLLED_BACK:  # after a rollback the same file may be given again
-        state.source, state.sources, state.record, state.taken, state.input_done = source, state.sources + 1, 0, 0, False
+        state.source, state.num_sources, state.last_record, state.num_usable_edits, state.input_done = source, state.num_sources + 1, 0, 0, False
         logger.info("appending %s", source["path"])
     elif changed:
         state.source, state.input_done = source, False
@@ -174,5 +178,5 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
     for name, then in state.settings.items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
-    if fingerprint != state.base:
+    if fingerprint != state.base_fingerprint:
         raise InputError("resume: the base model is not the one that the run began with; give that one, or --overwrite to begin anew")

@@ -1,4 +1,4 @@
-"""Who does the work of a run: one worker in this process, or a group of them on Ray."""
+"""The workers of a run: one in this process, or a group of them on Ray."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ logger = logging.getLogger("ultraedit")
 
 
 def make_worker(config: RunConfig) -> Worker:
-    """The worker of a configuration, not loaded yet. A group of workers has the verbs of one.
+    """The worker of a configuration, not loaded yet.
 
     Raises:
-        InputError: Several workers are wanted and what they need is not installed.
+        InputError: Several workers are configured and a package that they need is not installed.
     """
     spec = config.worker_spec()
     if not config.is_distributed:
@@ -40,7 +40,7 @@ def make_worker(config: RunConfig) -> Worker:
 
 
 def warn_of_what_a_job_loses(config: RunConfig) -> None:
-    """Say what of a Ray job's results would lie in the job's own folder, which Ray deletes when the job has ended."""
+    """Warn of results of a Ray job in the job's own folder, which Ray deletes when the job has ended."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # which Ray sets for a job's own process
         return
     lost, own = [], Path.cwd()
@@ -49,10 +49,10 @@ def warn_of_what_a_job_loses(config: RunConfig) -> None:
     if (database := database_of(config.tracking_uri)) is not None and own != Path("/") and database.is_relative_to(own):
         lost.append(f"--tracking-uri {config.tracking_uri}: give a server, sqlite:////FOLDER/mlflow.db on storage that stays, or none")
     if lost:
-        logger.warning("job       its own folder is deleted at its end, and with it %s", "; ".join(lost))
+        logger.warning("job       Ray deletes the job's own folder when it ends, and with it %s", "; ".join(lost))
 
 
 def lock_local_cluster() -> None:
-    """A cluster of this run's own lets nobody else in. Ray reads this once, when it is imported."""
+    """Have a local cluster accept this run only. Ray reads this once, when it is imported."""
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -46,11 +46,17 @@ class Cursor:
     @classmethod
     def of(cls, state: RunState) -> "Cursor":
         """Where a run's state is."""
-        return cls(source=state.sources, window=state.window, record=state.record, num_usable=state.taken, input_done=state.input_done)
+        return cls(
+            source=state.num_sources,
+            window=state.num_windows,
+            record=state.last_record,
+            num_usable=state.num_usable_edits,
+            input_done=state.input_done,
+        )
 
     def store(self, state: RunState) -> None:
         """Move a run's state here."""
-        state.sources, state.window, state.record, state.taken = self.source, self.window, self.record, self.num_usable
+        state.num_sources, state.num_windows, state.last_record, state.num_usable_edits = self.source, self.window, self.record, self.num_usable
         state.input_done = self.input_done
         if self.input_outcome is not None:
             state.source = {**state.source, "outcome": self.input_outcome}

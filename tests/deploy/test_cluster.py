@@ -90,7 +90,7 @@ def test_a_run_from_outside_gives_the_weights_of_one_process(
 def test_a_client_without_the_clusters_token_is_told_so(given: dict[str, str], cluster: LoopbackCluster) -> None:
     addresses, began = [f"ray://{cluster.client}", cluster.gcs], time.monotonic()
     for address, said in zip(addresses, knock(addresses, {**cluster.environment, **given}), strict=True):
-        assert said.startswith(f"ray-address: {address} refuses this process's token")
+        assert said.startswith(f"ray-address: {address} did not accept this process's authentication token")
         assert "set RAY_AUTH_MODE=token" in said
     assert time.monotonic() - began < 20  # Ray itself tries for half a minute at each
 
@@ -100,7 +100,7 @@ def test_a_client_at_the_wrong_port_is_told_so(cluster: LoopbackCluster) -> None
     said = knock([f"ray://{cluster.gcs}", cluster.client, dashboard], cluster.let_in)
     assert f"ray://{cluster.gcs} is another port of a Ray cluster; give" in said[0]
     assert f"{cluster.client} is another port of a Ray cluster; give" in said[1]
-    assert f"what listens at {dashboard} is no Ray cluster" in said[2]
+    assert f"the service at {dashboard} is not a Ray cluster" in said[2]
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("ray://", marks=pytest.mark.slow), ""], ids=["client", "driver"])
@@ -116,7 +116,7 @@ def test_a_node_that_does_not_see_the_model_is_named(cluster: LoopbackCluster, f
     (tmp_path / "model").symlink_to(llama_tiny / "model")  # found here, and not from where the nodes' processes are
     error = the_error(start(cluster.gcs, [*flags, "--model", "model"], tmp_path / "out", cluster, "--replicas", "2"))
     assert "error: model: worker 0 (shard 0 of replica 0) on 127.0.0." in error
-    assert "sees no such folder; put the model on storage that all nodes share" in error
+    assert "has no such folder; put the model on storage that all nodes share" in error
 
 
 @pytest.mark.parametrize(

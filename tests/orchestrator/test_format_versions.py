@@ -182,5 +182,5 @@ def test_a_run_state_that_lacks_a_field_is_one_line(run: Path, ultraedit: Ultrae
 
 
 def test_a_state_read_back_is_the_state_that_was_written() -> None:
-    state = RunState(config={"a": 1}, settings={}, base="f", base_digests={}, source={"sha256": None}, milestones=[{"edits": 1}])
+    state = RunState(config={"a": 1}, settings={}, base_fingerprint="f", base_digests={}, source={"sha256": None}, milestones=[{"edits": 1}])
     assert RunState.from_stored(Checkpoint(Path("here"), 0, json.loads(json.dumps(state.as_stored())))) == state

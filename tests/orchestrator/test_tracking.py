@@ -193,8 +193,8 @@ def test_a_server_that_is_not_there_costs_two_warnings_and_no_time(
     outcome = ultraedit(*edit_flags, *flags)
     assert outcome.code == 0
     first, last = [line for line in outcome.stderr.splitlines() if line.startswith("tracking:")]
-    assert first == "tracking: a send to http://127.0.0.1:9 failed ([Errno 111] Connection refused); the run goes on"
-    assert "failed for good" in last
+    assert first == "tracking: a request to http://127.0.0.1:9 failed ([Errno 111] Connection refused); the run goes on"
+    assert "could not be sent" in last
     assert json.loads((tmp_path / "out" / "run.json").read_text())["mlflow_run_id"] is None
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["edits"] == 60
     assert time.monotonic() - began < 30
@@ -214,7 +214,7 @@ def test_a_server_that_dies_after_the_first_turn_does_not_stop_the_run(
         outcome = ultraedit(*edit_flags, *flags)
     assert outcome.code == 0
     assert len([line for line in outcome.stderr.splitlines() if "the run goes on" in line]) == 1
-    assert "failed for good" in outcome.stderr
+    assert "could not be sent" in outcome.stderr
     assert server.status == "RUNNING"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["mlflow_run_id"] == "r1"
     assert (tmp_path / "out" / "model" / "model-00001-of-00002.safetensors").is_file()
@@ -234,13 +234,13 @@ def test_what_an_outage_held_back_arrives_in_order_when_the_server_answers_again
         outcome = ultraedit(*edit_flags, *flags)
     assert outcome.code == 0
     assert "answers again" in outcome.stderr
-    assert "for good" not in outcome.stderr
+    assert "could not be sent" not in outcome.stderr
     assert [step for name, _, step in server.metrics if name == "loss"] == [20, 40, 60]
     assert server.status == "FINISHED"
     assert {p.name for p in (tmp_path / "artifacts").iterdir()} == ARTIFACTS
 
 
-def test_one_send_that_is_refused_does_not_hold_up_the_rest(server: Server, tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
+def test_one_request_that_is_refused_does_not_block_the_others(server: Server, tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     tracker = MlflowTracker(server.uri, "x")
     tracker.start("run", {})
     tracker.artifact(tmp_path / "not-there.json")
@@ -248,7 +248,7 @@ def test_one_send_that_is_refused_does_not_hold_up_the_rest(server: Server, tmp_
     tracker.close("FINISHED")
     assert server.metrics == [("loss", 1.0, 1)]
     assert server.status == "FINISHED"
-    assert "1 sends" in warnings()[-1]
+    assert "1 requests" in warnings()[-1]
 
 
 def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_timeout(
@@ -281,10 +281,10 @@ def test_an_error_without_a_word_is_a_warning_too(warnings: Callable[[], list[st
     tracker.start("run", {})
     assert tracker.run_id() is None
     tracker.close("FAILED")
-    assert warnings()[0] == "tracking: a send to http://127.0.0.1:9 failed (ValueError); the run goes on"
+    assert warnings()[0] == "tracking: a request to http://127.0.0.1:9 failed (ValueError); the run goes on"
 
 
-def test_sends_stay_within_the_limits_of_mlflow(server: Server, warnings: Callable[[], list[str]]) -> None:
+def test_requests_stay_within_the_limits_of_mlflow(server: Server, warnings: Callable[[], list[str]]) -> None:
     tracker = MlflowTracker(server.uri, "x")
     tracker.start("run", {**{f"p{i}": i for i in range(249)}, "long": "x" * 10_000})
     tracker.log({**{f"m{i}": float(i) for i in range(2500)}, "absent": None}, step=7)

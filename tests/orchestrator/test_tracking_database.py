@@ -117,7 +117,7 @@ def break_it(path: Path, how: str, good: Path) -> None:
     [
         ("text", "file is not a database"),
         ("truncated", "malformed"),
-        ("a folder", "unable to open"),
+        ("a folder", "it is a folder"),
         ("half made", "experiment_tags"),
         ("another version", "upgrade it with 'mlflow db upgrade'"),
     ],

@@ -113,6 +113,6 @@ def test_a_cluster_that_is_gone_does_not_hide_why_it_is_closed(monkeypatch: pyte
     monkeypatch.setattr(ray, "shutdown", lambda: shut.append(True))
     monkeypatch.setattr(cluster, "remove_placement_group", gone)
     left = object.__new__(cluster.Cluster)
-    left._connected, left._places = True, object()  # type: ignore[assignment]
+    left._opened_here, left._placement_group = True, object()  # type: ignore[assignment]
     left.close()
     assert shut == [True]

@@ -100,8 +100,8 @@ def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -
     [
         (["--replicas", "2", "--resources-per-shard", "gpu=1"], "2 x 1 shards need 2 GPU, 1 on one node each; the cluster has 0 on 1 nodes"),
         (["--shards", "999"], "give 1 to 4"),  # nobody waits for 999 processes to say so
-        (["--replicas", "2", "--placement-timeout", "5"], "give --resources-per-shard, as gpu=1"),
-        (["--replicas", "2", "--ray-address", "127.0.0.1:1"], "no cluster answers at 127.0.0.1:1"),
+        (["--replicas", "2", "--placement-timeout", "5"], "give --resources-per-shard, such as gpu=1"),
+        (["--replicas", "2", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--replicas", "2", "--resources-per-shard", "cpu"], "expected amounts like gpu=1,cpu=4"),
     ],
 )
@@ -123,6 +123,6 @@ def test_a_worker_without_memory_is_named_with_what_to_do(cause: Exception) -> N
 
     group = WorkerGroup(WorkerSpec(model="m", options={}), ClusterSpec(shards=2, replicas=2))
     group._nodes = ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"]
-    told = str(group._told(SimpleNamespace(cause=cause), 3))
+    told = str(group._as_raised_here(SimpleNamespace(cause=cause), 3))
     assert told.startswith("worker 3 (shard 1 of replica 1) on 10.0.0.2 is out of memory: ")
     assert "more --shards" in told

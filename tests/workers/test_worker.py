@@ -36,11 +36,11 @@ def test_a_rank_outside_the_shards_is_refused(rank: int) -> None:
         Placement(rank=rank, num_shards=2)
 
 
-def test_a_shard_that_meets_nobody_gives_up_after_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_without_the_others_gives_up_after_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
         monkeypatch.setenv(name, "")  # put back afterwards
     began = time.monotonic()
-    with pytest.raises(InputError, match="shard 1 of 2 could not meet the others"):
+    with pytest.raises(InputError, match="shard 1 of 2 could not connect to the other processes"):
         LocalWorker(SPEC, Placement(rank=1, num_shards=2, port=1, timeout=2)).load()
     assert time.monotonic() - began < 30

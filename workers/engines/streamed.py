@@ -1,4 +1,4 @@
-"""A model within a memory budget: what does not fit is read from disk when a pass comes to it."""
+"""A model within a memory budget: layers that do not fit are read from disk when a pass needs them."""
 
 from contextlib import ExitStack
 from functools import cached_property
@@ -22,8 +22,8 @@ from editing.presets.resolve import resolve_settings
 from workers.engines.engine import Engine
 from workers.protocol import USUAL_EVALUATION, WorkerSpec
 
-_LATER = 128 * 2**20
-"""Bytes that a process will still take for libraries that a run loads as it goes, such as MLflow and the plots."""
+_LIBRARIES_LOADED_LATER = 128 * 2**20
+"""Bytes for libraries that a run loads later, such as MLflow and matplotlib."""
 
 _CUDA_CONTEXT = 512 * 2**20
 
@@ -149,5 +149,5 @@ def _budget(device_memory: str, device: torch.device) -> int:
 
 
 def process_bytes(device: torch.device) -> int:
-    """What a process takes on a device before a model is loaded: of a GPU its context, else the libraries of now and later."""
-    return _CUDA_CONTEXT if device.type == "cuda" else resident_bytes() + _LATER
+    """Memory of a process on a device without a model: of a GPU its context, else all libraries."""
+    return _CUDA_CONTEXT if device.type == "cuda" else resident_bytes() + _LIBRARIES_LOADED_LATER

@@ -89,7 +89,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 def test_overwrite_replaces_the_whole_of_an_earlier_run(tmp_path: Path) -> None:
     path = make_run(tmp_path / "out")
-    with pytest.raises(InputError, match="already holds a run; choose another folder or give --overwrite"):
+    with pytest.raises(InputError, match="already holds a run; choose a new folder or give --overwrite"):
         RunDirectory(path)
     write_run(path, overwrite=True)
     assert is_new(path)
@@ -135,7 +135,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_is_alive(t
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder aside of a run on another machine that shares this storage; its process id means nothing here."""
-    for name, seconds in (("_EVERY", 0.05), ("_PATIENCE", 0.5)):
+    for name, seconds in (("_INTERVAL", 0.05), ("_TIMEOUT", 0.5)):
         monkeypatch.setattr(heartbeat, name, seconds)
     left = tmp_path / f".out.partial-{os.getppid()}@elsewhere"
     left.mkdir()
