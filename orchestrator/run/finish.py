@@ -74,7 +74,7 @@ class Finish:
                 self._worker.save(out.staging / "model")
             else:
                 weights = stored_weights(last.path / STATE)
-                write_delta(out.staging / "delta", weights, base=self._config.model, fingerprint=last.state["base"], dtype=dtype)
+                write_delta(out.staging / "delta", weights, base=self._config.model, fingerprint=last.state["base_fingerprint"], dtype=dtype)
 
     def _write_results(self, out: RunDirectory, journal: Journal, run: dict[str, Any], began: float, collapse: str) -> None:
         state, memory = journal.state, _peak_memory()

@@ -28,7 +28,7 @@ def store_as_0_1_0_did(out: Path) -> None:
     old = {**newest.state, "source": {**before, "sha256": "rolled back"}}
     kept = newest.path.with_name("kept")
     newest.path.rename(kept)
-    Checkpoints(out / "checkpoints").write(old, lambda path: shutil.copyfile(kept / "state.safetensors", path))
+    Checkpoints(out / "checkpoints").write(newest.turn, old, lambda path: shutil.copyfile(kept / "state.safetensors", path))
     shutil.rmtree(kept)
 
 
