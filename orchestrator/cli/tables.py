@@ -1,4 +1,4 @@
-"""Tables that stay readable in a narrow terminal: columns side by side where they fit, else one line a field."""
+"""Tables that stay readable in a narrow terminal: columns side by side where they fit, else turned, else one line a field."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _GAP = 2
 _TEXT_WIDTH = 14
 """Cells that a column of running text needs, at least."""
 
-_HEADER_WIDTH = 9
+_HEADER_WIDTH = 14
 """Cells of a header that are not broken, at most."""
 
 Cell = str | Text
@@ -67,14 +67,27 @@ class Sheet:
         self.rows.append(tuple(cells))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for sheet in (self, *self._turned()):
+            if widths := sheet._widths(console, options.max_width):
+                yield sheet._side_by_side(widths)
+                return
+        yield from self._one_below_another()
+
+    def _turned(self) -> Iterator["Sheet"]:
+        """The same with columns as rows, where all that it holds are numbers."""
+        if self._header and all(column.right for column in self.columns):
+            turned = Sheet(self.columns[0].name, *(Column(str(row[0]), right=True) for row in self.rows), title=self.title)
+            for k, column in enumerate(self.columns[1:], start=1):
+                turned.add(column.name, *(row[k] for row in self.rows))
+            yield turned
+
+    def _widths(self, console: Console, room: int) -> list[int]:
+        """A width for each column, or nothing if they do not fit side by side."""
         by_column = [[_plainly(console, row[k]) for row in self.rows] for k in range(len(self.columns))]
         least = [column.least(cells) for column, cells in zip(self.columns, by_column, strict=True)]
-        room = options.max_width - _GAP * len(self.columns)
-        if sum(least) <= room:
-            full = [column.full(cells) for column, cells in zip(self.columns, by_column, strict=True)]
-            yield self._side_by_side(_shared(least, full, [column.text or column.cut for column in self.columns], room))
-        else:
-            yield from self._one_below_another()
+        full = [column.full(cells) for column, cells in zip(self.columns, by_column, strict=True)]
+        room -= _GAP * (len(self.columns) - 1)
+        return _shared(least, full, [column.text or column.cut for column in self.columns], room) if sum(least) <= room else []
 
     def _side_by_side(self, widths: Sequence[int]) -> Table:
         table = _bare_table(title=self.title, show_header=self._header)
@@ -101,7 +114,7 @@ class Sheet:
 
 
 def _bare_table(title: str | None = None, **options: Any) -> Table:
-    return Table(title=title, title_justify="left", box=None, padding=(0, _GAP, 0, 0), **options)
+    return Table(title=title, title_justify="left", box=None, padding=(0, _GAP, 0, 0), pad_edge=False, **options)
 
 
 def _plainly(console: Console, cell: Cell) -> Cell:

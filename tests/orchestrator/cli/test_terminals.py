@@ -210,6 +210,21 @@ def test_fields_stand_one_below_another_where_columns_do_not_fit(sheet: Sheet) -
     assert rendered(sheet, 40)[5:7] == ["metric      generalization_generated", "now         0.250"]
 
 
+def test_columns_of_numbers_become_rows_where_that_fits_better() -> None:
+    sheet = Sheet(*(Column(name, right=True) for name in ("edits", "generalization", "locality retention", "specificity")), title="On the way")
+    sheet.add("20", "0.500", "", "1.000")
+    sheet.add("40", "0.250", "0.750", "1.000")
+    assert rendered(sheet, 60)[1].split() == ["edits", "generalization", "locality", "retention", "specificity"]
+    assert rendered(sheet, 36) == [
+        "On the way",
+        "edits                  20     40",
+        "generalization      0.500  0.250",
+        "locality retention         0.750",
+        "specificity         1.000  1.000",
+    ]
+    assert rendered(sheet, 24)[1:4] == ["edits           20", "generalization  0.500", "specificity     1.000"]
+
+
 def test_a_field_that_is_empty_takes_no_line_of_its_own() -> None:
     assert "before" not in "".join(rendered(metrics_table({"efficacy": 0.5}), 30))
 

@@ -283,8 +283,7 @@ def test_a_run_measures_persona_and_multi_hop_where_the_data_has_them(
         assert f"\n{name} " in outcome.stdout
         assert name not in finished_run.outcome.stdout
         assert json.loads((finished_run.path / "metrics.json").read_text())[name] is None
-    header = outcome.stdout.partition("On the way")[2].splitlines()[1:3]
-    assert "persona" in " ".join(header)
+    assert "\ngeneralization persona " in outcome.stdout.partition("On the way")[2]
     with sqlite3.connect(tmp_path / "mlflow.db") as tracked:
         logged = {name for (name,) in tracked.execute("select distinct key from metrics")}
     assert {"final_multi_hop", "final_generalization_persona", "eval_multi_hop"} <= logged
