@@ -23,7 +23,7 @@ PROMPTS = ["The capital of Kiribati is", "Perl", "The moon Triton orbits the pla
 
 @dataclass(frozen=True)
 class Job:
-    """A model, how it is edited, and what is left out or done on top."""
+    """A model, how it is edited, and what is left out or done on top; ``measured`` adds evaluation, vitals and generated texts."""
 
     name: str
     model: str
@@ -38,6 +38,7 @@ class Job:
     state_before: str | None = None
     state_after: str | None = None
     saved: str | None = None
+    measured: bool = True
     extra: str | None = None
 
 
@@ -75,7 +76,9 @@ def run(job: Job, placement: Placement) -> Record:
         values["reports"] = [_without_times(worker.apply(turn)) for turn in prepared]
     if job.extra == "sent":
         values["sent"] = sent
-    values |= _outcome(worker, prepared[0], turns[0].edits)
+    values["digests"] = worker.digest()
+    if job.measured:
+        values |= _outcome(worker, prepared[0], turns[0].edits)
     tensors |= {f"weight.{name}": weight for name, weight in worker.editor.weights.whole()}
     for shape, moments in worker.editor.moments.items():
         tensors |= {f"mean.{shape}": moments.mean, f"std.{shape}": moments.std}
@@ -168,7 +171,6 @@ def _captured(worker: LocalWorker, prepared: PreparedTurn) -> dict[str, torch.Te
 
 def _outcome(worker: LocalWorker, prepared: PreparedTurn, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
     return {
-        "digests": worker.digest(),
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
         "vitals": worker.measure_health(prepared).as_dict(),
         "generated": worker.generate(PROMPTS, max_new_tokens=6),

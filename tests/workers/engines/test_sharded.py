@@ -86,12 +86,12 @@ def variants(job_of: Callable[..., Job], folder: Path) -> list[Job]:
         job_of(llama, "d_in-form", options={**one_turn, "solve": "d_in"}),
         job_of(llama, "without-a-prefix", options={"edits_per_turn": 3, "cache_prefix": False, "batch_tokens": 40}),
         job_of(llama, "saved", saved=str(folder / "saved")),
-        job_of(BY_NAME["gemma3"], "saved-multimodal", saved=str(folder / "saved-multimodal")),
+        job_of(BY_NAME["gemma3"], "saved-multimodal", measured=False, saved=str(folder / "saved-multimodal")),
         job_of(llama, "refined", options=REFINED, last_turn=2),
         job_of(llama, "preserving", options=EXACT, last_turn=2),
         job_of(BY_NAME["llama-uneven"], "sketching", options=SKETCH, state_after=str(folder / "sketching")),
         job_of(llama, "subjects", options=SUBJECTS, last_turn=2, state_after=str(folder / "subjects")),
-        job_of(llama, "refusals", extra="refusals"),
+        job_of(llama, "refusals", measured=False, extra="refusals"),
     ]
 
 
@@ -101,15 +101,19 @@ def state_jobs(job_of: Callable[..., Job], folder: Path) -> list[Job]:
     states = [str(folder / f"state{i}") for i in range(3)]
     llama = BY_NAME["llama"]
     return [
-        job_of(llama, "state-first", last_turn=1, state_after=states[0]),
-        job_of(llama, "state-second", first_turn=1, last_turn=2, state_before=states[0], state_after=states[1]),
-        job_of(llama, "state-third", first_turn=2, state_before=states[1]),
+        job_of(llama, "state-first", last_turn=1, measured=False, state_after=states[0]),
+        job_of(llama, "state-second", first_turn=1, last_turn=2, measured=False, state_before=states[0], state_after=states[1]),
+        job_of(llama, "state-third", first_turn=2, measured=False, state_before=states[1]),
     ]
 
 
 @pytest.fixture(scope="module")
 def half_jobs(job_of: Callable[..., Job], folder: Path) -> list[Job]:
-    return [job_of(BY_NAME["llama"], "bfloat16", dtype="bfloat16", state_after=str(folder / "state-half"), saved=str(folder / "saved-half"))]
+    return [
+        job_of(
+            BY_NAME["llama"], "bfloat16", dtype="bfloat16", measured=False, state_after=str(folder / "state-half"), saved=str(folder / "saved-half")
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +140,8 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     sizes = {"even": (4, 2), "uneven": (5, 2), "one-group": (3, 3), "one-edit": (1, 1), "all": (7, 1)}
     jobs = [job_of(llama, name, options={"edits_per_turn": turn, "group_size": group}) for name, (turn, group) in sizes.items()]
     wide = TinyModel("wide", "llama", ("model.layers.{1,2}.mlp.{gate,down}_proj",), {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
-    thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, extra="sent")
-    one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1) for job in jobs]
+    thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, measured=False, extra="sent")
+    one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1, measured=False) for job in jobs]
     methods = [
         job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS))
     ]
