@@ -7,6 +7,7 @@ from editing.errors import InputError
 from editing.method.moments import MomentRule
 from editing.method.preserve import PreserveForm
 from editing.method.shift import SolveForm
+from editing.model.joining import Join
 from editing.model.tokenization import DEFAULT_BATCH_TOKENS
 
 NONE, EVERYDAY = "none", "everyday"
@@ -33,6 +34,7 @@ class MethodOptions:
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, instead of where
             its answer begins. The published method has none; an edit without a subject in its prompt leaves them as they are.
         subject_scale: Their targets' scale, as a multiple of the learning rate.
+        join: How a prompt and its answer meet; the published code's way is ``published``. See :mod:`editing.model.joining`.
     """
 
     moments: MomentRule = "published"
@@ -46,6 +48,7 @@ class MethodOptions:
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
     subject_scale: float = 0.1
+    join: Join = "raw"
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge)
@@ -56,6 +59,7 @@ class MethodOptions:
             check_whole(name, getattr(self, name))
         check_choice("moments", self.moments, get_args(MomentRule))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
+        check_choice("join", self.join, get_args(Join))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
         if not isinstance(self.whiten, bool):

@@ -36,6 +36,7 @@ from editing.method.shift import Shift, SolveForm, solve_features, solve_rows, t
 from editing.method.whitening import check_width, whiten
 from editing.model.capture import capture, group_weights
 from editing.model.decoder import Decoder
+from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
 from editing.model.rows import TurnRows, lines_of, owners, rows_of
@@ -61,6 +62,7 @@ class Editor:
 
     Attributes:
         model: The model, edited by every :meth:`apply`; a plain Hugging Face model all along.
+        joiner: Turns prompts and answers into its tokens.
         lifelong: Statistics of all edits so far.
         turns: Turns applied so far.
         modules: The edited modules by name.
@@ -85,6 +87,7 @@ class Editor:
         self.tokenizer = tokenizer
         self.config = config
         self.decoder = decoder or Decoder(model)
+        self.joiner = Joiner(tokenizer, config.join, num_embeddings=self.decoder.config.vocab_size)
         at_answers = resolve(self.decoder, config.modules)
         at_subjects = resolve(self.decoder, config.subject_modules) if config.subject_modules else {}
         for name in at_answers.keys() & at_subjects.keys():
@@ -103,7 +106,7 @@ class Editor:
         if config.whiten:
             check_width(self.shards)
         text = read_text(config.preserve_text) if config.preserves_text else ""
-        self._passages, self.text_sha256 = passages(tokenizer, text, self.decoder.max_tokens), text_digest(text)
+        self._passages, self.text_sha256 = passages(self.joiner, text, self.decoder.max_tokens), text_digest(text)
         self.masters = {n: m.weight.float() for n, m in self.modules.items() if config.masters and m.weight.dtype != torch.float32}
 
     @classmethod
@@ -186,7 +189,7 @@ class Editor:
             InvalidRequest: A request cannot be tokenized for this model. Nothing was applied.
             TurnRefused: A turn's numbers were not finite. Earlier turns of this call stay applied, it and later ones were not.
         """
-        edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
+        edits = [tokenize(self.joiner, request, max_tokens=self.decoder.max_tokens) for request in requests]
         turns = in_turns(edits, self.config.edits_per_turn, before=self.turns)
         reports = []
         while window := list(islice(turns, lookahead)):

@@ -1,12 +1,16 @@
 """A turn: the edits that share one shift per module, in the order that the method wants them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.model.tokenization import AnswerSequence, Site, encode
 from editing.requests import EditRequest
+
+TYPED = "typed:"
+"""Before the name of a probe: the same, as it is typed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class TokenizedEdit:
         persona: Prompts of other people and target, the probes of generalization to them.
         multi_hop: Questions that need the edit and more, and their answers.
         record: Number of its record in the input, from 1; 0 if it came from no file.
+        typed: Where prompts and answers meet by the published rule, the probes that have other tokens as typed, by name, with these
+            tokens; ``None`` with another rule, whose tokens are those of the text as typed.
     """
 
     request: EditRequest
@@ -31,10 +37,16 @@ class TokenizedEdit:
     persona: tuple[AnswerSequence, ...] = ()
     multi_hop: tuple[AnswerSequence, ...] = ()
     record: int = 0
+    typed: Mapping[str, AnswerSequence] | None = field(default=None, hash=False)
 
     @property
     def probes(self) -> dict[str, AnswerSequence]:
-        """What the edit is measured on, by name: its kind, numbered from 0 where a request may have several of the kind."""
+        """What the edit is measured on, by name: those of its request, and :data:`TYPED` with the name of each that is another as typed."""
+        return self.asked | {TYPED + name: sequence for name, sequence in (self.typed or {}).items()}
+
+    @property
+    def asked(self) -> dict[str, AnswerSequence]:
+        """The request's probes by name: their kind, numbered from 0 where a request may have several of the kind."""
         single = {"sequence": self.sequence, "rephrase": self.rephrase, "locality": self.locality}
         several = {f"{kind}.{i}": s for kind, all in (("persona", self.persona), ("multi_hop", self.multi_hop)) for i, s in enumerate(all)}
         return {name: sequence for name, sequence in single.items() if sequence is not None} | several
@@ -154,12 +166,28 @@ class TurnReport:
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:
     """Tokenize one request with all its probes.
 
-    Raises:
-        InvalidRequest: An answer gives no token, or a prompt with its answer exceeds the model's context.
-    """
+    Args:
+        tokenizer: The model's joiner, or its tokenizer for the default one.
+        request: The request.
+        max_tokens: The model's context length.
+        record: Number of its record in the input.
 
+    Raises:
+        InvalidRequest: An answer gives no token, or one without an embedding, or a prompt with its answer exceeds the model's context.
+    """
+    joiner = Joiner.of(tokenizer)
+    edit = _tokenized(joiner, request, max_tokens, record)
+    if joiner.as_typed is joiner:
+        return edit
+    if all(sequence.whole for sequence in edit.asked.values()):
+        return replace(edit, typed={})
+    typed = _tokenized(joiner.as_typed, request, max_tokens, record).asked
+    return replace(edit, typed={name: typed[name] for name, sequence in edit.asked.items() if not sequence.whole})
+
+
+def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, record: int) -> TokenizedEdit:
     def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target", subject: str | None = None) -> AnswerSequence:
-        return encode(tokenizer, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
+        return encode(joiner, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
 
     r = request
     return TokenizedEdit(
@@ -182,8 +210,8 @@ def in_turns(edits: Iterable[TokenizedEdit], edits_per_turn: int, *, before: int
     superseded: list[TokenizedEdit] = []
     for edit in edits:
         new = edit.request
-        if beaten := [p for p in pending if p.request.prompt == new.prompt and p.request.target != new.target]:
-            pending = [p for p in pending if p.request.prompt != new.prompt or p.request.target == new.target]
+        if beaten := [p for p in pending if new.asks_as(p.request) and not new.answers_as(p.request)]:
+            pending = [p for p in pending if not new.asks_as(p.request) or new.answers_as(p.request)]
             superseded += beaten
         pending.append(edit)
         if len(pending) == edits_per_turn:

@@ -13,6 +13,7 @@ from editing import TurnReport
 from editing.config import EditorConfig, MethodOptions
 from editing.memory.calibration import USUAL_LOOKAHEAD
 from editing.model.generation import generate
+from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.watch import Watch
@@ -98,6 +99,7 @@ class Worker:
                 **{name: getattr(editor.config, name) for name in MethodOptions.names()},
                 "subject_modules": [name for name, site in editor.sites.items() if site == "subject"],
             },
+            "text": editor.joiner.findings(),
             "preserve_text_sha256": editor.text_sha256,
             "suffix_starts_at_layer": editor.start,
             "layers": editor.decoder.num_layers,
@@ -108,6 +110,11 @@ class Worker:
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return self.editor.tokenizer
+
+    @property
+    def joiner(self) -> Joiner:
+        """Turns prompts and answers into the model's tokens."""
+        return self.editor.joiner
 
     @property
     def max_tokens(self) -> int | None:
@@ -152,7 +159,7 @@ class Worker:
         """Greedy text after prompts, from the model as it is now or as it was before the first edit."""
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
-            return generate(editor.decoder, editor.tokenizer, prompts, max_new_tokens=max_new_tokens)
+            return generate(editor.decoder, editor.joiner, prompts, max_new_tokens=max_new_tokens)
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight."""

@@ -22,6 +22,7 @@ from editing.method.preserve import PreservingRidge, begin
 from editing.method.second_moments import Features
 from editing.model.capture import at_positions
 from editing.model.decoder import Decoder
+from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
 from editing.model.prefix import Carried, Prefixed, PutAside
 from editing.model.tokenization import AnswerSequence, Batch
@@ -66,7 +67,7 @@ def passages(tokenizer: Any, text: str, max_tokens: int | None) -> list[AnswerSe
     width = min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
     pieces: list[AnswerSequence] = []
     for passage in text.split("\n\n"):
-        ids = tokenizer(passage.strip())["input_ids"] if passage.strip() else []
+        ids = Joiner.of(tokenizer).as_typed.prompt_ids(passage.strip()) if passage.strip() else ()
         pieces += [AnswerSequence(tuple(ids[a : a + width]), (0,)) for a in range(0, len(ids), width)]
     return pieces
 

@@ -7,7 +7,7 @@ from typing import Any
 from editing.errors import InputError
 from editing.model.decoder import Decoder
 from editing.model.modules import describe_editable
-from editing.presets import find_preset
+from editing.presets import PUBLISHED, find_preset
 
 
 def resolve_settings(
@@ -21,6 +21,8 @@ def resolve_settings(
 ) -> tuple[tuple[str, ...], float, dict[str, Any]]:
     """Patterns of the modules to edit and the learning rate, as given or else the preset's, and the preset's further options.
 
+    Who asks for the published preset by name gets the published code's tokens too.
+
     Raises:
         InputError: Something is not given and there is no preset for the model.
     """
@@ -32,5 +34,6 @@ def resolve_settings(
             raise InputError(f"{name}: {known} this model: give modules and a learning rate; it could edit {describe_editable(decoder)}")
         modules = found.modules if modules is None else modules
         learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        options = {**found.options, "preset": found.full_name}
+        tokens = {"join": PUBLISHED} if preset is not None and preset.split("/")[-1] == PUBLISHED else {}
+        options = {**tokens, **found.options, "preset": found.full_name}
     return tuple(modules), learning_rate, options

@@ -13,6 +13,7 @@ from rich.table import Table
 from editing import InputError
 from editing.datasets import FORMATS, EditFile
 from editing.files.pretrained import context_length, load_config, load_tokenizer
+from editing.model.joining import Joiner
 from orchestrator.cli.build_command import build_command
 from orchestrator.data.inspection import Inspection, inspect
 from orchestrator.data.selection import Choice, Written, dealt, everything, sampled, write
@@ -44,7 +45,11 @@ data.add_command(build_command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(file: Path, format: str, model: str | None, limit: int | None, as_json: bool) -> None:
     """Tell what a file or folder of edits holds."""
-    tokenizer, max_tokens = (load_tokenizer(model), context_length(load_config(model))) if model else (None, None)
+    tokenizer, max_tokens = None, None
+    if model:
+        config = load_config(model)
+        tokenizer = Joiner(load_tokenizer(model), num_embeddings=config.get_text_config(decoder=True).vocab_size)
+        max_tokens = context_length(config)
     source = EditFile(file, format)
     with _reading(source) as advance:
         found = inspect(source, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit, advance=advance)

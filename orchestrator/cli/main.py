@@ -16,12 +16,13 @@ from editing import InputError, OutOfMemory, UltraEditError
 from editing.datasets import FORMATS
 from editing.errors import ran_out_of_memory
 from editing.method.preserve import PreserveForm
+from editing.model.joining import Join
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.plan_command import plan_command
 from orchestrator.cli.run_tables import metrics_table, show_diff, show_history, show_run
 from orchestrator.cli.tune_command import tune_command
 from orchestrator.progress import Progress
-from orchestrator.run.resume import stored_config
+from orchestrator.run.resume import stored_config, with_stored_join
 from orchestrator.run.run_config import OnCollapse, RunConfig, Save
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def cli() -> None:
 @click.option("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole.  [default: the preset's, else no-whiten]")
 @click.option("--subject-modules", help="Modules to edit where the subject ends in the prompt, or none.  [default: the preset's, else none]")
 @click.option("--subject-scale", type=float, help="Scale of their targets, times the learning rate.  [default: the preset's, else 0.1]")
+@click.option("--join", type=click.Choice(get_args(Join)), help="How prompt and answer meet.  [default: published for that preset, else raw]")
 @click.option("--warm-up", type=int, help="Feed the moments with the first N edits before the first is made.  [default: 0]")
 @click.option("--batch-tokens", type=int, help="Padded tokens in one physical batch.  [default: 2048]")
 @click.option("--save", type=click.Choice(get_args(Save)), help="The whole edited model, or the edited weights alone.  [default: full]")
@@ -124,6 +126,7 @@ def edit(config_file: Path | None, resume: str | None, **flags: Any) -> None:
 @click.option("--device-memory", help="Memory that may be used, as for edit.")
 @click.option("--generate", type=click.IntRange(min=0), default=50, show_default=True, help="Edits for which text is generated; a seeded sample.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--join", type=click.Choice(get_args(Join)), default="raw", show_default=True, help="How prompt and answer meet.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the metrics to this JSON file.")
 def evaluate(output: Path | None, **options: Any) -> None:
     """Measure any model on a file of edits."""
@@ -224,7 +227,7 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     from orchestrator.run.topology import warn_of_what_a_job_loses
 
     warn_of_what_a_job_loses(config)
-    config = config.with_dataset()
+    config = with_stored_join(config.with_dataset()) if resume else config.with_dataset()
     try:
         show_run(run_to_the_end(lambda: _coordinator(config), resume=resume), _screen())
     except Collapsed as error:

@@ -21,10 +21,13 @@ _TEXT_WIDTH = 48
 
 _METRICS = (
     ("efficacy", "right answer tokens on the edits"),
+    ("efficacy_as_typed", "the same on the text as it is typed, not as it was published"),
     ("generalization", "the same on the rephrased prompts"),
+    ("generalization_as_typed", "the same on the text as it is typed"),
     ("generalization_persona", "the same on the prompts of other people"),
     ("multi_hop", "right answer tokens on questions that need the edit and more"),
     ("specificity", "right answer tokens on the locality probes"),
+    ("specificity_as_typed", "the same on the text as it is typed"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
     ("efficacy_generated", "edits whose generated text begins with the target"),
     ("generalization_generated", "rephrased prompts whose generated text does"),
@@ -132,7 +135,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     for column, justify in (("metric", "left"), ("before", "right"), ("now", "right"), ("what it is", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for name, meaning in _METRICS:
-        if metrics.get(name) is not None:
+        if metrics.get(name) is not None and (metrics.get("otherwise_tokenized") or not name.endswith("_as_typed")):
             sample = f" ({metrics['generated']} edits)" if name.endswith("_generated") else ""
             table.add_row(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
     return table

@@ -134,7 +134,7 @@ def inspect(
 
     Args:
         source: The file.
-        tokenizer: A model's, to count tokens too and to find what that model cannot take.
+        tokenizer: A model's, or its joiner, to count tokens too and to find what that model cannot take.
         max_tokens: That model's context length.
         limit: Look at the first so many records only.
         advance: Called with 1 after each record.

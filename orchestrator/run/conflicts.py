@@ -1,7 +1,7 @@
 """Which prompts were edited before, and to what: two facts cannot both be the answer to one prompt.
 
-The later one wins. An index of all prompts so far, 64-bit hashes in a small database in memory, tells a conflict while
-the run goes on, at tens of bytes a prompt.
+The later one wins. Blanks at the edges of a prompt or a target are no part of it. An index of all prompts so far, 64-bit
+hashes in a small database in memory, tells a conflict while the run goes on, at tens of bytes a prompt.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from editing.blanks import bare
 from editing.requests import EditRequest
 from editing.turn import Turn
 from orchestrator.run.ledger import Entry
@@ -81,7 +82,7 @@ class PromptIndex:
         return self._exchange(request, record, None)
 
     def _exchange(self, request: EditRequest, record: int, turn: int | None) -> Earlier | None:
-        prompt, target = _hash(request.prompt), _hash(request.target)
+        prompt, target = _hash(bare(request.prompt)), _hash(bare(request.target))
         before = self._table.execute("select target, record, turn from newest where prompt = ?", (prompt,)).fetchone()
         self._table.execute("insert or replace into newest values (?, ?, ?, ?)", (prompt, target, record, turn))
         return None if before is None else Earlier(before[0] == target, before[1], before[2])
@@ -91,13 +92,13 @@ class PromptIndex:
         asked = turn.as_asked
         found = [conflict for edit in asked if applied and (conflict := self.add(edit.request, edit.record, number))]
         for edit in turn.superseded:
-            winner = next(e for e in asked if e.request.prompt == edit.request.prompt)
+            winner = next(e for e in asked if e.request.asks_as(edit.request))
             found.append(Conflict(edit.request.prompt, winner.request.target, winner.record, edit.record, None))
         return found
 
     def fill(self, entries: Iterable[Entry]) -> None:
         """Note what a ledger says was applied."""
-        rows = ((_hash(e.request.prompt), _hash(e.request.target), e.record, e.turn) for e in entries if e.applied)
+        rows = ((_hash(bare(e.request.prompt)), _hash(bare(e.request.target)), e.record, e.turn) for e in entries if e.applied)
         self._table.executemany("insert or replace into newest values (?, ?, ?, ?)", rows)
 
 

@@ -34,6 +34,7 @@ from editing.errors import ran_out_of_memory
 from editing.files.delta import write_delta
 from editing.memory.budget import peak_bytes
 from editing.monitoring.health import Vitals
+from editing.presets import PUBLISHED
 from editing.state import stored_weights
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport, in_turns
 from orchestrator.digest import InputDigest
@@ -193,7 +194,7 @@ class Coordinator:
         """Windows of the edit file from the journal's state on; the state follows what was read."""
         state, config, worker = journal.state, self.config, self.worker
         intake = Intake(
-            source, worker.tokenizer, max_tokens=worker.max_tokens, limit=config.limit, strict=config.strict, after=state.record, taken=state.taken
+            source, worker.joiner, max_tokens=worker.max_tokens, limit=config.limit, strict=config.strict, after=state.record, taken=state.taken
         )
 
         def set_aside(bad: BadRecord) -> None:
@@ -240,7 +241,7 @@ class Coordinator:
             row: dict[str, Any] = {"turn": state.turn, "refused": str(error)}
         else:
             outcome = APPLIED
-            self._count(state, report)
+            self._count(state, report, turn)
             if state.turn % self.config.watch_every == 0 or state.turns == 1:
                 with self._timed(state, "watch"):
                     vitals = self.worker.measure_health(prepared)
@@ -256,8 +257,9 @@ class Coordinator:
         if any(before < milestone <= state.asked for milestone in self.config.eval_at):
             self._milestone(journal)
 
-    def _count(self, state: RunState, report: TurnReport) -> None:
+    def _count(self, state: RunState, report: TurnReport, turn: Turn) -> None:
         state.edits += report.edits
+        state.otherwise_tokenized += sum(not sequence.whole for sequence in turn.sequences)
         state.turns += 1
         if report.subjects is not None:
             state.without_subject += report.edits - report.subjects
@@ -357,6 +359,8 @@ class Coordinator:
         logger.info("modules   %s", _some([name for name in modules if name not in subjects]))
         if subjects:
             logger.info("          %s at the subject", _some(subjects))
+        for line in described["text"]:
+            logger.info("text      %s", line)
         logger.info("learning rate %g, float32 masters %s, input format %s", described["learning_rate"], masters, state.source["format"])
         return {
             "config": self.config.as_dict(),
@@ -374,10 +378,13 @@ class Coordinator:
         if state.without_subject:
             missing = "no subject that stands in their prompt, and are written at the answer alone"
             logger.warning("subjects: %d of %d edits have %s; data inspect counts the field", state.without_subject, state.edits, missing)
+        if state.otherwise_tokenized:
+            what = _OTHERWISE[self.worker.describe()["method"]["join"] == PUBLISHED]
+            logger.warning("text: of %d of %d edits %s", state.otherwise_tokenized, state.edits, what)
         with self._timed(state, "evaluation"):
             metrics = assess_all(self.worker, journal.ledger, self.config, out.staging / "edits.parquet", self.progress)
         state.seconds["total"] += time.perf_counter() - self._began
-        counts = {name: getattr(state, name) for name in ("edits", "turns", "rejected", "refused", "conflicts", "without_subject", "milestones")}
+        counts = {name: getattr(state, name) for name in _COUNTS}
         if self._stopped:
             counts["collapse"] = self._stopped
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
@@ -413,6 +420,14 @@ def _naming_turn(turn: Turn) -> Iterator[None]:
             raise OutOfMemory(f"turn {turn.before + 1}: {OutOfMemory.here(error)}") from None
         raise
 
+
+_COUNTS = ("edits", "turns", "rejected", "refused", "conflicts", "without_subject", "otherwise_tokenized", "milestones")
+
+_OTHERWISE = {
+    True: "the published tokens are not those of the text as typed; the metrics named as_typed are of that text",
+    False: "prompt and answer have other tokens when they are encoded together; the prompt is read by itself, and the answer as what goes on from it",
+}
+"""What is said of edits with other tokens than their text as typed, by whether they are the published ones."""
 
 _CONFLICTS_SAID = 10
 """Conflicts that are shown one by one; the rest is in the run's files."""

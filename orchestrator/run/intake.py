@@ -20,7 +20,7 @@ class Intake:
 
     Args:
         source: The edit file.
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's joiner, or its tokenizer for the default one.
         max_tokens: The model's context length.
         limit: Stop after this many usable edits.
         strict: Raise at the first bad record.

@@ -46,6 +46,7 @@ class RunState:
         healthy_turn: Last measured turn that passed no limit.
         conflicts: Edits that overruled an earlier one.
         without_subject: Edits applied without the subject that modules edited at the subjects want.
+        otherwise_tokenized: Edits applied whose tokens are not those of prompt and answer encoded together, as typed.
         passed: Limits that the last turn had passed.
         milestones: Metrics at the numbers of edits that were asked for.
         ledger_parts: Number of the ledger's parts.
@@ -76,6 +77,7 @@ class RunState:
     healthy_turn: int = 0
     conflicts: int = 0
     without_subject: int = 0
+    otherwise_tokenized: int = 0
     passed: list[str] = field(default_factory=list)
     milestones: list[dict[str, Any]] = field(default_factory=list)
     ledger_parts: int = 0

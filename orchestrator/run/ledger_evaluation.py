@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from editing.blanks import bare
 from editing.monitoring.evaluation import EditResult, Means, Summary
 from editing.turn import TokenizedEdit, tokenize
 from orchestrator.progress import Progress
@@ -40,7 +41,7 @@ class Standing:
     def of(cls, ledger: Ledger) -> "Standing":
         """Read from a ledger, at tens of bytes an entry."""
         row = np.dtype([("prompt", np.int64), ("target", np.int64), ("applied", bool)])
-        rows = np.fromiter(((hash(e.request.prompt), hash(e.request.target), e.applied) for e in _entries(ledger)), dtype=row)
+        rows = np.fromiter(((hash(bare(e.request.prompt)), hash(bare(e.request.target)), e.applied) for e in _entries(ledger)), dtype=row)
         applied = rows["applied"]
         overwritten = np.zeros_like(applied)
         overwritten[applied] = _overruled(rows["prompt"][applied], rows["target"][applied])
@@ -135,7 +136,7 @@ def _texts(worker: Worker, entries: Iterable[Entry]) -> Iterator[Generated]:
 
 
 def _tokenized(worker: Worker, entry: Entry) -> TokenizedEdit:
-    return tokenize(worker.tokenizer, entry.request, max_tokens=worker.max_tokens, record=entry.record)
+    return tokenize(worker.joiner, entry.request, max_tokens=worker.max_tokens, record=entry.record)
 
 
 def _entries(ledger: Ledger) -> Iterator[Entry]:

@@ -143,4 +143,4 @@ def _turn(worker: Worker, entries: list[Entry]) -> Turn:
 
 
 def _tokenized(worker: Worker, entries: Iterable[Entry]) -> list[TokenizedEdit]:
-    return [tokenize(worker.tokenizer, entry.request, max_tokens=worker.max_tokens, record=entry.record) for entry in entries]
+    return [tokenize(worker.joiner, entry.request, max_tokens=worker.max_tokens, record=entry.record) for entry in entries]

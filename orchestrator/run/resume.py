@@ -1,11 +1,13 @@
 """From what state a run begins: fresh, where an unfinished run stopped, or at the end of a finished one."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from editing import InputError
 from editing.datasets import EditFile
+from editing.model.joining import Join
 from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
 from orchestrator.run.directory import RunDirectory, find_unfinished
@@ -14,6 +16,9 @@ from orchestrator.run.run_config import RunConfig
 from workers.worker import Worker
 
 logger = logging.getLogger("ultraedit")
+
+_OLD_JOIN: Join = "published"
+"""Of runs that have no such setting."""
 
 _SETTINGS = ("edits_per_turn", "group_size", "batch_tokens", "seed", "warm_up")
 
@@ -86,7 +91,24 @@ def stored_config(path: Path) -> dict[str, Any]:
     checkpoint = Checkpoints(folder / "checkpoints").newest()
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, and there is no unfinished one; check the path, or begin a new run")
-    return {**checkpoint.state["config"], "output": str(path), "overwrite": False}
+    return {"join": _join_of(checkpoint.state["settings"]), **checkpoint.state["config"], "output": str(path), "overwrite": False}
+
+
+def with_stored_join(config: RunConfig) -> RunConfig:
+    """The same, with the rule of the run that is there, if one is and none was given: older runs joined as published.
+
+    Raises:
+        InputError: The rule that was given is not usable.
+    """
+    path = Path(config.output)
+    checkpoint = Checkpoints((find_unfinished(path) or path) / "checkpoints").newest()
+    if checkpoint is None or config.join is not None or "join" in checkpoint.state["settings"]:
+        return config
+    return replace(config, join=_OLD_JOIN)
+
+
+def _join_of(settings: dict[str, Any]) -> Any:
+    return settings.get("join", _OLD_JOIN)
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:
@@ -95,7 +117,7 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
     Raises:
         InputError: Naming the first difference.
     """
-    for name, then in state.settings.items():
+    for name, then in ({"join": _join_of(state.settings)} | state.settings).items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base:

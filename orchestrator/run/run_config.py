@@ -14,6 +14,7 @@ from editing.memory.budget import parse_size
 from editing.method.moments import MomentRule
 from editing.method.preserve import PreserveForm
 from editing.method.reference_text import read_text
+from editing.model.joining import Join
 from editing.model.modules import split_patterns
 from editing.presets import find_preset
 from orchestrator.run.governor import Limits
@@ -55,6 +56,7 @@ class RunConfig:
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
         subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
+        join: How a prompt and its answer meet; by default ``published`` where that preset is asked for, else ``raw``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
         save: ``full``, the edited model; or ``delta``, the edited weights alone, for ``ultraedit apply``.
@@ -108,6 +110,7 @@ class RunConfig:
     whiten: bool | None = None
     subject_modules: tuple[str, ...] | None = None
     subject_scale: float | None = None
+    join: Join | None = None
     warm_up: int = 0
     batch_tokens: int = 2048
     save: Save = "full"

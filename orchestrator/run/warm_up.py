@@ -24,7 +24,7 @@ def from_file(source: EditFile, config: RunConfig, worker: Worker) -> Iterator[T
     """The first usable edits of a file."""
     if config.warm_up:
         count = config.warm_up if config.limit is None else min(config.warm_up, config.limit)
-        yield from Intake(source, worker.tokenizer, max_tokens=worker.max_tokens, limit=count, strict=config.strict).edits()
+        yield from Intake(source, worker.joiner, max_tokens=worker.max_tokens, limit=count, strict=config.strict).edits()
 
 
 def from_ledger(ledger: Ledger, count: int, used: int, without: Collection[str] = ()) -> list[Entry]:

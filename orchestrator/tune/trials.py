@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from editing import Editor, EditorConfig, InputError, TurnRefused
+from editing.blanks import bare
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.errors import InvalidRequest
 from editing.model.decoder import Decoder
@@ -127,8 +128,8 @@ def draw(source: EditFile, tokenizer: Any, count: int, *, seed: int, max_tokens:
     edits: dict[str, TokenizedEdit] = {}
     for record in drawn:
         try:
-            if record.request.prompt not in edits:
-                edits[record.request.prompt] = tokenize(tokenizer, record.request, max_tokens=max_tokens, record=record.number)
+            if (prompt := bare(record.request.prompt)) not in edits:
+                edits[prompt] = tokenize(tokenizer, record.request, max_tokens=max_tokens, record=record.number)
         except InvalidRequest as error:
             left_out.add(record.number, str(error))
     if not edits:

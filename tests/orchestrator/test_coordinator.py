@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from editing import TurnRefused, UltraEditError
+from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport
@@ -30,7 +31,7 @@ class Letters:
 class ScriptedWorker:
     """Refuses the turns that it is told to, and notes what it is asked."""
 
-    tokenizer, max_tokens, lookahead, edits_at_a_time = Letters(), 50, 4, 200
+    joiner, max_tokens, lookahead, edits_at_a_time = Joiner(Letters()), 50, 4, 200
 
     def __init__(self, refuse: Sequence[int] = (), *, growth: float = 0.0, sick_from: float = float("inf")) -> None:
         self.refuse, self.windows, self.seen = set(refuse), [], 0
@@ -48,7 +49,8 @@ class ScriptedWorker:
             "parameters": 1,
             "modules": ["m"],
             "learning_rate": 1.0,
-            "method": {"subject_modules": []},
+            "method": {"subject_modules": [], "join": "raw"},
+            "text": [],
             "preserve_text_sha256": "none",
             "float32_masters": False,
         }
