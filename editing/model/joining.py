@@ -116,8 +116,9 @@ class Joiner:
         """Position of the token that a prompt's character before ``end`` is in, in :meth:`text` of the prompt."""
         text = self.text(prompt)
         ids, spans = self._encode(text)
-        if spans is None:
-            return min(len(self.as_typed._encode(text[:end])[0]), len(ids)) - 1
+        if spans is None or self.join == "published":  # which runs of earlier versions are replayed with, and so they placed it
+            counted = len(self._encode(text[:end])[0]) - (len(self._around[1]) if self.join == "published" else 0)
+            return min(counted, len(ids)) - 1
         return max((i for i, (a, b) in enumerate(spans) if a < min(end, b)), default=None)
 
     def without_embedding(self, ids: Iterable[int]) -> int | None:
