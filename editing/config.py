@@ -16,6 +16,9 @@ MomentRule = Literal["published", "exact"]
 SolveForm = Literal["auto", "row", "d_in"]
 """Which linear system is solved: ``n x n``, ``d_in x d_in``, or the smaller of the two. See :mod:`editing.method.shift`."""
 
+Join = Literal["raw", "published", "none"]
+"""How a prompt and its answer meet: as typed, by the published rule, or with nothing between them. See :mod:`editing.model.joining`."""
+
 PreserveForm = Literal["off", "auto", "exact", "sketch"]
 """Whether the ridge preserves, and how it stores the keys that it has seen. See :mod:`editing.method.preserve`."""
 
@@ -46,6 +49,8 @@ class MethodOptions:
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
         subject_scale: Scale of their targets, as a multiple of the learning rate.
+        join: How a prompt and its answer meet: ``raw`` for the text as typed, ``published`` for the published code's tokens, or ``none``.
+            See :mod:`editing.model.joining`.
     """
 
     moments: MomentRule = "published"
@@ -59,6 +64,7 @@ class MethodOptions:
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
     subject_scale: float = 0.1
+    join: Join = "raw"
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge)
@@ -69,6 +75,7 @@ class MethodOptions:
             check_whole(name, getattr(self, name))
         check_choice("moments", self.moments, get_args(MomentRule))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
+        check_choice("join", self.join, get_args(Join))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
         if not isinstance(self.whiten, bool):

@@ -37,6 +37,7 @@ from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
 from editing.model.decoder import Decoder
+from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
 from editing.model.token_keys import token_keys
@@ -69,6 +70,7 @@ class Editor:
         model: The model, edited by every :meth:`apply`; it stays a plain Hugging Face model.
         base: The files that it was loaded from, if there are any.
         decoder: The same model as prefix, suffix and head.
+        joiner: Turns prompts and answers into its tokens.
         lifelong: Statistics of all edits so far.
         turns: Turns applied so far.
         modules: The edited modules by name.
@@ -94,6 +96,7 @@ class Editor:
         self.tokenizer = tokenizer
         self.config = config
         self.decoder = decoder or Decoder(model)
+        self.joiner = Joiner(tokenizer, config.join, num_embeddings=self.decoder.config.vocab_size)
         self.collectives = collectives or SingleWorker()
         self.modules, self.sites = _resolve_sites(self.decoder, config)
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
@@ -104,7 +107,7 @@ class Editor:
         if config.whiten:
             check_width(self.shards)
         self.capture = TurnCapture(self.decoder, self.modules, self.sites, self.start, config, self.collectives)
-        self._text = ReferenceText.of(config, tokenizer, self.decoder.max_tokens)
+        self._text = ReferenceText.of(config, self.joiner, self.decoder.max_tokens)
         self._reference: dict[str, PreservingRidge] | None = None
 
     @classmethod
@@ -192,7 +195,7 @@ class Editor:
             InvalidRequest: A request cannot be tokenized for this model. Nothing was applied.
             TurnRefused: A turn was not finite. Earlier turns of this call stay applied; this one and later ones are not.
         """
-        edits = [tokenize(self.tokenizer, request, max_tokens=self.decoder.max_tokens) for request in requests]
+        edits = [tokenize(self.joiner, request, max_tokens=self.decoder.max_tokens) for request in requests]
         turns = in_turns(edits, self.config.edits_per_turn, before=self.turns)
         reports = []
         while window := list(islice(turns, lookahead)):

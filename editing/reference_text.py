@@ -9,10 +9,10 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from editing.config import EVERYDAY, NONE, MethodOptions
 from editing.errors import InputError
+from editing.model.joining import Joiner
 from editing.model.tokenization import AnswerSequence
 
 _MAX_TOKENS = 512
@@ -34,19 +34,19 @@ class ReferenceText:
     passages: list[AnswerSequence] = field(default_factory=list)
 
     @classmethod
-    def of(cls, options: MethodOptions, tokenizer: Any, max_tokens: int | None) -> "ReferenceText":
+    def of(cls, options: MethodOptions, joiner: Joiner, max_tokens: int | None) -> "ReferenceText":
         """The text that the options name; none if the ridge does not preserve.
 
         Args:
             options: Options of the method.
-            tokenizer: The model's tokenizer.
+            joiner: Turns texts into the model's tokens.
             max_tokens: The model's context length, or ``None`` for no limit.
 
         Raises:
             InputError: The text cannot be read.
         """
         text = read_text(options.preserve_text) if options.preserves_text else ""
-        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(tokenizer, text, max_tokens)) if text else cls()
+        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(joiner, text, max_tokens)) if text else cls()
 
 
 def read_text(source: str) -> str:
@@ -70,10 +70,10 @@ def read_text(source: str) -> str:
     return text
 
 
-def _passages(tokenizer: Any, text: str, max_tokens: int | None) -> list[AnswerSequence]:
+def _passages(joiner: Joiner, text: str, max_tokens: int | None) -> list[AnswerSequence]:
     width = min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
     pieces: list[AnswerSequence] = []
     for passage in text.split("\n\n"):
-        ids = tokenizer(passage.strip())["input_ids"] if passage.strip() else []
+        ids = joiner.as_typed.prompt_ids(passage.strip()) if passage.strip() else ()
         pieces += [AnswerSequence(tuple(ids[a : a + width]), (0,)) for a in range(0, len(ids), width)]
     return pieces

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from editing.blanks import bare
 from editing.errors import InvalidRequest
 
 TEXT_LISTS = ("persona", "multi_hop_prompt", "multi_hop_answer", "portability_prompt", "portability_answer")
@@ -17,7 +18,7 @@ class EditRequest:
 
     Attributes:
         prompt: Text after which the model shall write ``target``.
-        target: The new answer, without a leading space.
+        target: The new answer. Blanks at its edges and at the prompt's are kept here; what they say is in :mod:`editing.blanks`.
         id: Name of the edit in results; ``None`` lets the run number it.
         subject: What the fact is about, as it stands in the prompt. Edits at the subject need it; the published method does not.
         rephrase: The same question in other words; probes generalization.
@@ -60,6 +61,14 @@ class EditRequest:
             if asked != answered:
                 raise InvalidRequest(f"{kind}_answer", f"expected one answer for each question, found {answered} for {asked}")
 
+    def asks_as(self, other: "EditRequest") -> bool:
+        """Whether another request has the same prompt, whatever blanks are at its edges."""
+        return bare(self.prompt) == bare(other.prompt)
+
+    def answers_as(self, other: "EditRequest") -> bool:
+        """The same of its target."""
+        return bare(self.target) == bare(other.target)
+
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
     texts = () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -73,7 +82,7 @@ def _check_text(name: str, value: object) -> None:
         raise InvalidRequest(name, "missing; expected a non-empty text")
     if not isinstance(value, str):
         raise InvalidRequest(name, f"expected a text, found {type(value).__name__}")
-    if not value.strip():
+    if not bare(value):
         raise InvalidRequest(name, "expected a non-empty text, found only blanks" if value else "expected a non-empty text")
     if len(value) > _MAX_CHARACTERS:
         raise InvalidRequest(name, f"is {len(value):,} characters long; expected at most {_MAX_CHARACTERS:,}")

@@ -5,14 +5,18 @@
 Inside a turn the edits are sorted by input length, longest first, and then cut into groups, as in the published code.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from editing.method.rows import Site
+from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.model.tokenization import AnswerSequence, encode
 from editing.requests import EditRequest
+
+TYPED = "typed:"
+"""Before the name of a probe: the same, as it is typed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class TokenizedEdit:
         multi_hop: Questions that need the edit and more, and their answers.
         portability: Other questions that the edit changes too, and their answers.
         record: Number of its record in the input, from 1; 0 if it came from no file.
+        typed: Where prompts and answers meet by the published rule, the probes that have other tokens as typed, by name, with these
+            tokens; ``None`` with another rule, whose tokens are those of the text as typed.
     """
 
     request: EditRequest
@@ -39,10 +45,16 @@ class TokenizedEdit:
     multi_hop: tuple[AnswerSequence, ...] = ()
     portability: tuple[AnswerSequence, ...] = ()
     record: int = 0
+    typed: Mapping[str, AnswerSequence] | None = field(default=None, hash=False)
 
     @property
     def probes(self) -> dict[str, AnswerSequence]:
-        """Sequences that the edit is measured on, by name: the kind of probe, numbered from 0 where a request may have several."""
+        """Sequences that the edit is measured on, by name: the request's, and :data:`TYPED` with the name of each that differs as typed."""
+        return self.requested | {TYPED + name: sequence for name, sequence in (self.typed or {}).items()}
+
+    @property
+    def requested(self) -> dict[str, AnswerSequence]:
+        """Those of the request, by the kind of probe, numbered from 0 where a request may have several."""
         single = {"sequence": self.sequence, "rephrase": self.rephrase, "locality": self.locality}
         kinds = {"persona": self.persona, "multi_hop": self.multi_hop, "portability": self.portability}
         several = {f"{kind}.{i}": sequence for kind, sequences in kinds.items() for i, sequence in enumerate(sequences)}
@@ -178,12 +190,28 @@ class TurnReport:
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:
     """Tokenize one request with all its probes.
 
-    Raises:
-        InvalidRequest: An answer gives no token, or a prompt with its answer exceeds the model's context.
-    """
+    Args:
+        tokenizer: The model's joiner, or its tokenizer for the default one.
+        request: The request.
+        max_tokens: The model's context length.
+        record: Number of its record in the input.
 
+    Raises:
+        InvalidRequest: An answer gives no token, or one without an embedding, or a prompt with its answer exceeds the model's context.
+    """
+    joiner = Joiner.of(tokenizer)
+    edit = _tokenized(joiner, request, max_tokens, record)
+    if joiner.as_typed is joiner:
+        return edit
+    if all(sequence.whole for sequence in edit.requested.values()):
+        return replace(edit, typed={})
+    typed = _tokenized(joiner.as_typed, request, max_tokens, record).requested
+    return replace(edit, typed={name: typed[name] for name, sequence in edit.requested.items() if not sequence.whole})
+
+
+def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, record: int) -> TokenizedEdit:
     def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target", subject: str | None = None) -> AnswerSequence:
-        return encode(tokenizer, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
+        return encode(joiner, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
 
     def answered(kind: str) -> tuple[AnswerSequence, ...]:
         fields = f"{kind}_prompt", f"{kind}_answer"
@@ -220,8 +248,8 @@ class TurnCutter:
     def add(self, edit: TokenizedEdit) -> Turn | None:
         """Add an edit; the turn that it completes, if it does."""
         new = edit.request
-        if earlier := [p for p in self._pending if p.request.prompt == new.prompt and p.request.target != new.target]:
-            self._pending = [p for p in self._pending if p.request.prompt != new.prompt or p.request.target == new.target]
+        if earlier := [p for p in self._pending if new.asks_as(p.request) and not new.answers_as(p.request)]:
+            self._pending = [p for p in self._pending if not new.asks_as(p.request) or new.answers_as(p.request)]
             self._superseded += earlier
         self._pending.append(edit)
         return self.rest() if len(self._pending) == self._edits_per_turn else None

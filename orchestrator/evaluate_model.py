@@ -6,10 +6,12 @@ from itertools import islice
 from typing import Any
 
 from editing import InputError
+from editing.config import Join
 from editing.datasets import BadRecord, EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
 from editing.model.generation import generate
+from editing.model.joining import Joiner
 from editing.monitoring.evaluation import begins_with, predict_probes, score, summarize
 from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
@@ -33,6 +35,7 @@ def measure_model(
     device_memory: str | None = None,
     generate: int = 50,
     seed: int = 0,
+    join: Join = "raw",
     progress: Progress,
 ) -> dict[str, Any]:
     """Metrics of a model on a file of edits. One model is in memory at a time, or as much of it as a budget has room for.
@@ -58,7 +61,10 @@ def measure_model(
     """
     look = FirstLook(EditFile(edits, format, seed=seed))
     tokenizer, decoder = _load(model, device, dtype, device_memory)
-    items = list(Intake(look, RequestTokenizer(tokenizer, decoder.max_tokens), limit=limit).items())
+    joiner = Joiner(tokenizer, join, num_embeddings=decoder.config.vocab_size)
+    for line in joiner.findings():
+        logger.info("text      %s", line)
+    items = list(Intake(look, RequestTokenizer(joiner, decoder.max_tokens), limit=limit).items())
     tokenized = [item for item in items if not isinstance(item, BadRecord)]
     rejected = [item for item in items if isinstance(item, BadRecord)]
     for bad in rejected:
@@ -66,13 +72,15 @@ def measure_model(
     if not tokenized:
         raise InputError(f"{edits}: holds no edit that this model can be measured on; record {rejected[-1].number}: {rejected[-1].reason}")
     after = _predict(decoder, tokenized, "evaluating", progress)
-    generated = _generated(decoder, tokenizer, tokenized, generate, seed)
+    generated = _generated(decoder, joiner, tokenized, generate, seed)
     del decoder
     before = None
     if base is not None:
         _, base_decoder = _load(base, device, dtype, device_memory)
         before = _predict(base_decoder, tokenized, "base model", progress)
-    return {**summarize(score(tokenized, after, before)), **generated, "edits": len(tokenized), "rejected": len(rejected)}
+    otherwise = sum(not edit.sequence.whole for edit in tokenized)
+    counts = {"edits": len(tokenized), "otherwise_tokenized": otherwise, "rejected": len(rejected)}
+    return {**summarize(score(tokenized, after, before)), **generated, **counts}
 
 
 def _load(name: str, device: str, dtype: pretrained.DTypeName, device_memory: str | None) -> tuple[Any, Decoder]:
@@ -98,12 +106,12 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
     return predictions
 
 
-def _generated(decoder: Decoder, tokenizer: Any, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
+def _generated(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
     chosen = random.Random(seed).sample(edits, min(count, len(edits)))
     rephrased = [edit for edit in chosen if edit.request.rephrase]
     return {
-        "efficacy_generated": _hits(chosen, generate(decoder, tokenizer, [e.request.prompt for e in chosen])),
-        "generalization_generated": _hits(rephrased, generate(decoder, tokenizer, [e.request.rephrase or "" for e in rephrased])),
+        "efficacy_generated": _hits(chosen, generate(decoder, joiner, [e.request.prompt for e in chosen])),
+        "generalization_generated": _hits(rephrased, generate(decoder, joiner, [e.request.rephrase or "" for e in rephrased])),
         "generated": len(chosen),
     }
 

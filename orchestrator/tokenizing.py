@@ -15,7 +15,7 @@ class RequestTokenizer:
     """Tokenizes requests for one model.
 
     Attributes:
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's joiner, or its tokenizer for the default rule.
         max_tokens: The model's context length; ``None`` if it has no limit.
     """
 
@@ -25,7 +25,7 @@ class RequestTokenizer:
     @classmethod
     def of(cls, worker: Worker) -> "RequestTokenizer":
         """That of a worker's model, which is loaded."""
-        return cls(worker.tokenizer, worker.max_tokens)
+        return cls(worker.joiner, worker.max_tokens)
 
     def tokenize(self, request: EditRequest, record: int) -> TokenizedEdit:
         """Tokenize a request with all its probes.

@@ -43,7 +43,7 @@ class RemoteWorker:
         self.worker.load()
         if placement.world_rank:
             return {}
-        model = {"tokenizer": self.worker.tokenizer, "max_tokens": self.worker.max_tokens}
+        model = {"joiner": self.worker.joiner, "max_tokens": self.worker.max_tokens}
         return {"described": self.worker.describe(), "saved_size": self.worker.saved_size(), **model}
 
     def prepare(self, turns: Sequence[Turn]) -> list[float]:

@@ -20,6 +20,7 @@ import torch
 from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerLost
 from editing.errors import ran_out_of_memory
 from editing.memory.calibration import USUAL_LOOKAHEAD
+from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
@@ -92,7 +93,11 @@ class WorkerGroup(Worker):
 
     @property
     def tokenizer(self) -> Any:
-        return self._known["tokenizer"]
+        return self.joiner.tokenizer
+
+    @property
+    def joiner(self) -> Joiner:
+        return self._known["joiner"]  # type: ignore[no-any-return]
 
     @property
     def max_tokens(self) -> int | None:

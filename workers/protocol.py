@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from editing import TurnReport
 from editing.files.pretrained import DTypeName
+from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
@@ -83,6 +84,11 @@ class Worker(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
+        ...
+
+    @property
+    def joiner(self) -> Joiner:
+        """Turns prompts and answers into the model's tokens."""
         ...
 
     @property

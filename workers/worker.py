@@ -12,6 +12,7 @@ from typing import Any
 from editing import TurnReport
 from editing.config import MethodOptions
 from editing.model.generation import generate
+from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.watch import Watch
@@ -82,6 +83,7 @@ class LocalWorker(Worker):
                 **{name: getattr(editor.config, name) for name in MethodOptions.names()},
                 "subject_modules": [name for name, site in editor.sites.items() if site == "subject"],
             },
+            "text": editor.joiner.findings(),
             "preserve_text_sha256": editor.text_sha256,
             "suffix_starts_at_layer": editor.start,
             "layers": editor.decoder.num_layers,
@@ -91,6 +93,11 @@ class LocalWorker(Worker):
     @property
     def tokenizer(self) -> Any:
         return self.editor.tokenizer
+
+    @property
+    def joiner(self) -> Joiner:
+        """Turns prompts and answers into the model's tokens."""
+        return self.editor.joiner
 
     @property
     def max_tokens(self) -> int | None:
@@ -124,7 +131,7 @@ class LocalWorker(Worker):
     def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
-            return generate(editor.decoder, editor.tokenizer, prompts, max_new_tokens=max_new_tokens)
+            return generate(editor.decoder, editor.joiner, prompts, max_new_tokens=max_new_tokens)
 
     def digest(self) -> dict[str, str]:
         return self.editor.digests()

@@ -1,4 +1,4 @@
-"""Greedy text after prompts.
+"""Greedy text after prompts: the likeliest token every time, whatever the model's own settings for serving say.
 
 Where the whole model is in memory, its own ``generate`` with its cache of keys and values is used. Else a token at a time
 would read the model from disk for every token, so all prompts go through the layers together, each with a guess of all its
@@ -6,48 +6,73 @@ coming tokens: what the model says after a right guess is right too, so a pass s
 often several (Jacobi decoding, Santilli et al. 2023). The text is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.model.decoder import Decoder
+from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed, predict
 from editing.model.tokenization import AnswerSequence
 
+_PAD = 0
+"""What stands where no token is: any token that the model has an embedding for. The tokenizer's own pad may have none."""
+
 
 @torch.no_grad()
 def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
-    """What the model writes after each prompt. Of a prompt that fills the context, the end is kept."""
+    """What the model writes after each prompt, read as typed. Of a prompt that fills the context, the end is kept.
+
+    Args:
+        decoder: Runs the model.
+        tokenizer: A joiner, or the model's tokenizer.
+        prompts: The prompts.
+        max_new_tokens: Tokens written at the most.
+        batch_size: Prompts that are written after together, where the whole model is in memory.
+    """
+    joiner = Joiner.of(tokenizer).as_typed
     room = slice(None) if decoder.max_tokens is None else slice(-max(1, decoder.max_tokens - max_new_tokens), None)
-    encoded = [tokenizer(prompt)["input_ids"][room] for prompt in prompts]
+    encoded = [list(joiner.prompt_ids(prompt)[room]) for prompt in prompts]
     if decoder.residency.holds(0, decoder.num_layers):
-        written = _cached(decoder, tokenizer, encoded, max_new_tokens, batch_size)
+        written = _cached(decoder, encoded, max_new_tokens, batch_size)
     else:
         written = _guessed(decoder, encoded, max_new_tokens)
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+    ends = set(_end_tokens(decoder.model))
+    return [joiner.tokenizer.decode(_until_end(ids, ends), skip_special_tokens=True) for ids in written]
 
 
-def _cached(decoder: Decoder, tokenizer: Any, encoded: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+def _cached(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
     device = decoder.device
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=_end_tokens(decoder.model) or None, pad_token_id=_PAD)
     written: list[list[int]] = [[]] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     for a in range(0, len(order), batch_size):
         chosen = order[a : a + batch_size]
         width = max(len(encoded[i]) for i in chosen)
         pads = torch.tensor([width - len(encoded[i]) for i in chosen], device=device)
-        input_ids = torch.tensor([[0] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=device)
+        input_ids = torch.tensor([[_PAD] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=device)
         mask = (torch.arange(width, device=device) >= pads.unsqueeze(1)).long()  # generation needs pads at the left
-        with full_speed(device):
-            output = decoder.model.generate(
-                input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad_token(tokenizer)
-            )
+        with full_speed(device), _settings(decoder.model, greedy):
+            output = decoder.model.generate(input_ids=input_ids, attention_mask=mask, generation_config=greedy)
         for i, ids in zip(chosen, output[:, width:].tolist(), strict=True):
             written[i] = ids
     return written
+
+
+@contextmanager
+def _settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Let a model generate with these settings alone: its own ones would fill in whatever they leave open."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @dataclass
@@ -74,7 +99,7 @@ def _guessed(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int) ->
         prefixed = Prefixed([w.sequence() for w in open_ones], None)
         for writing, said in zip(open_ones, predict(decoder, prefixed, start=0, batch_tokens=DEFAULT_BATCH_TOKENS), strict=True):
             writing.take(said)
-    return [_until_end(w.guess, ends) for w in writings]
+    return [w.guess for w in writings]
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -84,10 +109,3 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 def _end_tokens(model: Any) -> list[int]:
     ends = model.generation_config.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-def _pad_token(tokenizer: Any) -> int:
-    for name in ("pad_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return int(getattr(tokenizer, name))
-    return 0

@@ -1,9 +1,8 @@
 """Requests to token ids, and token ids to padded batches.
 
-An answer is ``" " + text``, tokenized without special tokens and appended to the prompt's ids; its last token is not
-fed. The position that *predicts* an answer token is a row: a sequence with ``A`` answer tokens has ``A`` rows, its last
-``A`` positions. Where the subject of an edit stands in its prompt, the subject's last token is a row of another kind
-(:data:`editing.method.rows.Site`).
+How a prompt and its answer meet is decided in :mod:`editing.model.joining`. The answer's last token is not fed. The position
+that *predicts* an answer token is a row: a sequence with ``A`` answer tokens has ``A`` rows, its last ``A`` positions. Where
+the subject of an edit stands in its prompt, the subject's last token is a row of another kind (:data:`editing.method.rows.Site`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editing.blanks import bare
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
 from editing.method.rows import SITES, Site
+from editing.model.joining import Joined, Joiner
 from editing.ranges import consecutive
 from editing.subjects import subject_span
 
@@ -32,11 +33,13 @@ class AnswerSequence:
         input_ids: Prompt ids, then the answer's ids but the last.
         answer_ids: The token that each row shall predict.
         subject: Position of the subject's last token in ``input_ids``; ``None`` if there is no subject, or not in the prompt.
+        whole: Whether prompt and answer encoded together, as typed, are these tokens.
     """
 
     input_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     subject: int | None = None
+    whole: bool = True
 
     @property
     def first_row(self) -> int:
@@ -94,34 +97,41 @@ def encode(
     """Tokenize one prompt and its answer.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        prompt: Text before the answer; special tokens are added as the tokenizer does.
-        answer: Answer text without its leading space; ``None`` gives one row, the first token after the prompt.
+        tokenizer: A joiner, or a Hugging Face tokenizer for the default one.
+        prompt: Text before the answer.
+        answer: Answer text; ``None`` gives one row, the first token after the prompt.
         subject: What the prompt is about, if its place is wanted.
         max_tokens: The model's context length, or ``None`` for no limit.
         prompt_field: Name of the prompt's field, for errors.
         answer_field: Name of the answer's field, for errors.
 
     Raises:
-        InvalidRequest: The answer or the prompt gives no token, or both together exceed ``max_tokens``.
+        InvalidRequest: The answer or the prompt gives no token, or one that the model has no embedding for, or both together exceed
+            ``max_tokens``.
     """
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    answer_ids = [0] if answer is None else tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
-    if not answer_ids:
-        raise InvalidRequest(answer_field, f"{answer!r} gives no token with this model's tokenizer")
-    if not prompt_ids:
-        raise InvalidRequest(prompt_field, f"{prompt!r} gives no token with this model's tokenizer")
-    place = _last_token(tokenizer, prompt, subject, len(prompt_ids)) if subject else None
-    sequence = AnswerSequence(tuple(prompt_ids) + tuple(answer_ids[:-1]), tuple(answer_ids), place)
+    joiner = Joiner.of(tokenizer)
+    joined = Joined(joiner.prompt_ids(prompt), (0,), True) if answer is None else joiner.joined(prompt, answer)
+    for field, text, ids in ((answer_field, answer, joined.answer_ids), (prompt_field, prompt, joined.prompt_ids)):
+        if not ids:
+            raise InvalidRequest(field, f"{text!r} gives no token with this model's tokenizer")
+        if (unknown := joiner.without_embedding(ids)) is not None:
+            raise InvalidRequest(field, _no_embedding(joiner, unknown))
+    place = _last_token(joiner, prompt, subject) if subject else None
+    sequence = AnswerSequence(joined.prompt_ids + joined.answer_ids[:-1], joined.answer_ids, place, joined.whole)
     if max_tokens is not None and len(sequence.input_ids) > max_tokens:
         raise InvalidRequest(prompt_field, f"is {len(sequence.input_ids)} tokens long with its answer; the model's context holds {max_tokens}")
     return sequence
 
 
-def _last_token(tokenizer: Any, prompt: str, subject: str, num_tokens: int) -> int | None:
+def _no_embedding(joiner: Joiner, token: int) -> str:
+    name = joiner.tokenizer.convert_ids_to_tokens(token)
+    return f"holds {name!r}, token {token} of the tokenizer; the model has embeddings for the tokens below {joiner.num_embeddings} only"
+
+
+def _last_token(joiner: Joiner, prompt: str, subject: str) -> int | None:
     """Position of a subject's last token in its prompt."""
-    span = subject_span(prompt, subject)
-    return None if span is None else min(len(tokenizer(prompt[: span[1]])["input_ids"]), num_tokens) - 1
+    span = subject_span(joiner.text(prompt), bare(subject))
+    return None if span is None else joiner.last_token(prompt, span[1])
 
 
 def row_offsets(sequences: Iterable[AnswerSequence], site: Site = "answer") -> list[int]:

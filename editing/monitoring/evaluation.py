@@ -13,17 +13,22 @@ averaged over edits, as in the published evaluation:
 
 Generated metrics decode greedily after the prompt alone: ``efficacy_generated`` and ``generalization_generated`` are the shares of
 prompts whose text begins with the target.
+
+Where prompts and answers meet by the published rule (:mod:`editing.model.joining`), the metrics named ``..._as_typed`` are the
+same of the text as a person types it. Generated text always follows a prompt as typed.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from editing.blanks import bare, ends_word
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.editor import Editor
 from editing.model.decoder import Decoder
 from editing.model.prefix import Prefixed, predict, run_prefix
 from editing.model.tokenization import AnswerSequence
-from editing.turn import TokenizedEdit
+from editing.turn import TYPED, TokenizedEdit
 
 METRIC_OF = {
     "sequence": "efficacy",
@@ -34,6 +39,9 @@ METRIC_OF = {
     "locality": "specificity",
 }
 """Metric of each kind of probe."""
+
+AS_TYPED = {"sequence": "efficacy_as_typed", "rephrase": "generalization_as_typed", "locality": "specificity_as_typed"}
+"""The metric that a kind of probes gives as it is typed, where the edits are not."""
 
 Predictions = list[dict[str, tuple[int, ...]]]
 """Per edit and probe name, the likeliest token at each row."""
@@ -59,6 +67,9 @@ class EditResult:
     multi_hop_before: float | None = None
     portability: float | None = None
     portability_before: float | None = None
+    efficacy_as_typed: float | None = None
+    generalization_as_typed: float | None = None
+    specificity_as_typed: float | None = None
 
 
 def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
@@ -112,9 +123,13 @@ def score(edits: Sequence[TokenizedEdit], after: Predictions, before: Prediction
     results = []
     for i, edit in enumerate(edits):
         kept = None if before is None or edit.locality is None else after[i]["locality"] == before[i]["locality"]
-        now, then = _shares(edit, after[i]), _shares(edit, before[i]) if before is not None else {}
+        rights = _rights(edit, after[i])
+        now, then = _by_kind(rights), _by_kind(_rights(edit, before[i])) if before is not None else {}
         shares = {metric: now.get(kind) for kind, metric in METRIC_OF.items()}
         shares |= {f"{metric}_before": then.get(kind) for kind, metric in METRIC_OF.items()}
+        if edit.typed is not None:
+            typed = _by_kind(rights, typed=True)
+            shares |= {metric: typed.get(kind) for kind, metric in AS_TYPED.items()}
         results.append(EditResult(locality_retained=kept, **shares))  # type: ignore[arg-type]
     return results
 
@@ -164,9 +179,14 @@ def summarize(results: Iterable[EditResult]) -> dict[str, float | None]:
 
 
 def begins_with(text: str, target: str) -> bool:
-    """Whether generated text begins with the target, as whole words."""
-    text = text.lstrip()
-    return text.startswith(target) and not text[len(target) : len(target) + 1].isalnum()
+    """Whether generated text begins with the target, as whole words; of both without the blanks at their edges, and with one blank for
+    any number of them, in composed letters."""
+    text, target = _plain(text), _plain(target)
+    return text.startswith(target) and ends_word(target, text[len(target) : len(target) + 1])
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", bare(text)).split())
 
 
 def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int) -> Predictions:
@@ -176,14 +196,24 @@ def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int)
     return result
 
 
-def _shares(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    """Share of right tokens by kind of probe: the mean over the edit's probes of that kind."""
+def _rights(edit: TokenizedEdit, predictions: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Share of right tokens by probe."""
     probes = edit.probes
-    shares: dict[str, list[float]] = {}
+    rights: dict[str, float] = {}
     for name, tokens in predictions.items():
-        if name == "locality" and edit.request.locality_answer is None:
+        if name.removeprefix(TYPED) == "locality" and edit.request.locality_answer is None:
             continue
         expected = probes[name].answer_ids
-        right = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
+        rights[name] = sum(a == b for a, b in zip(tokens, expected, strict=True)) / len(expected)
+    return rights
+
+
+def _by_kind(rights: Mapping[str, float], *, typed: bool = False) -> dict[str, float]:
+    """The mean over an edit's probes of each kind; with ``typed``, of those that are others as typed as they are typed."""
+    own = {name: right for name, right in rights.items() if not name.startswith(TYPED)}
+    if typed:
+        own |= {name.removeprefix(TYPED): right for name, right in rights.items() if name.startswith(TYPED)}
+    shares: dict[str, list[float]] = {}
+    for name, right in own.items():
         shares.setdefault(name.partition(".")[0], []).append(right)
     return {kind: sum(values) / len(values) for kind, values in shares.items()}

@@ -97,11 +97,11 @@ class Health:
 
 def _read_probes(editor: Editor) -> list[AnswerSequence]:
     lines = (_PROBES / "facts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [encode(editor.tokenizer, probe["prompt"], probe["answer"]) for probe in map(json.loads, lines)]
+    return [encode(editor.joiner, probe["prompt"], probe["answer"]) for probe in map(json.loads, lines)]
 
 
 def _read_text(editor: Editor) -> AnswerSequence:
     """Every token but the first is a row."""
-    ids = tuple(editor.tokenizer((_PROBES / "text.txt").read_text(encoding="utf-8").strip())["input_ids"])
+    ids = editor.joiner.as_typed.prompt_ids((_PROBES / "text.txt").read_text(encoding="utf-8").strip())
     ids = ids[: editor.decoder.max_tokens]
     return AnswerSequence(ids[:-1], ids[1:])

@@ -71,7 +71,7 @@ class Watch:
         self._random.setstate((version, tuple(internal), gauss))
         self._offered = state["offered"]
         editor, stored = self._editor, state["members"]
-        edits = [tokenize(editor.tokenizer, EditRequest(**m["request"]), max_tokens=editor.decoder.max_tokens, record=m["record"]) for m in stored]
+        edits = [tokenize(editor.joiner, EditRequest(**m["request"]), max_tokens=editor.decoder.max_tokens, record=m["record"]) for m in stored]
         before = [m["before"] and {probe: tuple(tokens) for probe, tokens in m["before"].items()} for m in stored]
         self._members = [_Member(edit, answers) for edit, answers in zip(edits, before, strict=True)]
 

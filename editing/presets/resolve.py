@@ -7,7 +7,7 @@ from typing import Any
 from editing.errors import InputError
 from editing.model.decoder import Decoder
 from editing.model.modules import describe_editable
-from editing.presets import find_preset
+from editing.presets import PUBLISHED, find_preset
 
 
 def resolve_settings(
@@ -32,6 +32,8 @@ def resolve_settings(
     Returns:
         Patterns of modules, learning rate, and further options by name.
 
+    Who asks for the published preset by name gets the published code's tokens too.
+
     Raises:
         InputError: Modules or learning rate are not given, and there is no preset for the model.
     """
@@ -44,5 +46,6 @@ def resolve_settings(
             raise InputError(f"{name}: no preset {named}fits this model; give modules and a learning rate; modules that can be edited: {known}")
         modules = found.modules if modules is None else modules
         learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        options = {**found.options, "preset": found.full_name}
+        tokens = {"join": PUBLISHED} if preset is not None and preset.split("/")[-1] == PUBLISHED else {}
+        options = {**tokens, **found.options, "preset": found.full_name}
     return tuple(modules), learning_rate, options

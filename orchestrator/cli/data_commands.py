@@ -135,8 +135,10 @@ def _tokenizer(model: str) -> tuple[Any, int | None]:
     """A model's tokenizer, and the length of its context in tokens."""
     ready_libraries()
     from editing.files.pretrained import context_length, load_config, load_tokenizer
+    from editing.model.joining import Joiner
 
-    return load_tokenizer(model), context_length(load_config(model))
+    config = load_config(model)
+    return Joiner(load_tokenizer(model), num_embeddings=config.get_text_config(decoder=True).vocab_size), context_length(config)
 
 
 def _write(source: "EditFile", outputs: list[Path], choose: "Choice", *, strict: bool, overwrite: bool) -> None:

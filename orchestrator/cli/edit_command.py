@@ -18,6 +18,7 @@ from orchestrator.cli.options import (
     FILE,
     FORMATS,
     INPUT,
+    JOINS,
     MOMENT_RULES,
     NAMED_MODEL,
     NUMBER,
@@ -90,6 +91,12 @@ from orchestrator.cli.options import (
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
 @method("--subject-modules", metavar="NAMES", help="Modules to edit at the last token of the subject, or none. [default: the preset's, else none]")
 @method("--subject-scale", **NUMBER, help="Scale of their targets, times the learning rate. [default: the preset's, else 0.1]")
+@method(
+    "--join",
+    metavar="RULE",
+    type=click.Choice(JOINS),
+    help="How prompt and answer meet: raw, published or none. [default: published with that preset, else raw]",
+)
 @method("--warm-up", **WHOLE, help="Update the moments with the first N edits before the first turn. [default: 0]")
 @memory("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
 @memory("--dtype", metavar="NAME", type=click.Choice(DTYPES), help=f"{DTYPE_HELP} [default: auto]")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import rich_click as click
+
 from editing.errors import InputError
 from orchestrator.cli.console import messages, screen
 from orchestrator.cli.help import command
@@ -12,6 +14,7 @@ from orchestrator.cli.options import (
     FILE,
     FROM_ZERO,
     INPUT,
+    JOINS,
     NAMED_MODEL,
     device_option,
     dtype_option,
@@ -19,6 +22,7 @@ from orchestrator.cli.options import (
     format_option,
     limit_option,
     memory,
+    method,
     model_and_data,
 )
 
@@ -32,6 +36,9 @@ from orchestrator.cli.options import (
 @model_and_data("--output", **FILE, help="Also write the metrics to this JSON file.")
 @evaluation("--generate", **FROM_ZERO, default=50, show_default=True, help="Edits for which text is generated; a random sample.")
 @evaluation("--seed", **FROM_ZERO, default=0, show_default=True, help="Seed of the sample.")
+@method(
+    "--join", metavar="RULE", type=click.Choice(JOINS), default="raw", show_default=True, help="How prompt and answer meet: raw, published or none."
+)
 @device_option
 @dtype_option
 @memory("--device-memory", metavar="SIZE", help="Memory to use, such as 6GiB, or auto, as for ultraedit edit.")

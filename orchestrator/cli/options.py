@@ -35,6 +35,7 @@ FORMATS = (
 )
 DTYPES = ("auto", "float32", "bfloat16")
 MOMENT_RULES = ("published", "exact")
+JOINS = ("raw", "published", "none")
 PRESERVE_FORMS = ("off", "auto", "exact", "sketch")
 SAVES = ("full", "delta")
 ON_COLLAPSE = ("warn", "stop", "rollback")

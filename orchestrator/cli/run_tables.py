@@ -24,11 +24,14 @@ _EDIT_COLUMNS = ("turn", "id", Column("prompt", text=True), Column("target", tex
 
 _METRICS = (
     ("efficacy", "right answer tokens on the edits"),
+    ("efficacy_as_typed", "the same on the text as it is typed, not as it was published"),
     ("generalization", "the same on the rephrased prompts"),
+    ("generalization_as_typed", "the same on the text as it is typed"),
     ("generalization_persona", "the same on the prompts of other people"),
     ("multi_hop", "right answer tokens on questions that need the edit and more"),
     ("portability", "right answer tokens on other questions that the edit changes too"),
     ("specificity", "right answer tokens on the locality probes"),
+    ("specificity_as_typed", "the same on the text as it is typed"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
     ("efficacy_generated", "edits whose generated text begins with the target"),
     ("generalization_generated", "rephrased prompts whose generated text does"),
@@ -135,7 +138,7 @@ def metrics_table(metrics: dict[str, Any]) -> Sheet:
     evaluated = f" of {metrics['evaluated']} edits" if metrics.get("evaluated") else ""
     table = Sheet("metric", Column("before", right=True), Column("now", right=True), Column("what it is", text=True), title=f"Metrics{evaluated}")
     for name, meaning in _METRICS:
-        if metrics.get(name) is not None:
+        if metrics.get(name) is not None and (metrics.get("otherwise_tokenized") or not name.endswith("_as_typed")):
             sample = f" ({metrics['generated']} edits)" if name.endswith("_generated") else ""
             table.add(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
     return table

@@ -138,7 +138,7 @@ def inspect(
 
     Args:
         source: The file.
-        tokenizer: A model's, to count tokens too and to find what that model cannot take.
+        tokenizer: A model's, or its joiner, to count tokens too and to find what that model cannot take.
         max_tokens: That model's context length.
         limit: Look at the first so many records only.
         strict: Stop at the first bad record, and at the first field that nobody reads.

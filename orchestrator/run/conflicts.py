@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from editing.blanks import bare
 from editing.requests import EditRequest
 from orchestrator.run.ledger import Entry
 
@@ -84,7 +85,7 @@ class PromptIndex:
         return self._exchange(request, record, None)
 
     def _exchange(self, request: EditRequest, record: int, turn: int | None) -> Earlier | None:
-        prompt, target = _hash(request.prompt), _hash(request.target)
+        prompt, target = _hash(bare(request.prompt)), _hash(bare(request.target))
         before = self._table.execute("select target, record, turn from newest where prompt = ?", (prompt,)).fetchone()
         self._table.execute("insert or replace into newest values (?, ?, ?, ?)", (prompt, target, record, turn))
         return None if before is None else Earlier(before[0] == target, before[1], before[2])
@@ -94,13 +95,13 @@ class PromptIndex:
         edits = turn.in_request_order
         found = [conflict for edit in edits if applied and (conflict := self.add(edit.request, edit.record, number))]
         for edit in turn.superseded:
-            winner = next(e for e in edits if e.request.prompt == edit.request.prompt)
+            winner = next(e for e in edits if e.request.asks_as(edit.request))
             found.append(Conflict(edit.request.prompt, winner.request.target, winner.record, edit.record, None))
         return found
 
     def fill(self, entries: Iterable[Entry]) -> None:
         """Add all applied edits of a ledger."""
-        rows = ((_hash(e.request.prompt), _hash(e.request.target), e.record, e.turn) for e in entries if e.applied)
+        rows = ((_hash(bare(e.request.prompt)), _hash(bare(e.request.target)), e.record, e.turn) for e in entries if e.applied)
         self._table.executemany("insert or replace into newest values (?, ?, ?, ?)", rows)
 
 

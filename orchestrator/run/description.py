@@ -67,6 +67,8 @@ def _log(run: dict[str, Any], *, is_distributed: bool) -> None:
     logger.info("modules   %s", _shortened([name for name in model["modules"] if name not in subjects]))
     if subjects:
         logger.info("          %s at the subject", _shortened(subjects))
+    for line in model["text"]:
+        logger.info("text      %s", line)
     logger.info("learning rate %g, float32 masters %s, input format %s", model["learning_rate"], masters, run["input"]["format"])
 
 

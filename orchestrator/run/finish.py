@@ -23,6 +23,9 @@ from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
+_PUBLISHED_TOKENS = "the published tokens are not those of the text as typed; the metrics named as_typed are of that text"
+_OTHER_TOKENS = "prompt and answer encoded together have other tokens; the prompt is read by itself, and the answer as what follows it"
+
 _COUNTS = {
     "edits": "num_edits_applied",
     "turns": "num_turns_applied",
@@ -30,6 +33,7 @@ _COUNTS = {
     "refused": "num_edits_refused",
     "conflicts": "num_conflicts",
     "without_subject": "num_edits_without_subject",
+    "otherwise_tokenized": "num_edits_otherwise_tokenized",
     "milestones": "milestones",
 }
 """What ``metrics.json`` tells of the run's state, under names that do not change."""
@@ -79,6 +83,7 @@ class Finish:
     def _write_results(self, out: RunDirectory, journal: Journal, run: dict[str, Any], began: float, collapse: str) -> None:
         state, memory = journal.state, _peak_memory()
         _warn_of_missing_subjects(state)
+        _warn_of_other_tokens(state, run["model"]["method"]["join"])
         with timed(state.seconds, "evaluation"):
             metrics = assess_all(self._worker, journal.ledger, self._config, out.staging / "edits.parquet", self._progress)
         state.seconds["total"] += time.perf_counter() - began
@@ -101,6 +106,12 @@ class Finish:
         for name in _ARTIFACTS:
             if (out.staging / name).exists():
                 self._tracker.artifact(out.staging / name)
+
+
+def _warn_of_other_tokens(state: RunState, join: str) -> None:
+    if state.num_edits_otherwise_tokenized:
+        what = _PUBLISHED_TOKENS if join == "published" else _OTHER_TOKENS
+        logger.warning("text: %d of %d edits: %s", state.num_edits_otherwise_tokenized, state.num_edits_applied, what)
 
 
 def _warn_of_missing_subjects(state: RunState) -> None:

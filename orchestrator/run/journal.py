@@ -79,6 +79,7 @@ class RunState:
         last_healthy_turn: Last measured turn that passed no limit.
         num_conflicts: Edits that overruled an earlier one.
         num_edits_without_subject: Edits applied without the subject that modules edited at the subjects want.
+        num_edits_otherwise_tokenized: Edits applied whose tokens are not those of prompt and answer encoded together, as typed.
         limits_passed: Limits that the last turn had passed.
         milestones: Metrics at the numbers of edits that were asked for.
         num_ledger_parts: Number of the ledger's parts.
@@ -109,6 +110,7 @@ class RunState:
     last_healthy_turn: int = 0
     num_conflicts: int = 0
     num_edits_without_subject: int = 0
+    num_edits_otherwise_tokenized: int = 0
     limits_passed: list[str] = field(default_factory=list)
     milestones: list[dict[str, Any]] = field(default_factory=list)
     num_ledger_parts: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from editing.blanks import bare
 from editing.monitoring.evaluation import EditResult, Means, Summary
 from orchestrator.progress import Progress
 from orchestrator.run.ledger import Entry, Ledger
@@ -40,7 +41,7 @@ class Standing:
     def of(cls, ledger: Ledger) -> "Standing":
         """Read from a ledger; takes tens of bytes for each entry."""
         row = np.dtype([("prompt", np.int64), ("target", np.int64), ("applied", bool)])
-        rows = np.fromiter(((hash(e.request.prompt), hash(e.request.target), e.applied) for e in _entries(ledger)), dtype=row)
+        rows = np.fromiter(((hash(bare(e.request.prompt)), hash(bare(e.request.target)), e.applied) for e in _entries(ledger)), dtype=row)
         applied = rows["applied"]
         overwritten = np.zeros_like(applied)
         overwritten[applied] = _overruled(rows["prompt"][applied], rows["target"][applied])

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from editing import InputError
+from editing.config import Join
 from editing.datasets import EditFile
 from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
@@ -20,6 +22,9 @@ from orchestrator.tokenizing import RequestTokenizer
 from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
+
+_OLD_JOIN: Join = "published"
+"""How prompt and answer meet in runs that have no such setting."""
 
 REPLAYING = "is being replayed"
 """Outcome of an input whose edits a rollback or a removal is running again; it has another at the end."""
@@ -158,7 +163,7 @@ def stored_config(path: Path, given: Mapping[str, Any] | None = None, *, can_giv
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
     state = RunState.from_stored(checkpoint)
-    stored = {**known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
+    stored = {"join": _join_of(state.settings), **known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
     new = {name: value for name, value in (given or {}).items() if value is not None}
     options = find_inputs(path, stored, new, can_give=can_give, may_be_relative=may_have_relative_paths(checkpoint))
     return without_lost_tracking(options) if _is_tracked(path, state) and "tracking_uri" not in new else options
@@ -169,13 +174,26 @@ def _is_tracked(path: Path, state: RunState) -> bool:
     return bool(state.mlflow_run_id or ((path / "run.json").is_file() and read_run(path).get("mlflow_run_id")))
 
 
+def with_stored_join(config: RunConfig) -> RunConfig:
+    """The same, with the rule of the run that is there, if one is and none was given: older runs joined as published."""
+    path = Path(config.output)
+    checkpoint = Checkpoints((find_unfinished(path) or path) / "checkpoints").newest()
+    if checkpoint is None or config.join is not None or "join" in RunState.from_stored(checkpoint).settings:
+        return config
+    return replace(config, join=_OLD_JOIN)
+
+
+def _join_of(settings: Mapping[str, Any]) -> Any:
+    return settings.get("join", _OLD_JOIN)
+
+
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:
     """Refuse to go on with other settings or another model.
 
     Raises:
         InputError: Naming the first difference.
     """
-    for name, then in state.settings.items():
+    for name, then in ({"join": _join_of(state.settings)} | state.settings).items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base_fingerprint:

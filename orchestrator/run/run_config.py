@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from editing.config import NONE, MethodOptions, MomentRule, PreserveForm, check_choice, check_number, check_whole
+from editing.config import NONE, Join, MethodOptions, MomentRule, PreserveForm, check_choice, check_number, check_whole
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
@@ -74,6 +74,7 @@ class RunConfig:
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
         subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
+        join: How a prompt and its answer meet; by default ``published`` where that preset is asked for, else ``raw``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
         save: ``full`` for the edited model, or ``delta`` for the edited weights alone, which ``ultraedit apply`` adds to the base.
@@ -127,6 +128,7 @@ class RunConfig:
     whiten: bool | None = None
     subject_modules: tuple[str, ...] | None = None
     subject_scale: float | None = None
+    join: Join | None = None
     warm_up: int = 0
     batch_tokens: int = 2048
     save: Save = "full"

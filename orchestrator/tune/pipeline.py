@@ -14,6 +14,7 @@ from editing.config import check_number, check_whole
 from editing.datasets import EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
+from editing.model.joining import Joiner
 from editing.model.modules import editable
 from editing.presets import FORMAT
 from orchestrator.digest import InputDigest
@@ -124,7 +125,8 @@ def tune(config: TuneConfig, tracker: Tracker, progress: Progress) -> TuneResult
         decoder = Decoder(model)
         decoder.verify()
         found = families(editable(decoder), decoder.layers_path, config.families)
-        edits = draw_sample(source, tokenizer, config.sample, seed=config.seed, max_tokens=decoder.max_tokens)
+        joiner = Joiner(tokenizer, num_embeddings=decoder.config.vocab_size)
+        edits = draw_sample(source, joiner, config.sample, seed=config.seed, max_tokens=decoder.max_tokens)
         written = mlp_outputs(editable(decoder), decoder.layers_path) if any(edit.sequence.rows("subject") for edit in edits) else {}
         entrants = candidates(found, decoder.num_layers, config.strengths, written)
         settings = {

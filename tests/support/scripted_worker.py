@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from editing import TurnRefused
+from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport
@@ -27,7 +28,7 @@ class Letters:
 class ScriptedWorker:
     """Refuses the turns that it is told to, and notes what it is asked."""
 
-    tokenizer, max_tokens, lookahead, edits_at_a_time = Letters(), 50, 4, 200
+    joiner, max_tokens, lookahead, edits_at_a_time = Joiner(Letters()), 50, 4, 200
 
     def __init__(self, refuse: Sequence[int] = (), *, growth: float = 0.0, sick_from: float = float("inf")) -> None:
         self.refuse, self.windows, self.seen = set(refuse), [], 0
@@ -45,7 +46,8 @@ class ScriptedWorker:
             "parameters": 1,
             "modules": ["m"],
             "learning_rate": 1.0,
-            "method": {"subject_modules": []},
+            "method": {"subject_modules": [], "join": "raw"},
+            "text": [],
             "preserve_text_sha256": "none",
             "float32_masters": False,
         }
