@@ -6,7 +6,7 @@
            rejected.jsonl                       worker: capture, solve, apply  ----> TurnReport --> tracker, turns.jsonl
                                                                |         |
                                                                |         `--> ledger, and every few turns a checkpoint
-                                                               `-- health: every few turns, judged by the governor's limits
+                                                               `-- health: first, every few and last turn, judged by the governor's limits
     after the last turn:  save the model  ->  evaluate the edits of the ledger  ->  generate text for a sample  ->  report
     at the very end:      the whole folder is put in place in one rename
 
@@ -133,7 +133,7 @@ class Coordinator:
         self.worker.close()
 
     def _load(self, out: RunDirectory, num_edits: int | None) -> float:
-        """Load the worker's model for so many edits, if that is known, and check that the disk can hold the result; the seconds it took."""
+        """Load the worker's model and check that the disk can hold the result. Returns the seconds that loading took."""
         for line in self.worker.outlook(num_edits):
             logger.info("%s", line)
         began = time.perf_counter()
@@ -145,7 +145,7 @@ class Coordinator:
         return seconds
 
     def _begin(self, out: RunDirectory, schedule: Schedule) -> tuple[TurnRecorder, Governor, dict[str, Any]]:
-        """The run's books, its governor and its description, from the state that it begins from."""
+        """The recorder, the governor and the description of a run, from the state that it begins from."""
         config, state = self.config, schedule.state
         state.config = {**state.config, **config.places}  # where they are now, if the run is an earlier one
         if schedule.model_state is not None:
@@ -163,7 +163,7 @@ class Coordinator:
         state, every = schedule.state, self.config.checkpoint_every
         with timed(state.seconds, "warm_up"):
             state.num_warm_up_edits += warm_up(self.worker, schedule.warm_up, self.config)
-        last = state.num_turns
+        turn_of_checkpoint = state.num_turns
         with self.progress.bar("editing", schedule.num_edits) as advance:
             for window in schedule.windows:
                 recorder.begin_window(window)
@@ -171,9 +171,9 @@ class Coordinator:
                 recorder.end_window(window)
                 if governor.stop_reason:
                     break
-                if every and state.num_turns - last >= every:
+                if every and state.num_turns - turn_of_checkpoint >= every:
                     self._checkpoint(recorder, governor)
-                    last = state.num_turns
+                    turn_of_checkpoint = state.num_turns
         if not state.num_edits_applied and not schedule.is_replay:
             raise UltraEditError(recorder.explain_nothing_applied())
         return self._checkpoint(recorder, governor)
