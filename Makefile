@@ -21,9 +21,9 @@ WORKERS ?= 2
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
-# Two at a time: tests that share a cluster or a long reference run stay together (tests/README.md)
+# Two at a time: tests that share a cluster or a long reference run stay together (tests/support/side_by_side.py)
 test: $(READY)
-	@began=$$(date +%s); $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup; code=$$?; \
+	@began=$$(date +%s); $(BIN)/python -m pytest -m "not slow" -n $(WORKERS); code=$$?; \
 	took=$$(( $$(date +%s) - began )); echo "make test took $$((took / 60)) min $$((took % 60)) s with $(WORKERS) workers"; exit $$code
 
 test-slow: $(READY)

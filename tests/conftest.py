@@ -39,6 +39,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which a single process does without
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    from tests.support.side_by_side import SideBySide
+
+    return SideBySide(config, log)
+
+
 @pytest.fixture(scope="session")
 def llama_tiny() -> Path:
     """Folder with ``model/``, ``edits.json`` (60 edits), ``run.json`` and ``expected.safetensors``."""

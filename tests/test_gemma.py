@@ -22,7 +22,7 @@ from orchestrator.demo import FACTS, gemma_folder
 from orchestrator.progress import Progress
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.gemma, pytest.mark.long, pytest.mark.xdist_group("gemma")]
+pytestmark = [pytest.mark.gemma, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

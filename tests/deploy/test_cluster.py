@@ -18,7 +18,6 @@ pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.long,
-    pytest.mark.xdist_group("cluster of two nodes"),
     pytest.mark.skipif(sys.platform != "linux", reason="other systems have no 127.0.0.2 of their own"),
 ]
 

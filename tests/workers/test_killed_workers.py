@@ -39,7 +39,6 @@ def assert_recovers(faults: list[Fault], topology: tuple[object, ...], undisturb
     assert_same(out, undisturbed)
 
 
-@pytest.mark.xdist_group("two shards on Ray")
 def test_killed_shards_are_replaced_and_the_bits_are_the_same(two_shards: Path, tmp_path: Path) -> None:
     """The same topology twice gives the same bits too, or this could not hold."""
     assert_recovers([Fault("solve", 4, rank=1), Fault("checkpoint", 6, rank=0)], SHARDS, two_shards, tmp_path / "out")
@@ -53,7 +52,6 @@ def test_a_grid_survives_the_loss_of_a_shard_and_of_a_replica_at_every_phase(vic
     assert_recovers(faults, GRID, grid, tmp_path / "out")
 
 
-@pytest.mark.xdist_group("two shards on Ray")
 @pytest.mark.parametrize("phase", [p if p == "apply" else pytest.param(p, marks=pytest.mark.slow) for p in PHASES])
 def test_a_killed_coordinators_run_goes_on_on_the_same_shards_to_the_same_bits(phase: str, two_shards: Path, tmp_path: Path) -> None:
     process = start_faulty(tmp_path / "out", [Fault(phase, 5, rank=0, victim="coordinator")], *SHARDS)

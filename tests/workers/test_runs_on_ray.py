@@ -41,7 +41,6 @@ def wait_for_turn(process: ForkedRun, out: Path, turn: int) -> None:
     raise AssertionError(f"no checkpoint at turn {turn}: {process.communicate()[1] if process.poll() is not None else 'still running'}")
 
 
-@pytest.mark.xdist_group("two shards on Ray")
 @pytest.mark.parametrize("topology", ["two_shards", pytest.param("grid", marks=pytest.mark.slow)])
 def test_a_run_on_ray_gives_the_weights_of_one_process(topology: str, whole: Path, request: pytest.FixtureRequest) -> None:
     undisturbed = request.getfixturevalue(topology)

@@ -30,8 +30,6 @@ SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0,
 
 REPLICATED = ["even", "uneven", "one-group", "one-edit", "all", "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
 REPLICATED += ["preserving", "sketching", "subjects", "subject-by-subject"]
-# two reference runs that take long, and would be done by both of two processes that run tests
-REPLICAS, SHARDS = pytest.mark.xdist_group("replicas of DeepSpeed"), pytest.mark.xdist_group("shards of DeepSpeed")
 of_shards = pytest.mark.parametrize("num_shards", [1, 2], ids=["of-one-shard", "of-two-shards"])
 
 
@@ -158,7 +156,6 @@ def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[
     return {shards: run_on_shards(replica_jobs, shards, path, num_replicas=2) for shards, path in made.items()}
 
 
-@REPLICAS
 @of_shards
 @pytest.mark.parametrize("name", REPLICATED)
 def test_two_replicas_equal_one(
@@ -173,7 +170,6 @@ def test_two_replicas_equal_one(
     _assert_same_values(whole.values, records[0].values)
 
 
-@REPLICAS
 @of_shards
 @pytest.mark.parametrize("name", ["even", "uneven", "one-group", "one-edit", "all"])
 def test_lookahead_gives_the_same_bits_on_replicas(name: str, num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
@@ -182,7 +178,6 @@ def test_lookahead_gives_the_same_bits_on_replicas(name: str, num_shards: int, r
     assert one_by_one["reports"] == ahead["reports"]
 
 
-@REPLICAS
 @of_shards
 def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
     for record in replicas[num_shards]["thin"]:
@@ -191,7 +186,6 @@ def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int,
         assert max(record.values["sent"]) < smallest / num_shards / 2  # a shard's own part of a weight would be seen
 
 
-@SHARDS
 @pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
 def test_two_shards_equal_one(
     model: TinyModel, two: dict[str, list[Record]], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
@@ -199,20 +193,17 @@ def test_two_shards_equal_one(
     assert_same(on_whole_model(job_of(model)), two[model.name])
 
 
-@SHARDS
 @pytest.mark.parametrize("model", FOUR, ids=lambda m: m.name)
 def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@SHARDS
 @pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects"])
 def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
 
 
-@SHARDS
 @pytest.mark.parametrize("fixture", ["llama-tiny", "gptj-tiny"])
 def test_two_shards_reproduce_the_published_shifts(fixture: str, two: dict[str, list[Record]]) -> None:
     expected = load_file(PARITY / fixture / "expected.safetensors")
@@ -224,7 +215,6 @@ def test_two_shards_reproduce_the_published_shifts(fixture: str, two: dict[str, 
         assert relative_error((weight.double() - before[f"{name}.weight"].double()).T, shift) < 1e-4
 
 
-@SHARDS
 def test_a_state_moves_between_one_and_two_shards(
     two: dict[str, list[Record]], state_jobs: list[Job], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
 ) -> None:
@@ -235,7 +225,6 @@ def test_a_state_moves_between_one_and_two_shards(
         assert relative_error(last.tensors[name], whole.tensors[name]) < 1e-5
 
 
-@SHARDS
 def test_a_sketch_written_by_shards_is_that_of_the_whole_model(two: dict[str, list[Record]], variants: list[Job], folder: Path) -> None:
     """Directions may be turned; what they stand for may not."""
     job = next(job for job in variants if job.name == "sketching")
@@ -252,7 +241,6 @@ def job_shape(state: dict[str, torch.Tensor], name: str) -> int:
     return state[name.replace("sketch.", "weight.")].shape[1]
 
 
-@SHARDS
 def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: dict[str, list[Record]], state_jobs: list[Job]) -> None:
     stored = load_file(state_jobs[1].state_after)
     for name, weight in stored.items():
@@ -260,7 +248,6 @@ def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: dict[str, list[Rec
             assert torch.equal(weight, two["state-second"][0].tensors[name])
 
 
-@SHARDS
 def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dict[str, list[Record]], half_jobs: list[Job], folder: Path) -> None:
     stored = load_file(folder / "state-half")
     (job,) = half_jobs
@@ -277,7 +264,6 @@ def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dic
     assert saved.dtype == torch.bfloat16
 
 
-@SHARDS
 @pytest.mark.parametrize("name", ["saved", "saved-multimodal"])
 def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     (job,) = (job for job in variants if job.name == name)
@@ -288,7 +274,6 @@ def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: dict[
         assert torch.equal(weight, weights.get(key.removesuffix(".weight"), base[key])), key
 
 
-@SHARDS
 def test_all_shards_refuse_alike_what_is_broken_on_one(two: dict[str, list[Record]]) -> None:
     first, second = two["refusals"]
     assert first.values["refusals"] == second.values["refusals"]
@@ -299,7 +284,6 @@ def test_all_shards_refuse_alike_what_is_broken_on_one(two: dict[str, list[Recor
     assert_close_weights(first, two["llama"][0], 1e-12)  # and nothing was changed by it
 
 
-@SHARDS
 def test_without_the_repair_of_the_head_gradients_would_be_seen_to_be_wrong(two: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
     whole = run(job_of(BY_NAME["llama"], options={"edits_per_turn": 100}, extra="own head"), Placement())
     record = two["own-head"][0]
