@@ -78,7 +78,7 @@ def capture(
     num_rows: dict[Site, int] = {"answer": len(weights), "subject": num_subjects}
     shards = {name: shard_of(module) for name, module in modules.items()}
     rows = TurnRows.empty(shards, sites or {}, num_rows, num_tokens=num_tokens, device=device)
-    with full_speed(device):
+    with full_speed(device, decoder.model):
         at_once = decoder.residency.holds(start, decoder.num_layers)
         head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
         (_capture_at_once if at_once else _capture_by_segments)(decoder, modules, inputs, rows, start, batch_tokens, head_gradients)

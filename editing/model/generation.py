@@ -58,7 +58,7 @@ def _cached(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int, bat
         pads = torch.tensor([width - len(encoded[i]) for i in chosen], device=device)
         input_ids = torch.tensor([[_PAD] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=device)
         mask = (torch.arange(width, device=device) >= pads.unsqueeze(1)).long()  # generation needs pads at the left
-        with full_speed(device), _settings(decoder.model, greedy):
+        with full_speed(device, decoder.model), _settings(decoder.model, greedy):
             output = decoder.model.generate(input_ids=input_ids, attention_mask=mask, generation_config=greedy)
         for i, ids in zip(chosen, output[:, width:].tolist(), strict=True):
             written[i] = ids

@@ -12,16 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _MIN_ELEMENTS = 2**16
 """Elements of the right factor below which a product stays with MKL, since the change would cost more than it gains."""
 
 
-def full_speed(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which float32 products on ``device`` run at full speed. Changes results by rounding only."""
-    return _OneDnnProducts() if device.type == "cpu" and _mkl_is_slow() else nullcontext()
+def full_speed(device: torch.device, model: nn.Module | None = None) -> AbstractContextManager[object]:
+    """A context in which float32 products on ``device`` run at full speed. Changes results by rounding only.
+
+    Args:
+        device: Where the products are computed.
+        model: Whose weights are the right factors. If none of them is large, every product stays with MKL, and no operation is
+            looked at, which would take longer than the operations of a tiny model.
+    """
+    wanted = device.type == "cpu" and _mkl_is_slow() and (model is None or _has_large_weights(model))
+    return _OneDnnProducts() if wanted else nullcontext()
+
+
+def _has_large_weights(model: nn.Module) -> bool:
+    return any(p.dim() == 2 and p.numel() >= _MIN_ELEMENTS for p in model.parameters())
 
 
 class _OneDnnProducts(TorchDispatchMode):

@@ -97,7 +97,7 @@ class StoredBatches:
 def run_segment(decoder: Decoder, inputs: LayerInputs, layers: range) -> Iterator[tuple[Batch, Tensor]]:
     """Run one segment, whose weights are in memory, over batches, without a graph."""
     for batch, hidden in inputs:
-        with full_speed(decoder.device):
+        with full_speed(decoder.device, decoder.model):
             output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
         yield batch, output
 
@@ -145,7 +145,7 @@ def perplexity(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens
 
 def _row_logits(decoder: Decoder, batch: Batch, final: Tensor) -> Iterator[Tensor]:
     """Logits of a batch's rows, a chunk at a time, given its final hidden states."""
-    with full_speed(decoder.device):
+    with full_speed(decoder.device, decoder.model):
         rows = final.flatten(0, 1)[batch.rows]
         for chunk in decoder.head_chunks(len(rows)):
             yield decoder.logits(rows[chunk])

@@ -81,7 +81,7 @@ def _run_and_record(
     for batch, hidden in inputs:
         handles = [module.register_forward_pre_hook(partial(_record, keys[name], batch)) for name, module in modules.items()]
         try:
-            with full_speed(decoder.device):
+            with full_speed(decoder.device, decoder.model):
                 output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
         finally:
             for handle in handles:

@@ -40,6 +40,13 @@ def test_large_products_take_the_detour_and_small_or_double_ones_do_not(detour: 
     assert taken == [(300, 300)]
 
 
+def test_a_model_is_looked_into_only_if_it_has_a_large_weight(detour: None) -> None:
+    small, large = torch.nn.Linear(30, 30), torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(300, 300))
+    for model, looked_into in ((small, False), (large, True)):
+        with full_speed(torch.device("cpu"), model) as context:
+            assert (context is not None) is looked_into
+
+
 def test_other_devices_are_left_alone(detour: None) -> None:
     with full_speed(torch.device("meta")) as context:
         assert context is None
