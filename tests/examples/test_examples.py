@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,9 @@ def run(script: str, *arguments: str, folder: Path) -> str:
 
 def test_a_model_is_edited_asked_and_restored_from_python(tmp_path: Path) -> None:
     said = run("edit_and_ask.py", "--modules", MODULES, "--learning-rate", "1e-2", "--output", "edited", folder=tmp_path)
-    before, now = (float(word) for word in said.split("right answer tokens: ")[1].split() if word[:1].isdigit())
-    assert now > before
+    measured = re.search(r"right answer tokens: ([\d.]+) before, ([\d.]+) now", said)
+    assert measured, said
+    assert float(measured[2]) > float(measured[1])
     assert "undone: True" in said
     assert (tmp_path / "edited" / "config.json").is_file()
 
