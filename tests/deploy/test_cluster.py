@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,10 +48,20 @@ def knock(addresses: list[str], environment: dict[str, str], before: str = "") -
     return said
 
 
-def start(address: str, flags: list[str], out: Path, cluster: LoopbackCluster, *more: object) -> subprocess.CompletedProcess[str]:
+ON_A_DISK_OF_ITS_OWN = """
+from orchestrator.run import run_config
+run_config.absolute = dict  # a relative path means nothing to processes that start elsewhere, as a disk of one node does
+from orchestrator.__main__ import main
+main()
+"""
+
+
+def start(
+    address: str, flags: list[str], out: Path, cluster: LoopbackCluster, *more: object, program: Sequence[str] = ("-m", "orchestrator")
+) -> subprocess.CompletedProcess[str]:
     run = [*flags, "--output", str(out), "--ray-address", address, *map(str, more)]
     return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *run], env=cluster.let_in, cwd=out.parent, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *program, *run], env=cluster.let_in, cwd=out.parent, capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -108,12 +118,14 @@ def test_a_client_of_another_version_is_told_both(scheme: str, cluster: Loopback
     (said,) = knock([f"ray://{cluster.client}" if scheme else cluster.gcs], cluster.let_in, OTHER_VERSIONS)
     assert "runs another version of Ray or Python" in said
     assert "Ray: 9.9.9 Python: 3.99.1" in said
-    assert said.endswith("install the same ones here")
+    assert said.endswith("install the same versions here")
 
 
 def test_a_node_that_does_not_see_the_model_is_named(cluster: LoopbackCluster, flags: list[str], llama_tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "model").symlink_to(llama_tiny / "model")  # found here, and not from where the nodes' processes are
-    error = the_error(start(cluster.gcs, [*flags, "--model", "model"], tmp_path / "out", cluster, "--replicas", "2"))
+    (tmp_path / "model").symlink_to(llama_tiny / "model")
+    error = the_error(
+        start(cluster.gcs, [*flags, "--model", "model"], tmp_path / "out", cluster, "--replicas", "2", program=["-c", ON_A_DISK_OF_ITS_OWN])
+    )
     assert "error: model: worker 0 (shard 0 of replica 0) on 127.0.0." in error
     assert "has no such folder; put the model on storage that all nodes share" in error
 

@@ -64,7 +64,7 @@ def test_a_job_that_crashed_and_was_sent_again_gives_the_weights_of_one_process(
     driver.kill()
     log, _ = job.communicate(timeout=60)
     assert job.returncode != 0, log
-    assert "its own folder is deleted at its end, and with it --tracking-uri sqlite:///mlflow.db" in log
+    assert "Ray deletes the job's own folder when it ends, and with it --tracking-uri sqlite:////" in log
     assert not person.output.exists()
 
     job = person.submit()
