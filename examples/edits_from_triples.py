@@ -6,19 +6,21 @@
 the templates that ship with the project. An edit's target is on purpose not the true object, so that a model cannot have known it.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 import click
 
+from orchestrator.cli.main import main as run_command_line
+
 TRIPLES = Path(__file__).with_name("triples.tsv")
 
 
 def ultraedit(*arguments: str) -> None:
-    """Run a command of the command line; its output is ours."""
+    """Run a command in this process. One that fails has said in one line what is wrong, and ends the script with its exit code."""
     print("\n$ ultraedit", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "orchestrator", *arguments], check=True)
+    if code := run_command_line(arguments):
+        sys.exit(code)
 
 
 @click.command()
@@ -38,7 +40,4 @@ def main(model: str, triples: Path, output: Path, device_memory: str, options: t
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:  # which has said in one line what is wrong
-        sys.exit(error.returncode)
+    main()

@@ -2,25 +2,26 @@
 
     python examples/lifelong_run.py --model .cache/gemma-3-270m --output runs/daily
 
-`make demo` puts that model there. Each step is a command of `ultraedit`, as a service would start it. `--resume auto` makes the first
-one safe to repeat: after a crash it goes on from its last checkpoint.
+`make demo` puts that model there. Each step is a command of `ultraedit`. `--resume auto` makes the first one safe to repeat: after a
+crash it goes on from its last checkpoint.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 
+from orchestrator.cli.main import main as run_command_line
 from orchestrator.demo import FACTS
 
 
 def ultraedit(*arguments: str) -> None:
-    """Run a command of the command line; its output is ours."""
+    """Run a command in this process. One that fails has said in one line what is wrong, and ends the script with its exit code."""
     print("\n$ ultraedit", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "orchestrator", *arguments], check=True)
+    if code := run_command_line(arguments):
+        sys.exit(code)
 
 
 def turns_of(run: Path) -> int:
@@ -58,7 +59,4 @@ def main(model: str, output: Path, edits: Path, each_day: int, options: tuple[st
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:  # which has said in one line what is wrong
-        sys.exit(error.returncode)
+    main()

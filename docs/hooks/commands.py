@@ -80,7 +80,7 @@ def _row(option: click.Option, context: click.Context) -> str:
 
 
 def _shown_default(option: click.Option) -> str:
-    if not option.show_default or option.default in (None, False, ()):
+    if not option.show_default or option.is_flag or option.default in (None, ()):
         return ""
     return str(option.show_default if isinstance(option.show_default, str) else option.default)
 
