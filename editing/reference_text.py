@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from editing.config import EVERYDAY, NONE, MethodOptions
 from editing.errors import InputError
@@ -34,19 +35,19 @@ class ReferenceText:
     passages: list[AnswerSequence] = field(default_factory=list)
 
     @classmethod
-    def of(cls, options: MethodOptions, joiner: Joiner, max_tokens: int | None) -> "ReferenceText":
+    def of(cls, options: MethodOptions, tokenizer: Any, max_tokens: int | None) -> "ReferenceText":
         """The text that the options name; none if the ridge does not preserve.
 
         Args:
             options: Options of the method.
-            joiner: Turns texts into the model's tokens.
+            tokenizer: The model's joiner, or its tokenizer.
             max_tokens: The model's context length, or ``None`` for no limit.
 
         Raises:
             InputError: The text cannot be read.
         """
         text = read_text(options.preserve_text) if options.preserves_text else ""
-        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(joiner, text, max_tokens)) if text else cls()
+        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(Joiner.of(tokenizer), text, max_tokens)) if text else cls()
 
 
 def read_text(source: str) -> str:

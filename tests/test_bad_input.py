@@ -391,7 +391,7 @@ def test_memory_that_runs_out_is_one_line_with_advice(verb: str, where: str, edi
 
 
 TOO_LONG = {**GOOD, "prompt": "Kiribati and Tuvalu " * 200}
-NO_TOKEN = {**GOOD, "target": "\u200b"}
+NO_TOKEN = {**GOOD, "target": "\u00ad"}
 UNUSABLE: list[tuple[Any, str]] = [
     (b'{"prompt": "cut off', "is not JSON"),
     (b'{"prompt": "a", "target": "\xff"}', "not valid UTF-8"),
@@ -400,15 +400,16 @@ UNUSABLE: list[tuple[Any, str]] = [
     ({**GOOD, "target": "  "}, "target: expected a non-empty text, found only blanks"),
     ({**GOOD, "rephrase": 3}, "rephrase: expected a text, found int"),
     (TOO_LONG, "tokens long with its answer; the model's context holds 256"),
-    (NO_TOKEN, "target: '\\u200b' gives no token"),
+    (NO_TOKEN, "target: '\\xad' gives no token"),
+    ({**GOOD, "target": "\u200b"}, "target: expected a non-empty text, found only blanks"),
 ]
 
 
 @pytest.fixture
 def dropping(tmp_path: Path, llama_tiny: Path) -> Path:
-    """The tiny Llama with a tokenizer that drops zero-width spaces."""
+    """The tiny Llama with a tokenizer that drops soft hyphens."""
     folder = shutil.copytree(llama_tiny / "model", tmp_path / "dropping")
-    change_json(folder / "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": " ?\u200b"}, "content": ""})
+    change_json(folder / "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": " ?\u00ad"}, "content": ""})
     return folder
 
 

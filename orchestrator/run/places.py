@@ -29,8 +29,13 @@ def _absolute(name: str, value: str) -> str:
         return absolute_uri(value)
     if name == "preserve_text":
         return value if value in ("", NONE, EVERYDAY) else str(Path(value).resolve())
-    is_here = {"model": Path.is_dir, "edits": Path.exists, "preset": Path.is_file}[name]
+    is_here = {"model": Path.is_dir, "edits": _is_kept, "preset": Path.is_file}[name]
     return str(Path(value).resolve()) if value and is_here(Path(value)) else value
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a path holds something that can be read again; a pipe has no name of its own."""
+    return path.is_file() or path.is_dir()
 
 
 def find_inputs(

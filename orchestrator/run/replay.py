@@ -152,7 +152,7 @@ def _named(path: Path, ledger: Ledger, ids: Collection[str]) -> list[Entry]:
             places = [entry.place for entry in entries]
             hint = f"name one of them as {name}@{places[0]}, or each of them"
             raise InputError(f"edit: {path} has {len(entries)} edits with the id {name!r}, of records {', '.join(places[:10])}; {hint}")
-    return [entry for entries in found.values() for entry in entries]
+    return sorted((entry for entries in found.values() for entry in entries), key=lambda entry: (entry.source, entry.record))
 
 
 def _finished(coordinator: Coordinator) -> tuple[Path, Ledger]:

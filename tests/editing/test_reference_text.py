@@ -14,7 +14,7 @@ from tests.support.small_editor import editor
 class WordTokenizer:
     """A token a word."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": [len(word) for word in text.split()]}
 
 

@@ -13,7 +13,7 @@ ALLOWED = {
     "config": {"errors"},
     "sharding": set(),
     "method": {"config", "errors", "sharding"},
-    "model": {"config", "errors", "files", "method", "ranges", "sharding"},
+    "model": {"blanks", "config", "errors", "files", "method", "ranges", "sharding", "subjects"},
 }
 """What a folder or file of ``editing`` may import of the others."""
 

@@ -37,7 +37,7 @@ def unhealthy(monkeypatch: pytest.MonkeyPatch) -> str:
     return "the fixed probes cannot be read"
 
 
-@pytest.mark.parametrize("device_memory", [None, "1GiB"], ids=["whole", "streamed"])
+@pytest.mark.parametrize("device_memory", [None, "8GiB"], ids=["whole", "streamed"])
 def test_closing_after_a_load_that_failed_keeps_the_cause(device_memory: str | None, unhealthy: str, llama_tiny: Path) -> None:
     with pytest.raises(InputError, match=unhealthy), closing(LocalWorker(spec(llama_tiny / "model", device_memory=device_memory))) as worker:
         worker.load()
@@ -65,7 +65,7 @@ def test_a_streamed_model_that_was_not_loaded_to_the_end_holds_no_file_open(step
     options = {"group_size": 0} if step == "the editor" else {}  # which the editor refuses, once the files are open
     if step == "the health":
         request.getfixturevalue("unhealthy")
-    worker = LocalWorker(spec(llama_tiny / "model", device_memory="1GiB", options=options))
+    worker = LocalWorker(spec(llama_tiny / "model", device_memory="8GiB", options=options))
     with pytest.raises(InputError):
         worker.load()
     assert list(open_files(llama_tiny)), "nothing was open, so that closing is not tested"

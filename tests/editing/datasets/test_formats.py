@@ -1,6 +1,5 @@
 """Formats: what each data set asks, whatever its records hold; and the common schema, which keeps all of it."""
 
-import copy
 import json
 import tempfile
 from collections.abc import Iterator
@@ -217,7 +216,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def put(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    changed: Any = copy.deepcopy(record)
+    changed: Any = json.loads(json.dumps(record))
     at = changed
     for key in path[:-1]:
         at = at[key]

@@ -81,11 +81,14 @@ def test_text_of_a_model_whose_layers_lie_on_disk_is_the_same(name: str, editor:
     assert written == [by_hand(editor, prompt, 10) for prompt in PROMPTS]
 
 
-def test_settings_for_serving_are_saved_with_the_model(editor: Editor, tmp_path: Path) -> None:
-    editor.model.generation_config = GenerationConfig(eos_token_id=1, bos_token_id=0, repetition_penalty=1.8)
+def test_settings_for_serving_stay_with_the_model_and_are_saved_with_it(tmp_path: Path) -> None:
+    shutil.copytree(PARITY / "llama-tiny" / "model", tmp_path / "base")
+    GenerationConfig(eos_token_id=1, bos_token_id=0, repetition_penalty=1.8).save_pretrained(tmp_path / "base")
+    editor = Editor.from_pretrained(tmp_path / "base", modules=["layers.1.mlp.up_proj"], learning_rate=1e-3, device="cpu")
     generate(editor.decoder, editor.tokenizer, PROMPTS, max_new_tokens=2)
-    editor.save(tmp_path)
-    assert GenerationConfig.from_pretrained(tmp_path).repetition_penalty == 1.8
+    assert editor.model.generation_config.repetition_penalty == 1.8
+    editor.save(tmp_path / "edited")
+    assert GenerationConfig.from_pretrained(tmp_path / "edited").repetition_penalty == 1.8
 
 
 def test_what_is_written_after_the_end_is_no_text(editor: Editor) -> None:

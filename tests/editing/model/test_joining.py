@@ -258,7 +258,7 @@ def test_blanks_at_the_edges_make_no_other_prompt_and_no_other_target() -> None:
     edits = [tokenize(tokenizer, EditRequest(*pair), max_tokens=None, record=i) for i, pair in enumerate(asked)]
     (turn,) = in_turns(edits, 10)
     assert [edit.record for edit in turn.superseded] == [0]
-    assert [edit.record for edit in turn.as_asked] == [1, 2, 3]
+    assert [edit.record for edit in turn.in_request_order] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_bash_completes_an_option(path: str) -> None:
 
 def test_bash_completes_the_value_of_an_option(path: str) -> None:
     assert completed(path, "ultraedit", "edit", "--on-collapse", "r") == ["rollback"]
-    assert completed(path, "ultraedit", "edit", "--format", "m") == ["mquake"]
+    assert completed(path, "ultraedit", "edit", "--format", "mq") == ["mquake"]
 
 
 def test_bash_is_left_to_complete_file_names() -> None:

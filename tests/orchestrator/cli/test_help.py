@@ -34,6 +34,7 @@ from tests.support.processes import ultraedit
 _STATED = re.compile(r"\[default: (.*)\]$")
 _ELSEWHERE = re.compile(
     r"the preset's|the model's own preset|inferred from the edits|hold the whole model|all|4, or .*|auto in a Ray job.*|one GPU.*"
+    r"|published with that preset, else raw"
 )
 """Defaults that are found out by the run: the field of the configuration is ``None``."""
 

@@ -83,7 +83,7 @@ def test_the_notes_of_an_error_are_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_tune_and_plan_name_themselves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator import plan_model
 
-    monkeypatch.setattr(pipeline, "draw", fails(IndexError("list index out of range")))
+    monkeypatch.setattr(pipeline, "draw_sample", fails(IndexError("list index out of range")))
     monkeypatch.setattr(plan_model, "resolve_settings", fails(ZeroDivisionError("division by zero")))
     tuned = run_command_line("tune", "--model", MODEL, "--edits", EDITS, "--output", tmp_path / "tuned", "--tracking-uri", "none")
     assert only_line(tuned).startswith("error: tune: unexpected IndexError: list index out of range (orchestrator/tune/pipeline.py:")

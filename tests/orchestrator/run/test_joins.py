@@ -14,7 +14,7 @@ from editing.files import pretrained
 from editing.model.decoder import Decoder
 from editing.presets.resolve import resolve_settings
 from tests.support.command_line import Outcome
-from tests.support.paths import PARITY
+from tests.support.paths import PARITY, ROOT
 
 COUNT = 12
 CLEAN = [
@@ -85,7 +85,7 @@ def test_the_published_rule_keeps_them_and_says_so_with_the_metrics_of_the_text_
     out, outcome = run("blanks", BLANKS, "--join", "published")
     found = metrics(out)
     assert digests(out) != digests(run("clean", CLEAN, "--join", "published")[0]) == digests(run("raw", CLEAN)[0])
-    said = "of 2 of 12 edits the published tokens are not those of the text as typed; the metrics named as_typed are of that text"
+    said = "2 of 12 edits: the published tokens are not those of the text as typed; the metrics named as_typed are of that text"
     assert f"text: {said}" in outcome.stderr
     assert "efficacy_as_typed" in outcome.stdout
     assert found["otherwise_tokenized"] == 2
@@ -144,12 +144,12 @@ def test_the_rule_is_recorded_and_cannot_change_within_a_run(run: Callable[..., 
     assert outcome.errors == ["error: resume: join was 'raw' in the run that is there, now it is 'published'; give the same, or --overwrite"]
 
 
-OLD = Path(__file__).parents[1] / "data" / "run-0.1.0"
+OLD = ROOT / "tests" / "data" / "run-0.1.0"
 
 
 @pytest.mark.parametrize("how", ["by folder", "auto"])
 def test_a_run_from_before_the_rule_goes_on_as_published(how: str, tmp_path: Path, ultraedit: Callable[..., Outcome], monkeypatch: Any) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])  # it was begun there, with paths from there
+    monkeypatch.chdir(ROOT)  # it was begun there, with paths from there
     out = tmp_path / "finished"
     shutil.copytree(OLD / "finished", out)
     stored = json.loads((out / "run.json").read_text())["config"]

@@ -73,7 +73,7 @@ def test_an_interrupted_replay_is_not_taken_for_a_run(
     before, uncut = digests(out), TurnRecorder.begin_turn
 
     def interrupted(self: TurnRecorder, turn: Any) -> None:
-        if self.journal.state.turn == 5:
+        if self.journal.state.num_turns == 5:
             raise KeyboardInterrupt
         uncut(self, turn)
 
