@@ -117,7 +117,7 @@ def test_a_tokenizer_that_ends_texts_edits_as_one_that_does_not(
     published, warned = run("published", CLEAN, "--join", "published", model=model)
     assert "text      the tokenizer ends every text with </s>; it is left out between prompt and answer" in outcome.stderr
     assert "it stays between prompt and answer" in warned.stderr
-    assert f"of {COUNT} of {COUNT} edits the published tokens are not those" in warned.stderr
+    assert f"text: {COUNT} of {COUNT} edits: the published tokens are not those" in warned.stderr
     assert digests(raw) != digests(published)
     assert metrics(published)["efficacy_as_typed"] is not None
     tokenizer = AutoTokenizer.from_pretrained(model)
