@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -35,7 +36,7 @@ class ForkedRun:
     ) -> None:
         self._said = tempfile.TemporaryDirectory(prefix="ultraedit-said-")
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
-        given = (list(map(str, arguments)), variables, before, folder, Path(self._said.name))
+        given = (list(map(str, arguments)), variables, bytes(ForkingPickler.dumps(before)), folder, Path(self._said.name))
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
         self.pid: int = self._process.pid or 0
@@ -69,7 +70,7 @@ class ForkedRun:
         return (Path(self._said.name) / name).read_text(errors="replace")
 
 
-def _run(arguments: list[str], environment: dict[str, str], before: Callable[[], None] | None, folder: Path, said: Path) -> None:
+def _run(arguments: list[str], environment: dict[str, str], before: bytes, folder: Path, said: Path) -> None:
     os.setpgrp()  # a Ctrl-C in the terminal of the tests is not meant for it
     os.environ.clear()
     os.environ.update(environment)
@@ -77,8 +78,9 @@ def _run(arguments: list[str], environment: dict[str, str], before: Callable[[],
     sys.argv = ["ultraedit", *arguments]
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
-    if before is not None:
-        before()
+    prepare = ForkingPickler.loads(before)  # now, since Ray reads the environment when it is imported, and what this imports may import Ray
+    if prepare is not None:
+        prepare()
     from orchestrator.__main__ import main
 
     main()

@@ -260,8 +260,11 @@ def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dic
         # the forward passes are bfloat16's own, and their rounding depends on the order of sums
         assert relative_error(stored[name] - load_file_weight(job, name), shift) < 0.1
         assert torch.equal(stored[name].bfloat16(), stored[name.replace("master.", "weight.")])
-    saved = AutoModelForCausalLM.from_pretrained(folder / "saved-half")
-    assert saved.dtype == torch.bfloat16
+    base, saved = (dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in (job.model, folder / "saved-half"))
+    for name, weight in saved.items():  # in the base's precision: the edited ones hold bfloat16 values, the others are as they were
+        edited = f"weight.{name.removesuffix('.weight')}" in stored
+        assert weight.dtype == base[name].dtype
+        assert torch.equal(weight, weight.bfloat16().float()) if edited else torch.equal(weight, base[name])
 
 
 @pytest.mark.parametrize("name", ["saved", "saved-multimodal"])
