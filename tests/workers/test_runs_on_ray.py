@@ -67,7 +67,7 @@ def _runs(process: psutil.Process) -> bool:
 def stopped(tmp_path: Path) -> Iterator[tuple[Path, list[psutil.Process]]]:
     """A run on two replicas whose coordinator was killed; its folder, and every process that it had started."""
     out = tmp_path / "out"
-    process = start(out, "--replicas", "2", environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"})  # how long its master is missed
+    process = start(out, "--replicas", "2")
     wait_for_turn(process, out, 4)
     children = descendants(process)
     process.send_signal(signal.SIGKILL)
@@ -85,7 +85,7 @@ def test_a_killed_coordinator_leaves_no_process_and_its_run_goes_on_on_another_t
     said = finish(start(out, "--resume", "auto"))
     assert "resuming" in said
     assert_close(out, whole)
-    assert still_running(children, timeout=60) == []
+    assert still_running(children, timeout=120) == []  # Ray's processes miss their master for a minute before they end
 
 
 def test_control_c_ends_every_process(tmp_path: Path) -> None:
