@@ -77,7 +77,6 @@ def stopped(tmp_path: Path) -> Iterator[tuple[Path, list[psutil.Process]]]:
         child.kill()
 
 
-@pytest.mark.slow  # Ray's agent outlives its master for minutes in a forked run
 def test_a_killed_coordinator_leaves_no_process_and_its_run_goes_on_on_another_topology(
     stopped: tuple[Path, list[psutil.Process]], whole: Path
 ) -> None:
