@@ -176,14 +176,14 @@ def test_splits_and_picked_rows_are_refused_with_what_to_do(tmp_path: Path) -> N
 def workbook() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("xl/workbook.xml", "<workbook/>")
+        archive.writestr(zipfile.ZipInfo("xl/workbook.xml"), "<workbook/>")  # of a fixed time: the bytes name a test
     return file.getvalue()
 
 
 def archive() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
-        packed.writestr("edits.json", "[]")
+        packed.writestr(zipfile.ZipInfo("edits.json"), "[]")
     return file.getvalue()
 
 
