@@ -17,8 +17,11 @@ D_IN, D_OUT = 8, 6
 
 
 def linears(dtype: torch.dtype = torch.float32) -> dict[str, nn.Linear]:
-    torch.manual_seed(0)
-    return {name: nn.Linear(D_IN, D_OUT, bias=False, dtype=dtype).requires_grad_(False) for name in ("a", "b")}
+    modules = {name: nn.Linear(D_IN, D_OUT, bias=False, dtype=dtype).requires_grad_(False) for name in ("a", "b")}
+    generator = torch.Generator().manual_seed(0)  # of its own, since threads build the same ones at once
+    for module in modules.values():
+        module.weight.uniform_(-0.3, 0.3, generator=generator)
+    return modules
 
 
 def shifts(scale: float = 0.1) -> dict[str, Shift]:
