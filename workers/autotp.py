@@ -8,10 +8,11 @@ an error. Everything else of a model (embeddings, norms) stays whole on every sh
 import copy
 import importlib
 import io
-from contextlib import redirect_stdout
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,6 +20,23 @@ from torch import Tensor, nn
 from editing.errors import ModelError
 from editing.ranges import consecutive
 from editing.sharding.shards import LinearShard
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's autotuner, which is not used, imports MLflow where it is installed: two seconds in every shard."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]
+
+
+with _without_mlflow():
+    import deepspeed
 
 
 def shard(model: Any, group: dist.ProcessGroup, *, dtype: torch.dtype, device: torch.device) -> Any:
