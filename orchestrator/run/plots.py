@@ -17,6 +17,9 @@ _VITALS = (
 )
 """What the run's plot shows of :class:`editing.monitoring.health.Vitals`, and how it is called there."""
 
+_LAYOUT, _DPI = "constrained", 110
+"""How a figure finds room for its texts, which takes as long as drawing it, and its dots an inch."""
+
 _BEFORE = ("watch_efficacy", "watch_generalization")
 """Those of which it shows the unedited model's on the same sample too."""
 
@@ -108,12 +111,12 @@ def _figure(path: Path, rows: int) -> Iterator[Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(rows, 1, figsize=(10, 1.5 + 2.4 * rows), sharex=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, 1, figsize=(10, 1.5 + 2.4 * rows), sharex=True, layout=_LAYOUT, squeeze=False)
     for each in axes[:, 0]:
         each.grid(alpha=0.3)
     yield axes[:, 0]
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 
 

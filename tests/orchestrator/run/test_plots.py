@@ -58,6 +58,8 @@ def test_a_run_of_version_0_1_0_has_a_point_0_too() -> None:
 
 
 def test_the_curves_are_drawn_from_0_edits_to_the_last(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_LAYOUT", "constrained")
+    monkeypatch.setattr(plots, "_DPI", 110)
     drawn: dict[str | None, list[int]] = {}
     plain = plots._curve
 
