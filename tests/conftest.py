@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before the first import of torch, for the processes that tests start too: threads wait by spinning
+
 import pytest
 import torch
 
-from tests.support.command_line import MODULES, FinishedRun, Outcome, run_command_line
+from tests.support.command_line import MODULES, FinishedRun, Outcome, draw_cheaply, run_command_line
 from tests.support.paths import PARITY
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
@@ -34,7 +36,10 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, begin with those that take long: none of them is left for the end."""
+    """Slow tests may take an hour. Where several processes share the tests, begin with those that take long: none of them is left for the end."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.timeout(3600))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
@@ -44,6 +49,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     from tests.support.side_by_side import SideBySide
 
     return SideBySide(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_plots() -> None:
+    """Of runs in this process. What a plot shows is tested in ``test_plots.py``, with its own settings."""
+    draw_cheaply()
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -106,9 +107,6 @@ def command(edits: Path, out: Path, checkpoint_every: int) -> list[str]:
     ]
     tracking = ["--tracking-uri", f"sqlite:///{out.parent}/mlflow.db"]
     return [
-        sys.executable,
-        "-m",
-        "orchestrator",
         "edit",
         "--model",
         str(MODEL),
@@ -122,28 +120,34 @@ def command(edits: Path, out: Path, checkpoint_every: int) -> list[str]:
     ]
 
 
-def run(edits: Path, out: Path, checkpoint_every: int, kill_at: list[int]) -> Run:
+def _start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("a") as file:
+        whole = [sys.executable, "-m", "orchestrator", *arguments]
+        return subprocess.Popen(whole, stderr=file, stdout=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run(edits: Path, out: Path, checkpoint_every: int, kill_at: list[int], start: Callable[[list[str], Path], Any] = _start) -> Run:
     """One run; killed each time its ledger holds the next number of turns in ``kill_at``."""
     began = time.perf_counter()
     waiting = list(kill_at)
     out.parent.mkdir(parents=True)
+    (out.parent / "log.txt").touch()
     while True:
-        with (out.parent / "log.txt").open("a") as log:
-            process = subprocess.Popen(command(edits, out, checkpoint_every), stderr=log, stdout=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            samples = []
-            for sample in _watch(process, out):
-                if not samples or sample[0] > samples[-1][0]:
-                    samples.append(sample)
-                if waiting and sample[0] >= waiting[0]:
-                    waiting.pop(0)
-                    process.send_signal(signal.SIGKILL)
+        process = start(command(edits, out, checkpoint_every), out.parent / "log.txt")
+        samples: list[tuple[int, int, float]] = []
+        for sample in _watch(process, out):
+            if not samples or sample[0] > samples[-1][0]:
+                samples.append(sample)
+            if waiting and sample[0] >= waiting[0]:
+                waiting.pop(0)
+                process.send_signal(signal.SIGKILL)
         if process.wait() == 0:
             return Run(out, time.perf_counter() - began, samples, len(kill_at) - len(waiting))
         if process.returncode != -signal.SIGKILL:
             raise SystemExit(f"a run failed: {(out.parent / 'log.txt').read_text()[-2000:]}")
 
 
-def _watch(process: subprocess.Popen[bytes], out: Path) -> Iterator[tuple[int, int, float]]:
+def _watch(process: Any, out: Path) -> Iterator[tuple[int, int, float]]:
     """Samples of a process, as in :class:`Run`, while it edits."""
     while process.poll() is None:
         time.sleep(0.2)
@@ -157,14 +161,21 @@ def _watch(process: subprocess.Popen[bytes], out: Path) -> Iterator[tuple[int, i
             yield max(int(name.removeprefix("turn-")) for name in checkpoints), resident, times.user + times.system
 
 
-def soak(folder: Path, count: int, kills: int) -> dict[str, tuple[str, bool]]:
-    """Both runs and what must hold of them: in words, and whether it does."""
+def soak(folder: Path, count: int, kills: int, start: Callable[[list[str], Path], Any] = _start) -> dict[str, tuple[str, bool]]:
+    """Both runs and what must hold of them: in words, and whether it does.
+
+    Args:
+        folder: Where they are written.
+        count: Edits.
+        kills: How often the second one is killed.
+        start: Starts a process of ``ultraedit`` with arguments and a file for what it says.
+    """
     edits = folder / "edits.jsonl.gz"
     write_edits(edits, count)
     turns = -(-count // PER_TURN)
     every = max(1, min(20, turns // 50))
-    whole = run(edits, folder / "undisturbed" / "out", every, [])
-    killed = run(edits, folder / "killed" / "out", every, [turns * k // (kills + 1) for k in range(1, kills + 1)])
+    whole = run(edits, folder / "undisturbed" / "out", every, [], start)
+    killed = run(edits, folder / "killed" / "out", every, [turns * k // (kills + 1) for k in range(1, kills + 1)], start)
     memory, seconds = ((take(2), take(10)) for take in (whole.memory, whole.turn_seconds))
     once = all(r.records() == list(range(1, count + 1)) for r in (whole, killed))
     return {

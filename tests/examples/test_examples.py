@@ -7,23 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.forked import ForkedRun
+
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests" / "data" / "parity" / "llama-tiny" / "model"
 MODULES, RATE = "model.layers.{1,2}.mlp.{gate,up}_proj", "1e-3"
 
 
-def start(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A script, started as a person would, from a folder that is not the checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "examples" / script), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 def run(script: str, *arguments: str, folder: Path) -> str:
-    """What a script prints that ends well."""
-    done = start(script, "--model", str(MODEL), *arguments, folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """What a script prints that ends well, from a folder that is not the checkout."""
+    process = ForkedRun(["--model", MODEL, *arguments], folder=folder, script=ROOT / "examples" / script)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stdout + stderr
+    return stdout
 
 
 def test_a_model_is_edited_asked_and_restored_from_python(tmp_path: Path) -> None:
@@ -54,6 +50,8 @@ def test_edits_are_made_of_triples_and_written_within_a_budget(tmp_path: Path) -
 
 
 def test_a_script_that_cannot_go_on_ends_in_one_line(tmp_path: Path) -> None:
-    done = start("edit_and_ask.py", "--model", "nowhere", folder=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "examples" / "edit_and_ask.py"), "--model", "nowhere"]  # started as by a person
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr

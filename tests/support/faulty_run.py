@@ -20,6 +20,9 @@ from workers.actor import RemoteWorker
 from workers.process_groups import Placement
 
 PHASES = ("prefix", "capture", "solve", "apply", "measure", "checkpoint")
+MAKE_FAULTY = ("tests.support.faulty_run:make_faulty",)
+"""What is called in the process of the run before its command line."""
+
 _VARIABLE = "ULTRAEDIT_FAULTS"
 
 

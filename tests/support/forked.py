@@ -1,13 +1,14 @@
 """Real processes that start within milliseconds: forked from one that has imported everything (:mod:`tests.support.warm`)."""
 
+import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -22,8 +23,10 @@ class ForkedRun:
     Args:
         arguments: Of the command line.
         environment: Variables on top of this process's.
-        before: Called in the new process before the command line.
+        before: Called in the new process before the command line: ``module:function``, and the values that it is given. A name,
+            since what it imports may read the environment, as Ray does, and must find the one above.
         folder: Where it is run.
+        script: What is run instead of the command line: a Python file, as the interpreter would run it.
     """
 
     def __init__(
@@ -31,12 +34,13 @@ class ForkedRun:
         arguments: Sequence[object],
         *,
         environment: Mapping[str, str] | None = None,
-        before: Callable[[], None] | None = None,
+        before: tuple[str, *tuple[int, ...]] | None = None,
         folder: Path = ROOT,
+        script: Path | None = None,
     ) -> None:
         self._said = tempfile.TemporaryDirectory(prefix="ultraedit-said-")
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
-        given = (list(map(str, arguments)), variables, bytes(ForkingPickler.dumps(before)), folder, Path(self._said.name))
+        given = (list(map(str, arguments)), variables, before, folder, script, Path(self._said.name))
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
         self.pid: int = self._process.pid or 0
@@ -70,7 +74,14 @@ class ForkedRun:
         return (Path(self._said.name) / name).read_text(errors="replace")
 
 
-def _run(arguments: list[str], environment: dict[str, str], before: bytes, folder: Path, said: Path) -> None:
+def _run(
+    arguments: list[str],
+    environment: dict[str, str],
+    before: tuple[str, *tuple[int, ...]] | None,
+    folder: Path,
+    script: Path | None,
+    said: Path,
+) -> None:
     os.setpgrp()  # a Ctrl-C in the terminal of the tests is not meant for it
     os.environ.clear()
     os.environ.update(environment)
@@ -78,9 +89,14 @@ def _run(arguments: list[str], environment: dict[str, str], before: bytes, folde
     sys.argv = ["ultraedit", *arguments]
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
-    prepare = ForkingPickler.loads(before)  # now, since Ray reads the environment when it is imported, and what this imports may import Ray
-    if prepare is not None:
-        prepare()
+    if before is not None:
+        name, *values = before
+        module, _, function = name.partition(":")
+        getattr(importlib.import_module(module), function)(*values)
+    if script is not None:
+        sys.argv[0], sys.path[0] = str(script), str(script.parent)
+        runpy.run_path(str(script), run_name="__main__")
+        return
     from orchestrator.__main__ import main
 
     main()

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("ray")
 pytest.importorskip("deepspeed")
 
-from tests.support.faulty_run import PHASES, Fault, arm, make_faulty, struck
+from tests.support.faulty_run import MAKE_FAULTY, PHASES, Fault, arm, struck
 from tests.support.forked import ForkedRun
 from tests.support.ray_runs import command, digests, finish, start
 from tests.support.tiny_models import TinyModel
@@ -23,7 +23,7 @@ GRID = ("--shards", 2, "--replicas", 2)
 def start_faulty(out: Path, faults: list[Fault], *more: object) -> ForkedRun:
     """A run whose health is measured every turn, so that it has that phase too."""
     environment = arm(out.with_name("faults"), faults)
-    return ForkedRun(command(out, *more, "--watch-every", 1), environment=environment, before=make_faulty)
+    return ForkedRun(command(out, *more, "--watch-every", 1), environment=environment, before=MAKE_FAULTY)
 
 
 def assert_same(out: Path, undisturbed: Path) -> None:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.command_line import Outcome
-from tests.support.failing_disk import FailingSync
 from tests.support.forked import ForkedRun
 from tests.support.paths import PARITY
 from tests.support.tiny_runs import MODEL, PER_TURN, TURNS, arguments, digests, ledger
@@ -26,13 +25,14 @@ METHODS = [
 ]
 
 
-def start(args: list[str], fault: Callable[[], None] | None = None) -> ForkedRun:
-    return ForkedRun(args, before=fault)
+def start(args: list[str]) -> ForkedRun:
+    return ForkedRun(args)
 
 
-def finish(args: list[str], fault: Callable[[], None] | None = None) -> int | None:
-    process = start(args, fault)
-    process.communicate(timeout=120)
+def finish(args: list[str], *, fails_at: tuple[int, int] | None = None) -> int | None:
+    """The exit code of a run, whose disk may fail from a sync on with an error (:func:`tests.support.failing_disk.fail_syncs`)."""
+    process = ForkedRun(args, before=fails_at and ("tests.support.failing_disk:fail_syncs", *fails_at))
+    process.communicate(timeout=300)
     return process.returncode
 
 
@@ -88,7 +88,7 @@ def test_a_write_that_fails_anywhere_loses_nothing_that_was_checkpointed(
     count: int, number: int, edits: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert finish(arguments(edits, out), FailingSync(count, number)) == 1
+    assert finish(arguments(edits, out), fails_at=(count, number)) == 1
     assert not out.exists()
     assert finish(arguments(edits, out, "--resume", "auto")) == 0
     assert_same(out, undisturbed)
@@ -96,7 +96,7 @@ def test_a_write_that_fails_anywhere_loses_nothing_that_was_checkpointed(
 
 def interrupted(edits: Path, out: Path, *more: object) -> Path:
     """An unfinished run with two checkpoints: killed by a disk that fails at the third."""
-    assert finish(arguments(edits, out, *more), FailingSync(15, errno.EIO)) == 1
+    assert finish(arguments(edits, out, *more), fails_at=(15, errno.EIO)) == 1
     (left,) = out.parent.glob(f".{out.name}.partial-*")
     assert len(list((left / "checkpoints").glob("turn-*"))) == 2
     return left
@@ -150,7 +150,7 @@ def test_a_resumed_run_ends_in_the_same_bits_whatever_the_method(
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert ultraedit(*arguments(edits, whole, *options)).code == 0
-    assert finish(arguments(edits, out, *options), FailingSync(15, errno.EIO)) == 1
+    assert finish(arguments(edits, out, *options), fails_at=(15, errno.EIO)) == 1
     assert ultraedit(*arguments(edits, out, *options, "--resume", "auto")).code == 0
     assert_same(out, whole)
 
@@ -291,6 +291,6 @@ def test_resuming_what_is_complete_changes_nothing(edits: Path, tmp_path: Path, 
 def test_a_soak_in_small_holds(tmp_path: Path) -> None:
     from tests.benchmarks.soak import soak
 
-    found = soak(tmp_path, count=3000, kills=1)
+    found = soak(tmp_path, count=3000, kills=1, start=lambda arguments, log: start(arguments))
     timing = {name for name in found if name.startswith("processor")}  # 30 turns are too few to tell
     assert [name for name, (_, holds) in found.items() if not holds and name not in timing] == []
