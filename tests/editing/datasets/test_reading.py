@@ -323,7 +323,8 @@ def test_a_damaged_stream_is_one_line_that_names_the_file_and_the_record_reached
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxxxxx", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfdxxxxx", gzip.compress(b"", mtime=0), b"PAR1", b"PAR1PAR1"]
+    "content",
+    [b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxxxxx", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfdxxxxx", gzip.compress(b"", mtime=0), b"PAR1", b"PAR1PAR1"],
 )
 def test_what_only_begins_like_a_container_is_refused(content: bytes, tmp_path: Path) -> None:
     path = write_file(tmp_path / "edits", content)
