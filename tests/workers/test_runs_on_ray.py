@@ -63,10 +63,10 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Iterator[tuple[Path, list[psutil.Process]]]:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[psutil.Process]]]:
     """A run on two replicas whose coordinator was killed; its folder, and every process that it had started."""
-    out = tmp_path / "out"
+    out = tmp_path_factory.mktemp("stopped") / "out"
     process = start(out, "--replicas", "2")
     wait_for_turn(process, out, 4)
     children = descendants(process)
@@ -77,15 +77,12 @@ def stopped(tmp_path: Path) -> Iterator[tuple[Path, list[psutil.Process]]]:
         child.kill()
 
 
-def test_a_killed_coordinator_leaves_no_process_and_its_run_goes_on_on_another_topology(
-    stopped: tuple[Path, list[psutil.Process]], whole: Path
-) -> None:
+def test_a_killed_coordinators_run_goes_on_on_another_topology(stopped: tuple[Path, list[psutil.Process]], whole: Path) -> None:
     out, children = stopped
     assert len(children) > 2
     said = finish(start(out, "--resume", "auto"))
     assert "resuming" in said
     assert_close(out, whole)
-    assert still_running(children, timeout=120) == []  # Ray's processes miss their master for a minute before they end
 
 
 def test_control_c_ends_every_process(tmp_path: Path) -> None:
@@ -94,9 +91,9 @@ def test_control_c_ends_every_process(tmp_path: Path) -> None:
     wait_for_turn(process, out, 2)
     children = descendants(process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
-    assert still_running(children, timeout=30) == []
+    assert still_running(children, timeout=90) == []
 
 
 def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -> None:
@@ -140,3 +137,8 @@ def test_a_worker_without_memory_is_named_with_what_to_do(cause: Exception) -> N
     told = str(group._as_raised_here(SimpleNamespace(cause=cause), 3))
     assert told.startswith("worker 3 (shard 1 of replica 1) on 10.0.0.2 is out of memory: ")
     assert "more --shards" in told
+
+
+def test_a_killed_coordinator_leaves_no_process(stopped: tuple[Path, list[psutil.Process]]) -> None:
+    """Last, since Ray's processes miss their master for a minute before they end."""
+    assert still_running(stopped[1], timeout=240) == []
