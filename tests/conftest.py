@@ -11,12 +11,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before the first import of torch, for the
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.support.command_line import MODULES, FinishedRun, Outcome, draw_cheaply, run_command_line
 from tests.support.paths import PARITY
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+settings.load_profile("tests")
 torch.set_num_threads(1)  # tiny models; and bits are compared between processes, which another number of threads changes
 
 

@@ -589,7 +589,7 @@ class Started:
 
     def hit(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
-        stderr = self.process.communicate(timeout=60)[1]
+        stderr = self.process.communicate(timeout=180)[1]
         return self.process.returncode or 0, stderr
 
 

@@ -41,7 +41,7 @@ ray._private.utils.compute_version_info = lambda: ("9.9.9", "3.99.1")
 def knock(addresses: list[str], environment: dict[str, str], before: str = "") -> list[str]:
     """What is said to a client at each address, within seconds."""
     client = subprocess.run(
-        [sys.executable, "-c", before + KNOCK, *addresses], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", before + KNOCK, *addresses], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=True
     )
     said = client.stdout.splitlines()
     assert len(said) == len(addresses), client.stdout + client.stderr
@@ -61,7 +61,7 @@ def start(
 ) -> subprocess.CompletedProcess[str]:
     run = [*flags, "--output", str(out), "--ray-address", address, *map(str, more)]
     return subprocess.run(
-        [sys.executable, *program, *run], env=cluster.let_in, cwd=out.parent, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *program, *run], env=cluster.let_in, cwd=out.parent, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -101,7 +101,7 @@ def test_a_client_without_the_clusters_token_is_told_so(given: dict[str, str], c
     for address, said in zip(addresses, knock(addresses, {**cluster.environment, **given}), strict=True):
         assert said.startswith(f"ray-address: {address} did not accept this process's authentication token")
         assert "set RAY_AUTH_MODE=token" in said
-    assert time.monotonic() - began < 20  # Ray itself tries for half a minute at each
+    assert time.monotonic() - began < 45  # Ray itself tries for half a minute at each of the two
 
 
 def test_a_client_at_the_wrong_port_is_told_so(cluster: LoopbackCluster) -> None:

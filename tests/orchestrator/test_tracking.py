@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from editing.turn import PreparedTurn
 from orchestrator import tracking
 from orchestrator.tracking import MlflowTracker, NoTracker, make_tracker
 from tests.support.command_line import FinishedRun, Outcome
+from tests.support.ports import free_ports
 from workers.worker import LocalWorker
 
 pytest.importorskip("mlflow")
@@ -36,6 +36,7 @@ class Server:
 
     def __init__(self, artifacts: str) -> None:
         self.down = False
+        self.has_refused = threading.Event()
         self.seconds = 0.0
         self.metrics: list[tuple[str, float, int]] = []
         self.params: dict[str, str] = {}
@@ -66,6 +67,8 @@ class Server:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+                if code == 500:
+                    server.has_refused.set()
 
             def log_message(self, *_: object) -> None: ...
 
@@ -197,14 +200,14 @@ def test_a_server_that_is_not_there_costs_two_warnings_and_no_time(
     assert "could not be sent" in last
     assert json.loads((tmp_path / "out" / "run.json").read_text())["mlflow_run_id"] is None
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["edits"] == 60
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
 
 
 def test_a_server_that_dies_after_the_first_turn_does_not_stop_the_run(
     server: Server, tmp_path: Path, llama_tiny: Path, edit_flags: list[str], ultraedit: Ultraedit
 ) -> None:
     def die() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not server.params and time.monotonic() < deadline:  # let it see the run's beginning first
             time.sleep(0.01)
         server.down = True
@@ -226,7 +229,7 @@ def test_what_an_outage_held_back_arrives_in_order_when_the_server_answers_again
     server.down = True
 
     def wake() -> None:
-        time.sleep(0.3)  # a send has failed by now
+        assert server.has_refused.wait(120)
         server.down = False
 
     flags = ["--tracking-uri", server.uri, "--edits", llama_tiny / "edits.json", "--output", tmp_path / "out", "--no-eval"]
@@ -255,13 +258,13 @@ def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_timeout(
     server: Server, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "_CLOSE_TIMEOUT", 0.2)
-    server.seconds = 3.0
+    server.seconds = 20.0
     tracker = MlflowTracker(server.uri, "x")
     tracker.start("run", {})
     began = time.monotonic()
     assert tracker.run_id() is None
     tracker.close("FINISHED")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15
     assert "within 0 s" in warnings()[-1]
 
 
@@ -299,9 +302,7 @@ def test_requests_stay_within_the_limits_of_mlflow(server: Server, warnings: Cal
 def test_a_real_server_killed_after_the_first_turn_does_not_stop_the_run(
     tmp_path: Path, llama_tiny: Path, edit_flags: list[str], ultraedit: Ultraedit
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     where = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *where], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
@@ -338,7 +339,7 @@ def _wait_for(url: str) -> None:
 def test_tracking_uri_none_needs_no_mlflow(tmp_path: Path, llama_tiny: Path, edit_flags: list[str]) -> None:
     code = "import sys; sys.modules['mlflow'] = None; from orchestrator.__main__ import main; main()"
     flags = [*edit_flags, "--edits", llama_tiny / "edits.json", "--output", tmp_path / "out", "--no-eval", "--tracking-uri", "None"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "run.json").is_file()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from editing.sharding.shards import LinearShard
 
 T = TypeVar("T")
-_TIMEOUT = 60.0
+_TIMEOUT = 180.0
 
 
 class _Meeting:

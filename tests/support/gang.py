@@ -1,7 +1,6 @@
 """Real processes, one a shard: they start once and do many jobs, for importing DeepSpeed takes seconds."""
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 import torch.multiprocessing as mp
 
 from tests.support import forked  # noqa: F401  # what the processes are forked from
+from tests.support.ports import free_ports
 from tests.support.shard_jobs import Job, Record, run
 from workers.worker import Placement
 
@@ -21,7 +21,7 @@ def run_on_shards(jobs: Sequence[Job], num_shards: int, folder: Path, *, num_rep
         Per job the processes' records, in the order of their world ranks.
     """
     count = num_shards * num_replicas
-    mp.start_processes(_process, (num_shards, num_replicas, _free_port(), list(jobs), str(folder)), nprocs=count, start_method="forkserver")
+    mp.start_processes(_process, (num_shards, num_replicas, free_ports(1)[0], list(jobs), str(folder)), nprocs=count, start_method="forkserver")
     return {job.name: [Record.read(folder, f"{job.name}.{rank}") for rank in range(count)] for job in jobs}
 
 
@@ -38,9 +38,3 @@ def _process(world_rank: int, num_shards: int, num_replicas: int, port: int, job
         except BaseException:
             sys.stderr.write(f"{placement}, job {job.name}\n")
             raise
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,10 @@ from typing import Any
 import psutil
 
 from tests.support.paths import ROOT
+from tests.support.ports import free_ports
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"  # 127.0.0.1 would be replaced by this machine's outer address
-_START_SECONDS = 60
+_START_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LoopbackCluster:
 def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[LoopbackCluster]:
     """Two nodes that let in whoever knows the token. Ports are free ones: clusters side by side do not meet."""
     folder = Path(tempfile.mkdtemp(prefix="ultraedit-ray-"))  # short: the names of Unix sockets are
-    gcs, dashboard, client, *others = _free_ports(3 + 2 * 6)
+    gcs, dashboard, client, *others = free_ports(3 + 2 * 6)
     environment = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -145,11 +145,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 child.kill()
         psutil.wait_procs(family, timeout=10)
     process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("", 0))
-        return [int(each.getsockname()[1]) for each in sockets]

@@ -28,7 +28,7 @@ def start(out: Path, *more: object, environment: Mapping[str, str] | None = None
     return ForkedRun(command(out, *more), environment=environment)
 
 
-def finish(process: ForkedRun, timeout: float = 240) -> str:
+def finish(process: ForkedRun, timeout: float = 600) -> str:
     """What it said; it must have ended well."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)

@@ -11,6 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 _SHARDED = "tests/workers/engines/test_sharded.py"
 GROUPS = {
+    "tests/test_gemma.py::test_the_same_on_ray": "Gemma on Ray",
     "tests/deploy/test_cluster.py": "cluster of two nodes",
     "tests/deploy/test_job.py": "cluster of two nodes",
     f"{_SHARDED}::test_two_replicas": "replicas with DeepSpeed",

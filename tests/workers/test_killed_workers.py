@@ -67,7 +67,7 @@ def test_a_worker_that_is_out_of_memory_is_named_with_its_node_its_turn_and_advi
     wide.write(tmp_path / "model")
     flags = ["--model", tmp_path / "model", "--modules", "model.layers.{1,2}.self_attn.o_proj", "--edits-per-turn", 30, "--replicas", 2]
     process = start_faulty(tmp_path / "out", [Fault("capture", 2, rank=1, victim="memory")], *flags)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     (error,) = (line for line in stderr.splitlines() if line.startswith("error:"))
     assert process.returncode == 1
     assert error.startswith("error: turn 2: worker 1 (shard 0 of replica 1) on 127.0.0.2 is out of memory: ")

@@ -91,7 +91,7 @@ def test_control_c_ends_every_process(tmp_path: Path) -> None:
     wait_for_turn(process, out, 2)
     children = descendants(process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert still_running(children, timeout=90) == []
 
@@ -118,7 +118,7 @@ def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -
 )
 def test_what_cannot_be_placed_is_refused_in_one_line_within_seconds(flags: list[str], words: str, tmp_path: Path) -> None:
     process = start(tmp_path / "out", *flags)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     errors = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert process.returncode == 1, stderr
     assert len(errors) == 1, stderr

@@ -43,4 +43,4 @@ def test_a_shard_without_the_others_gives_up_after_its_timeout(monkeypatch: pyte
     began = time.monotonic()
     with pytest.raises(InputError, match="shard 1 of 2 could not connect to the other processes"):
         LocalWorker(SPEC, Placement(rank=1, num_shards=2, port=1, timeout=2)).load()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90  # its timeout, and loading on a busy machine

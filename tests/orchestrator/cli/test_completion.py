@@ -31,7 +31,7 @@ def completed(path: str, *words: str) -> list[str]:
         printf '%s\\n' "${COMPREPLY[@]}"
     """
     command = ["bash", "-c", script, "bash", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(PATH=path), timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(PATH=path), timeout=180, check=True)
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -63,7 +63,7 @@ def test_bash_is_left_to_complete_file_names() -> None:
 def test_each_shell_gets_a_script_that_it_can_read(shell: str, path: str) -> None:
     command = ["ultraedit"]
     variables = environment(PATH=path, _ULTRAEDIT_COMPLETE=f"{shell}_source")
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=180, check=True)
     assert "ultraedit" in done.stdout
     assert f"_ULTRAEDIT_COMPLETE={shell}_complete" in done.stdout
     if shutil.which(shell):

@@ -38,7 +38,7 @@ def commands(group: click.Group = cli, *names: str) -> Iterator[tuple[str, ...]]
 def imported_by(*arguments: object, **variables: str) -> set[str]:
     """The packages that one call has imported when it ends well."""
     command = [sys.executable, "-c", _CODE, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=180, check=True)
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
     return {name.partition(".")[0] for name in modules}
@@ -68,7 +68,7 @@ def test_completing_a_word_imports_what_help_does(words: str) -> None:
 
 def test_errors_are_imported_without_torch() -> None:
     code = "import sys; from editing import InputError, EditRequest; print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=180, check=True)
     assert done.stdout.strip() == "[]"
 
 
