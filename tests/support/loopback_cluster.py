@@ -85,6 +85,7 @@ def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[Loopback
         "HOME": str(folder),  # nobody's own token is found there
         "RAY_TMPDIR": str(folder),
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
         "HF_HUB_OFFLINE": "1",
     }
     locked = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
