@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_worker_niceness"] = "0"  # by default 15: on a busy machine its workers would hardly run, and their masters wait
+os.environ |= {"RAY_worker_niceness": "0"}  # by default 15: on a busy machine its workers would hardly run, and their masters wait
 os.environ["OMP_NUM_THREADS"] = "1"  # before the first import of torch, for the processes that tests start too: threads wait by spinning
 
 import pytest
