@@ -19,6 +19,9 @@ SolveForm = Literal["auto", "row", "d_in"]
 Join = Literal["raw", "published", "none"]
 """How a prompt and its answer meet: as typed, by the published rule, or with nothing between them. See :mod:`editing.model.joining`."""
 
+SubjectTargets = Literal["gradient", "solved"]
+"""What an edit's output at its subject is to become: a step along its gradient, or a value solved for. See :mod:`editing.method.residuals`."""
+
 PreserveForm = Literal["off", "auto", "exact", "sketch"]
 """Whether the ridge preserves, and how it stores the keys that it has seen. See :mod:`editing.method.preserve`."""
 
@@ -49,6 +52,12 @@ class MethodOptions:
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
         subject_scale: Scale of their targets, as a multiple of the learning rate.
+        subject_targets: Where these targets come from: ``gradient`` for one step along it, or ``solved`` for residuals that make the
+            answer the model's own. Solved targets need a preserving ridge, which then also remembers the keys of all edits so far.
+        subject_steps: Most steps in which a residual is solved; each runs the suffix once for the edits that are not settled yet.
+        subject_margin: As ``margin``; an edit whose every row leads by it is settled, and its residual stays as it is.
+        subject_bound: Largest norm of a residual, as a share of the mean norm of its module's outputs there.
+        subject_weight: As ``preserve_weight``, for modules with solved targets.
         join: How a prompt and its answer meet: ``raw`` for the text as typed, ``published`` for the published code's tokens, or ``none``.
             See :mod:`editing.model.joining`.
     """
@@ -64,16 +73,24 @@ class MethodOptions:
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
     subject_scale: float = 0.1
+    subject_targets: SubjectTargets = "gradient"
+    subject_steps: int = 10
+    subject_margin: float = 1.0
+    subject_bound: float = 1.0
+    subject_weight: float = 5000.0
     join: Join = "raw"
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge)
         check_number("margin", self.margin, or_zero=True)
         check_number("preserve_weight", self.preserve_weight)
-        check_number("subject_scale", self.subject_scale)
-        for name in ("passes", "preserve_rank"):
+        check_number("subject_margin", self.subject_margin, or_zero=True)
+        for name in ("subject_scale", "subject_bound", "subject_weight"):
+            check_number(name, getattr(self, name))
+        for name in ("passes", "preserve_rank", "subject_steps"):
             check_whole(name, getattr(self, name))
         check_choice("moments", self.moments, get_args(MomentRule))
+        check_choice("subject_targets", self.subject_targets, get_args(SubjectTargets))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
         check_choice("join", self.join, get_args(Join))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
@@ -83,11 +100,21 @@ class MethodOptions:
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):
             raise InputError(f"subject_modules: expected names of modules, found {self.subject_modules!r}")
         object.__setattr__(self, "subject_modules", tuple(self.subject_modules))
+        if self.solves_targets and not (self.subject_modules and self.preserves):
+            lacking = "preserve" if self.subject_modules else "subject_modules"
+            raise InputError(
+                f"subject_targets: solved needs {lacking}, found {getattr(self, lacking) or 'none'}; set both, or leave targets at gradient"
+            )
 
     @property
     def preserves(self) -> bool:
         """Whether the ridge preserves at all."""
         return self.preserve != "off"
+
+    @property
+    def solves_targets(self) -> bool:
+        """Whether targets at the subjects are solved."""
+        return self.subject_targets == "solved"
 
     @property
     def preserves_text(self) -> bool:

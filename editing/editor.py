@@ -2,6 +2,7 @@
 
     requests --tokenize, sort, group--> turn --prefix (frozen, many turns at once)--> hidden states
       --suffix forward, head on rows, suffix backward--> keys K, value gradients G of every edited module      capture
+      --at subjects, if targets are solved: steps of a residual--> targets T                               targets
       --lifelong moments merged--> K^, G^ --> targets T --n x n system--> thin shift                            solve
       --the same with the shifted weights, for pending rows only, in up to ``passes`` passes--> shifts          refine
       --all or nothing--> weights, statistics                                                                   commit
@@ -33,6 +34,7 @@ from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
 from editing.method.preserve import PreservingRidge, ridges_of_text
+from editing.method.residuals import check_outputs
 from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
@@ -40,6 +42,7 @@ from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
+from editing.model.row_positions import subject_tokens
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
 from editing.passes import TurnPasses
@@ -50,6 +53,7 @@ from editing.report import PhaseClock, make_report, mean_accuracy
 from editing.requests import EditRequest
 from editing.sharding.collectives import Collectives, SingleWorker, rows_of_first_replica
 from editing.sharding.shards import Shape
+from editing.subject_targets import solve_targets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 from editing.turn_capture import TurnCapture
 
@@ -106,6 +110,8 @@ class Editor:
         self.shards = self.weights.shards
         if config.whiten:
             check_width(self.shards)
+        if config.solves_targets:
+            check_outputs(self.shards, self.sites)
         self.capture = TurnCapture(self.decoder, self.modules, self.sites, self.start, config, self.collectives)
         self._text = ReferenceText.of(config, self.joiner, self.decoder.max_tokens)
         self._reference: dict[str, PreservingRidge] | None = None
@@ -246,6 +252,11 @@ class Editor:
         self.prepare_reference_text()
         rows = self.capture(prepared, tokens=self.config.preserves)
         clock.lap("capture")
+        num_settled: int | None = None
+        if self.config.solves_targets:
+            solved = solve_targets(prepared, rows, self.capture, self.config, self.collectives)
+            rows, num_settled = solved.rows, solved.num_settled
+            clock.lap("targets")
         statistics = self._statistics_with(rows, prepared.turn)
         passes = self._passes(prepared, rows, statistics)
         passes.first()
@@ -260,7 +271,7 @@ class Editor:
         clock.lap("apply")
         after = self.efficacy(prepared) if measure else None
         clock.lap("measure")
-        return self._report(prepared, rows, passes, after, clock.seconds)
+        return self._report(prepared, rows, passes, after, clock.seconds, num_settled)
 
     def observe(self, prepared: PreparedTurn) -> None:
         """Add a turn's rows to the lifelong statistics, and change no weight.
@@ -330,10 +341,11 @@ class Editor:
     def _statistics_with(self, rows: TurnRows, turn: Turn) -> LifelongStatistics:
         """The lifelong statistics with those of one more turn."""
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
-        return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives)
+        return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives, subject_tokens(turn.sequences))
 
     def _passes(self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics) -> TurnPasses:
-        solver = TurnSolver(statistics, self.shards, self.config, self.collectives, self.prepare_reference_text())
+        text, remembered = self.prepare_reference_text(), self.lifelong.remembered
+        solver = TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered)
         return TurnPasses(prepared, rows, solver, self.weights, self.config, self.collectives)
 
     def _commit(self, last: Solution, statistics: LifelongStatistics) -> None:
@@ -342,7 +354,13 @@ class Editor:
         self.turns += 1
 
     def _report(
-        self, prepared: PreparedTurn, rows: TurnRows, passes: TurnPasses, efficacy_after: float | None, seconds: dict[str, float]
+        self,
+        prepared: PreparedTurn,
+        rows: TurnRows,
+        passes: TurnPasses,
+        efficacy_after: float | None,
+        seconds: dict[str, float],
+        num_settled: int | None,
     ) -> TurnReport:
         turn = prepared.turn
         return make_report(
@@ -356,6 +374,7 @@ class Editor:
             num_pending_rows=passes.num_pending_rows,
             seconds={"prefix": prepared.prefix_seconds, **seconds},
             num_subjects=sum(s.subject is not None for s in turn.sequences) if self.config.subject_modules else None,
+            num_settled=num_settled,
         )
 
 

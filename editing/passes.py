@@ -60,14 +60,15 @@ class TurnPasses:
         return self._solver.total(self._solutions)
 
     def first(self) -> None:
-        """Solve for all rows.
+        """Solve for all rows; where targets are solved, for the subjects and for the answers of edits without one.
 
         Raises:
             TurnRefused: A shift is not finite, or no weight would change.
         """
-        self._solutions, self.num_pending_rows = [self._solver.solve(self._rows)], [int(self._rows.pending.sum())]
+        self._solutions = [self._solver.solve(self._rows, self._first_sites())]
+        self.num_pending_rows = [int(self._rows.pending.sum())]
         for name, norm in self.last.norms.items():
-            if norm == 0 and len(self._rows.keys[name]):
+            if norm == 0 and self.last.shifts[name].left.shape[1]:
                 raise TurnRefused(f"the shift of {name} is 0, so nothing would change")
         if not self._weights.would_change(self.last.shifts):
             dtype = str(self._weights.dtype).removeprefix("torch.")
@@ -94,7 +95,17 @@ class TurnPasses:
             self.num_pending_rows.append(int(pending.sum()))
             edits = torch.zeros(len(sequences)).index_add_(0, owners["answer"], pending.cpu()).sign()
             chosen = [i for i in chosen if edits[i]]
-            at_sites: dict[Site, torch.Tensor] = {"answer": pending, "subject": edits[owners["subject"]].to(pending.device)}
+            again = edits[owners["subject"]] * (not self._config.solves_targets)  # a solved target is written once
+            at_sites: dict[Site, torch.Tensor] = {"answer": pending, "subject": again.to(pending.device)}
             self._solutions.append(self._solver.solve(rows, at_sites) if chosen else Solution.empty())
             if not self._weights.would_change(self.last.shifts):
                 return
+
+    def _first_sites(self) -> dict[Site, torch.Tensor] | None:
+        """Which rows get targets in the first pass: all of them, if ``None``."""
+        if not self._config.solves_targets:
+            return None
+        sequences, device = self._prepared.turn.sequences, self._rows.losses.device
+        owners = row_owners(sequences)
+        without = torch.tensor([float(sequence.subject is None) for sequence in sequences])
+        return {"answer": without[owners["answer"]].to(device), "subject": torch.ones(len(owners["subject"]), device=device)}

@@ -43,6 +43,7 @@ def make_report(
     num_pending_rows: list[int],
     seconds: Mapping[str, float],
     num_subjects: int | None,
+    num_settled: int | None = None,
 ) -> TurnReport:
     """Put a turn's report together. All workers call this; figures that each of them has measured are the first worker's.
 
@@ -57,6 +58,7 @@ def make_report(
         num_pending_rows: Pending rows before each pass.
         seconds: Wall time by phase.
         num_subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
+        num_settled: Of these, edits whose residual has settled; ``None`` if no targets are solved.
     """
     before = mean_accuracy(rows.correct, [len(s.answer_ids) for s in turn.sequences])
     conditions = {name: shift.condition for name, shift in total.shifts.items()}
@@ -75,6 +77,7 @@ def make_report(
         seconds=dict(zip(seconds, each[len(conditions) :], strict=True)),
         num_pending_rows=num_pending_rows,
         subjects=num_subjects,
+        settled=num_settled,
     )
 
 

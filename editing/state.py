@@ -3,6 +3,7 @@
     weight.MODULE  master.MODULE                 (d_out, d_in), whole; the master in float32, if there is one
     mean.SHAPE  sum_of_squares.SHAPE             (d_in + d_out,) float64 moments; of modules edited at subjects, ``subject.SHAPE``
     preserved.MODULE  sketch.MODULE              (d_in, d_in) or (up to rank + 1, d_in) float64, what the preserving ridge knows
+    remembered.MODULE  remembered-sketch.MODULE  the same of the keys of all edits, where targets are solved
     whitening.MODULE                             (d_out, d_out) float64, second moment of value gradients
     metadata                                     ``turns``, and ``counts``: rows or tokens behind each of the statistics
 
@@ -28,6 +29,9 @@ from editing.method.moments import Moments
 from editing.method.preserve import ExactRidge, SketchRidge
 from editing.method.second_moments import SecondMoment
 from editing.sharding.shards import Shape
+
+_PRESERVED, _REMEMBERED = ("preserved", "sketch"), ("remembered", "remembered-sketch")
+"""First words of the keys of ridges: in the exact form, and of a sketch."""
 
 _AT_SUBJECTS = "subject."
 """Comes before the shape in keys of modules that are edited at the subjects."""
@@ -89,11 +93,12 @@ def _held(editor: Editor) -> dict[str, Mapping[str, Tensor]]:
 
 def _second_moments(editor: Editor) -> Iterator[tuple[str, int, Tensor]]:
     """Key, count and whole tensor of the statistics that are kept per module. The last row of a sketch is its squares."""
-    for name, ridge in editor.lifelong.preserved.items():
-        if isinstance(ridge, ExactRidge):
-            yield f"preserved.{name}", ridge.count, ridge.moment.total
-        elif isinstance(ridge, SketchRidge):
-            yield f"sketch.{name}", ridge.count, _of_keys(editor, name).all_gather(torch.cat((ridge.directions, ridge.squares.unsqueeze(0))))
+    for kinds, ridges in ((_PRESERVED, editor.lifelong.preserved), (_REMEMBERED, editor.lifelong.remembered)):
+        for name, ridge in ridges.items():
+            if isinstance(ridge, ExactRidge):
+                yield f"{kinds[0]}.{name}", ridge.count, ridge.moment.total
+            elif isinstance(ridge, SketchRidge):
+                yield f"{kinds[1]}.{name}", ridge.count, _of_keys(editor, name).all_gather(torch.cat((ridge.directions, ridge.squares.unsqueeze(0))))
     for name, second in editor.lifelong.whitening.items():
         yield f"whitening.{name}", second.count, second.total
 
@@ -112,12 +117,19 @@ def _lifelong(editor: Editor, slices: dict[str, Any], counts: dict[str, int]) ->
         tensor = slices[key][:].to(device)
         if kind == "whitening":
             lifelong.whitening[name] = SecondMoment(count, tensor)
-        elif kind == "preserved":
-            lifelong.preserved[name] = ExactRidge(SecondMoment(count, tensor))
         else:
-            *directions, squares = _of_keys(editor, name).slice(tensor).split([len(tensor) - 1, 1])
-            lifelong.preserved[name] = SketchRidge(count, directions[0].contiguous(), squares[0].contiguous(), editor.config.preserve_rank)
+            ridges = lifelong.remembered if kind in _REMEMBERED else lifelong.preserved
+            ridges[name] = _exact(count, tensor) if kind in (_PRESERVED[0], _REMEMBERED[0]) else _sketch(editor, name, count, tensor)
     return lifelong
+
+
+def _exact(count: int, tensor: Tensor) -> ExactRidge:
+    return ExactRidge(SecondMoment(count, tensor))
+
+
+def _sketch(editor: Editor, name: str, count: int, tensor: Tensor) -> SketchRidge:
+    directions, squares = _of_keys(editor, name).slice(tensor).split([len(tensor) - 1, 1])
+    return SketchRidge(count, directions.contiguous(), squares[0].contiguous(), editor.config.preserve_rank)
 
 
 def _of_keys(editor: Editor, name: str) -> Features:
@@ -140,8 +152,14 @@ def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
 
 def _check_options(path: Path, editor: Editor, lifelong: LifelongStatistics) -> None:
     config = editor.config
-    expected = {"preserve": config.preserves, "whiten": config.whiten, "subject_modules": bool(config.subject_modules)}
-    found = {"preserve": bool(lifelong.preserved), "whiten": bool(lifelong.whitening), "subject_modules": bool(lifelong.subject_moments)}
+    solved, gradient = config.solves_targets, bool(config.subject_modules) and not config.solves_targets
+    expected = {"preserve": config.preserves, "whiten": config.whiten, "subject_modules": gradient, "solved targets": solved}
+    found = {
+        "preserve": bool(lifelong.preserved),
+        "whiten": bool(lifelong.whitening),
+        "subject_modules": bool(lifelong.subject_moments),
+        "solved targets": bool(lifelong.remembered),
+    }
     for name in expected if lifelong.moments else ():
         if expected[name] != found[name]:
             raise InputError(f"{path}: was written {'without' if expected[name] else 'with'} {name}; give the options that its run began with")

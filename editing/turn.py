@@ -167,10 +167,11 @@ class TurnReport:
         shift_norms: Frobenius norm of each module's shift.
         weight_growth: Growth of the Frobenius norm of each module's weight since before the first edit, as a share of it.
         conditions: Condition number of each module's solve, estimated; the largest of all passes.
-        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply`` and ``measure``; and of ``refine``, all
-            passes after the first, if the configuration allows more than one.
+        seconds: Wall time of the phases ``prefix``, ``capture``, ``solve``, ``apply`` and ``measure``; of ``targets``, if they are
+            solved; and of ``refine``, all passes after the first, if the configuration allows more than one.
         num_pending_rows: Pending rows before each pass; the last number is 0 if the turn ended for lack of them.
         subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
+        settled: Of these, edits whose solved target makes the answer lead by the margin; ``None`` if no targets are solved.
     """
 
     turn: int
@@ -185,6 +186,7 @@ class TurnReport:
     seconds: dict[str, float] = field(default_factory=dict)
     num_pending_rows: list[int] = field(default_factory=list)
     subjects: int | None = None
+    settled: int | None = None
 
 
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:

@@ -43,13 +43,23 @@ class TurnCapture:
         self._decoder, self._modules, self._sites, self._start = decoder, modules, sites, start
         self.config, self._collectives = config, collectives
 
-    def __call__(self, prepared: PreparedTurn, chosen: Sequence[int] | None = None, *, tokens: bool = False) -> TurnRows:
+    def __call__(
+        self,
+        prepared: PreparedTurn,
+        chosen: Sequence[int] | None = None,
+        *,
+        tokens: bool = False,
+        residuals: Mapping[str, Tensor] | None = None,
+        margin: float | None = None,
+    ) -> TurnRows:
         """All rows of a turn, or of chosen edits of it, with the model's weights as they are now.
 
         Args:
             prepared: The turn.
             chosen: Positions of edits in the turn; by default all of them.
             tokens: Also capture the keys of all tokens.
+            residuals: By module, what is added to its output at each row of the chosen edits; then only these modules are captured.
+            margin: Lead below which a row is pending; by default the configuration's.
 
         Raises:
             TurnRefused: A loss, a key or a gradient is not finite. Raised on every worker.
@@ -59,28 +69,31 @@ class TurnCapture:
         if chosen is not None:
             weights = weights[row_positions(chosen, turn.sequences)["answer"]]
             prepared = prepared.only(chosen, self._collectives.replica)
-        rows = self._run(prepared, weights, tokens=tokens)
+        rows = self._run(prepared, weights, tokens, residuals or {}, config.margin if margin is None else margin)
         sequences = prepared.turn.sequences
         not_finite = self._collectives.all_reduce_sum(rows.count_not_finite(row_owners(sequences), len(sequences)))
         _check_finite(not_finite == 0, prepared.turn, len(turn.edits))
         return rows
 
-    def _run(self, prepared: PreparedTurn, weights: Tensor, *, tokens: bool) -> TurnRows:
+    def _run(self, prepared: PreparedTurn, weights: Tensor, tokens: bool, residuals: Mapping[str, Tensor], margin: float) -> TurnRows:
         """Capture this replica's share, and gather the rows of all replicas."""
         config, replica, sequences = self.config, self._collectives.replica, prepared.turn.sequences
         positions = [row_positions(share, sequences) for share in prepared.shares]
         of_tokens = [token_positions(share, sequences) for share in prepared.shares]
+        own = positions[replica]["subject"]
         captured = capture(
             self._decoder,
-            self._modules,
+            {name: module for name, module in self._modules.items() if name in residuals or not residuals},
             prepared.prefixed.batches(batch_tokens=config.batch_tokens, device=self._decoder.device),
             weights[positions[replica]["answer"]],
             start=self._start,
             sites=self._sites,
-            num_subjects=len(positions[replica]["subject"]),
+            num_subjects=len(own),
             batch_tokens=config.batch_tokens,
-            margin=config.margin,
+            margin=margin,
             num_tokens=len(of_tokens[replica]) if tokens else None,
+            outputs=() if residuals or not config.solves_targets else [name for name, site in self._sites.items() if site == "subject"],
+            residuals={name: added[own.to(added.device)] for name, added in residuals.items()},
         )
         rows = captured.gathered(self._collectives, {site: [of_share[site] for of_share in positions] for site in SITES})
         return replace(rows, tokens={name: self._collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})

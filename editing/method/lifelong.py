@@ -5,7 +5,7 @@ and its commit replaces the old ones. So a turn that fails leaves the statistics
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ class LifelongStatistics:
         subject_moments: The same of the modules edited at the subjects.
         preserved: By module, what the preserving ridge knows of the keys of all tokens; empty if it does not preserve.
         whitening: By module, the second moment of value gradients; empty if they are not whitened.
+        remembered: By module with solved targets, the second moment of the keys of all edits, in the form of its ridge.
     """
 
     moments: dict[Shape, Moments] = field(default_factory=dict)
     subject_moments: dict[Shape, Moments] = field(default_factory=dict)
     preserved: dict[str, PreservingRidge] = field(default_factory=dict)
     whitening: dict[str, SecondMoment] = field(default_factory=dict)
+    remembered: dict[str, PreservingRidge] = field(default_factory=dict)
 
     def with_turn(
         self,
@@ -43,23 +45,34 @@ class LifelongStatistics:
         shards: Mapping[str, LinearShard],
         options: MethodOptions,
         collectives: Collectives,
+        subject_tokens: Tensor | None = None,
     ) -> "LifelongStatistics":
         """These statistics with those of one more turn. All workers call this.
 
         Args:
-            rows: All rows of the turn; with the keys of all tokens if the ridge preserves.
+            rows: All rows of the turn; with the keys of all tokens if the ridge preserves. Modules with solved targets have no moments; their
+                keys are remembered if there are residuals for them.
             group_sizes: At each site, the number of rows of each group that has some.
             shards: What this worker holds of each module.
             options: Which statistics are kept.
             collectives: How partial results become whole.
+            subject_tokens: Positions of the subjects' last tokens among all tokens. Where targets are solved, what the ridge
+                preserves leaves them out: there the output is to change.
         """
-        result = LifelongStatistics(dict(self.moments), dict(self.subject_moments), dict(self.preserved), dict(self.whitening))
+        result = LifelongStatistics(*(dict(getattr(self, f.name)) for f in fields(self)))
         for name, shard in shards.items():
             gradients, site = rows.value_gradients[name], rows.site(name)
-            z = torch.cat((rows.keys[name], gradients), dim=1)
-            result._add_moments(site, _whole(Moments.of_groups(z, group_sizes[site], options.moments), shard, collectives), shard.shape)
+            keys = Features(shard, "keys", collectives)
+            if name in rows.residuals:
+                result._remember(name, rows.keys[name], keys, options)
+            elif site == "answer" or not options.solves_targets:
+                z = torch.cat((rows.keys[name], gradients), dim=1)
+                result._add_moments(site, _whole(Moments.of_groups(z, group_sizes[site], options.moments), shard, collectives), shard.shape)
             if options.preserves:
-                result._add_keys(name, rows.tokens[name], Features(shard, "keys", collectives), options)
+                tokens = rows.tokens[name]
+                if subject_tokens is not None and site == "subject" and options.solves_targets:
+                    tokens = _without(tokens, subject_tokens)
+                result._add_keys(name, tokens, keys, options)
             if options.whiten:
                 result._add_gradients(name, gradients, Features(shard, "values", collectives))
         return result
@@ -76,9 +89,19 @@ class LifelongStatistics:
         ridge = self.preserved.get(name) or empty_ridge(options.preserve, features, options.preserve_rank, tokens.device)
         self.preserved[name] = ridge.update(tokens, features)
 
+    def _remember(self, name: str, keys: Tensor, features: Features, options: MethodOptions) -> None:
+        before = self.remembered.get(name) or empty_ridge(options.preserve, features, options.preserve_rank, keys.device)
+        self.remembered[name] = before.update(keys, features)
+
     def _add_gradients(self, name: str, gradients: Tensor, features: Features) -> None:
         second = self.whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
         self.whitening[name] = second.add(features.broadcast(features.all_gather(gradients)))
+
+
+def _without(table: Tensor, rows: Tensor) -> Tensor:
+    kept = torch.ones(len(table), dtype=torch.bool, device=table.device)
+    kept[rows.to(table.device)] = False
+    return table[kept]
 
 
 def _whole(held: Moments, shard: LinearShard, collectives: Collectives) -> Moments:

@@ -85,13 +85,14 @@ class PreservingRidge(Protocol):
         """With the keys ``(t, held)`` of further tokens."""
         ...
 
-    def system(self, *, ridge: float, weight: float, text: Self | None = None) -> System:
+    def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> System:
         """``M``.
 
         Args:
             ridge: ``r``.
             weight: ``w``.
             text: The second moment of a reference text, in the same form.
+            remembered: The second moment of the keys of earlier edits, in the same form; each of them counts as one row.
 
         Raises:
             torch.linalg.LinAlgError: Some key is not finite.
@@ -116,10 +117,12 @@ class ExactRidge:
     def update(self, tokens: Tensor, features: Features) -> "ExactRidge":
         return ExactRidge(self.moment.add(features.all_gather(tokens)))
 
-    def system(self, *, ridge: float, weight: float, text: Self | None = None) -> "ExactSystem":
+    def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> "ExactSystem":
         system = weight * self.moment.mean()
         if text is not None:
             system.add_(text.moment.mean(), alpha=TEXT_WEIGHT * weight)
+        if remembered is not None:
+            system.add_(remembered.moment.total)
         system.diagonal().add_(ridge)
         return ExactSystem(torch.linalg.cholesky(system))
 
@@ -163,22 +166,23 @@ class SketchRidge:
             directions = _shrink(torch.cat((directions, block)), self.rank, features)
         return SketchRidge(self.count + len(tokens), directions, self.squares + tokens.double().square().sum(0), self.rank)
 
-    def system(self, *, ridge: float, weight: float, text: Self | None = None) -> "SketchSystem":
-        directions, residual = self._scaled(weight)
+    def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> "SketchSystem":
+        terms = [self._scaled(weight / max(1, self.count))]
         if text is not None:
-            more, rest = text._scaled(TEXT_WEIGHT * weight)
-            directions, residual = torch.cat((directions, more)), residual + rest
-        return SketchSystem(directions, ridge + residual)
+            terms.append(text._scaled(TEXT_WEIGHT * weight / max(1, text.count)))
+        if remembered is not None:
+            terms.append(remembered._scaled(1.0))
+        residual = torch.stack([residual for _, residual in terms]).sum(0)
+        return SketchSystem(torch.cat([directions for directions, _ in terms]), ridge + residual)
 
-    def _scaled(self, weight: float) -> tuple[Tensor, Tensor]:
-        """``V`` and ``w D / N``."""
-        scale = weight / max(1, self.count)
+    def _scaled(self, scale: float) -> tuple[Tensor, Tensor]:
+        """``V`` and the diagonal ``D``, of a sum that is multiplied by ``scale``: ``w / N``, or 1 for a sum as it is."""
         return scale**0.5 * self.directions, scale * (self.squares - self.directions.square().sum(0)).clamp(min=0)
 
 
 @dataclass(frozen=True, slots=True)
 class SketchSystem:
-    """``M = E + V'V``, by ``V`` ``(up to twice the rank, held)`` and the diagonal of ``E`` ``(held,)``."""
+    """``M = E + V'V``, by ``V`` ``(up to three times the rank, held)`` and the diagonal of ``E`` ``(held,)``."""
 
     directions: Tensor
     diagonal: Tensor

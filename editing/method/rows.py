@@ -13,7 +13,7 @@ sees there and the gradient of the same loss. It has moments of its own, since t
 prompt ends differently but names the same subject, so an edit at the subject generalizes to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -42,6 +42,8 @@ class TurnRows:
         correct: ``(n,)`` bool, whether the row's likeliest token is the answer's.
         pending: ``(n,)`` bool, whether the answer's token does not lead by the margin yet, so that a further pass has work here.
         tokens: Per module ``(t, d_in)`` float32, the keys of all tokens in the order of the sequences; empty if not captured.
+        outputs: Per module with solved targets ``(s, d_out)`` float32, its output at each of its rows; empty if not captured.
+        residuals: Per module with solved targets ``(s, d_out)`` float32, what its output at each row is to change by; empty if none are solved.
     """
 
     sites: Mapping[str, Site]
@@ -51,6 +53,8 @@ class TurnRows:
     correct: Tensor
     pending: Tensor
     tokens: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    residuals: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def empty(
@@ -60,9 +64,10 @@ class TurnRows:
         num_rows: Mapping[Site, int],
         *,
         num_tokens: int | None = None,
+        outputs: Collection[str] = (),
         device: torch.device | str = "cpu",
     ) -> "TurnRows":
-        """Uninitialized memory for a number of rows at each site, and for the keys of a number of tokens or of none."""
+        """Uninitialized memory for a number of rows at each site, for the keys of a number of tokens or of none, and for outputs of some modules."""
         n = num_rows["answer"]
         counts = {name: num_rows[sites.get(name, "answer")] for name in shards}
         return cls(
@@ -73,6 +78,7 @@ class TurnRows:
             correct=torch.empty(n, dtype=torch.bool, device=device),
             pending=torch.empty(n, dtype=torch.bool, device=device),
             tokens={} if num_tokens is None else {name: torch.empty(num_tokens, shard.num_keys, device=device) for name, shard in shards.items()},
+            outputs={name: torch.empty(counts[name], shards[name].num_values, device=device) for name in outputs},
         )
 
     def site(self, name: str) -> Site:
@@ -108,9 +114,9 @@ class TurnRows:
         single, *at_answers = _gather_tables(collectives, [single, *self._tables("answer")], shares["answer"])
         at_subjects = _gather_tables(collectives, self._tables("subject"), shares["subject"])
         tables = {site: iter(found) for site, found in zip(SITES, (at_answers, at_subjects), strict=True)}
-        keys, gradients = ({name: next(tables[self.site(name)]) for name in held} for held in (self.keys, self.value_gradients))
-        losses, correct, pending = single.unbind(1)
-        return replace(self, keys=keys, value_gradients=gradients, losses=losses.contiguous(), correct=correct.bool(), pending=pending.bool())
+        keys, gradients, outputs = ({name: next(tables[self.site(name)]) for name in held} for held in self._held)
+        losses, correct, pending = (column.contiguous() for column in single.unbind(1))
+        return replace(self, keys=keys, value_gradients=gradients, outputs=outputs, losses=losses, correct=correct.bool(), pending=pending.bool())
 
     def count_not_finite(self, owners: Mapping[Site, Tensor], num_sequences: int) -> Tensor:
         """``(num_sequences,)`` float32: 0 for each sequence of which everything is finite, else 1 or more.
@@ -131,8 +137,13 @@ class TurnRows:
             found += (~keys.isfinite().all()).float()  # which sequence it was cannot be told from them
         return found
 
+    @property
+    def _held(self) -> tuple[dict[str, Tensor], ...]:
+        """What there is of each row, by module."""
+        return self.keys, self.value_gradients, self.outputs
+
     def _tables(self, site: Site) -> list[Tensor]:
-        return [values for held in (self.keys, self.value_gradients) for name, values in held.items() if self.site(name) == site]
+        return [values for held in self._held for name, values in held.items() if self.site(name) == site]
 
 
 def _gather_tables(collectives: Collectives, tables: list[Tensor], shares: Sequence[Tensor]) -> list[Tensor]:

@@ -5,8 +5,8 @@ For each module, with the lifelong moments or second moments of this turn and al
     K  (n, d_in)     keys of the module's rows               K^   normalized keys
     G  (n, d_out)    value gradients                         G^   normalized, or whitened, value gradients
     T  (n, d_out)    targets  -lr ||k^||^2 g^                0 for rows that are not pending in a further pass
-    M  (d_in, d_in)  r I, or r I + w C of the preserving ridge
-    S  (d_in, d_out) shift  M^-1 K' (K M^-1 K' + I)^-1 T     at a subject: lr times subject_scale
+    M  (d_in, d_in)  r I, or r I + w C of the preserving ridge, and the keys of earlier edits where targets are solved
+    S  (d_in, d_out) shift  M^-1 K' (K M^-1 K' + I)^-1 T     at a subject: lr times subject_scale, or T solved
 
 A shard solves for its slice of ``S``; only Gram matrices and squared norms travel (:mod:`editing.method.features`). A system that
 cannot be solved gives a shift of NaN on every shard, and its norm refuses the turn on all of them alike.
@@ -61,6 +61,7 @@ class TurnSolver:
         config: Learning rate, ridge and options of the method.
         collectives: How partial results become whole. All workers solve the same passes in the same order.
         reference: By module, what the preserving ridge knows of the reference text.
+        remembered: By module with solved targets, the second moment of the keys of the turns before this one.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class TurnSolver:
         config: EditorConfig,
         collectives: Collectives,
         reference: Mapping[str, PreservingRidge] | None = None,
+        remembered: Mapping[str, PreservingRidge] | None = None,
     ) -> None:
         self._statistics, self._shards, self._config, self._collectives = statistics, shards, config, collectives
-        self._reference = reference or {}
+        self._reference, self._remembered = reference or {}, remembered or {}
         self._systems: dict[str, System] = {}  # of preserving ridges, factored in the first pass for all of them
 
     def solve(self, rows: TurnRows, pending: Mapping[Site, Tensor] | None = None) -> Solution:
@@ -100,6 +102,8 @@ class TurnSolver:
 
     def targets(self, name: str, rows: TurnRows) -> Tensor:
         """``T (n, d_out)`` of a module, or this shard's slice of it."""
+        if name in rows.residuals:
+            return rows.residuals[name]
         keys, shard, site = rows.keys[name], self._shards[name], rows.site(name)
         moments = self._statistics.at(site)[shard.shape]
         normalized = moments.of_features(shard.key_features).normalize(keys)
@@ -108,13 +112,16 @@ class TurnSolver:
 
     def _shift(self, name: str, rows: TurnRows, pending: Mapping[Site, Tensor] | None) -> Shift:
         keys, gradients = rows.keys[name], rows.value_gradients[name]
-        if not len(keys):
+        wanted = None if pending is None else pending[rows.site(name)]
+        if not len(keys) or (wanted is not None and not wanted.any()):
             return Shift.nothing(keys, gradients)
         try:
             goal = self.targets(name, rows)
-            if pending is not None:
-                goal *= pending[rows.site(name)].unsqueeze(1)
-            return self._solve_preserving(name, keys, goal) if name in self._statistics.preserved else self._solve_plain(name, keys, goal)
+            if wanted is not None:
+                goal = goal * wanted.unsqueeze(1)
+            if name not in self._statistics.preserved:
+                return self._solve_plain(name, keys, goal)
+            return self._solve_preserving(name, keys, goal, solved=name in rows.residuals)
         except LinAlgError:
             return Shift.undefined(keys, gradients)
 
@@ -124,10 +131,12 @@ class TurnSolver:
             return whiten(gradients, self._statistics.whitening[name], Features(shard, "values", self._collectives))
         return self._statistics.at(rows.site(name))[shard.shape].of_features(shard.value_features).normalize(gradients)
 
-    def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
+    def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor, *, solved: bool) -> Shift:
         if name not in self._systems:
             ridge, config = self._statistics.preserved[name], self._config
-            self._systems[name] = ridge.system(ridge=config.ridge, weight=config.preserve_weight, text=self._reference.get(name))
+            weight = config.subject_weight if solved else config.preserve_weight
+            known = {"text": self._reference.get(name), "remembered": self._remembered.get(name)}
+            self._systems[name] = ridge.system(ridge=config.ridge, weight=weight, **known)
         left, gram = self._systems[name].solve(keys, self._features(name))
         return solve_rows(left.to(goal.dtype), gram, goal, ridge=1.0)
 

@@ -5,7 +5,7 @@ a time, and its logits are freed before the backward pass through the layers beg
 a group's rows becomes a weight on each row, and any physical batching gives the same rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -58,6 +58,8 @@ def capture(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     margin: float = 0.0,
     num_tokens: int | None = None,
+    residuals: Mapping[str, Tensor] | None = None,
+    outputs: Collection[str] = (),
 ) -> TurnRows:
     """Run the suffix forward and back, and copy each module's rows.
 
@@ -72,16 +74,19 @@ def capture(
         batch_tokens: Padded tokens whose graphs may be in memory at once.
         margin: Nats by which the answer's log-probability must exceed every other token's; a row below it is pending.
         num_tokens: Tokens in all batches together, if the keys of all of them are to be captured; else ``None``.
+        residuals: By module, what is added to its output at each of its rows in this run; by default nothing.
+        outputs: Modules whose outputs are captured too.
     """
     device = decoder.device
     weights = weights.to(device)
     num_rows: dict[Site, int] = {"answer": len(weights), "subject": num_subjects}
     shards = {name: shard_of(module) for name, module in modules.items()}
-    rows = TurnRows.empty(shards, sites or {}, num_rows, num_tokens=num_tokens, device=device)
+    rows = TurnRows.empty(shards, sites or {}, num_rows, num_tokens=num_tokens, outputs=outputs, device=device)
     with full_speed(device, decoder.model):
         at_once = decoder.residency.holds(start, decoder.num_layers)
         head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
-        (_capture_at_once if at_once else _capture_by_segments)(decoder, modules, inputs, rows, start, batch_tokens, head_gradients)
+        recorder = partial(_Recorder, rows=rows, residuals=residuals or {})
+        (_capture_at_once if at_once else _capture_by_segments)(decoder, modules, inputs, recorder, start, batch_tokens, head_gradients)
     return rows
 
 
@@ -89,7 +94,7 @@ def _capture_at_once(
     decoder: Decoder,
     modules: Mapping[str, nn.Linear],
     inputs: LayerInputs,
-    rows: TurnRows,
+    recorder: "Callable[[Mapping[str, nn.Linear], Batch], _Recorder]",
     start: int,
     batch_tokens: int,
     head_gradients: HeadGradients,
@@ -98,7 +103,7 @@ def _capture_at_once(
     for together in _within(batch_tokens, inputs):
         finals = []
         for batch, hidden in together:
-            with _Recorder(modules, batch, rows):
+            with recorder(modules, batch):
                 finals.append(decoder.suffix(batch.input_ids, hidden, start))
         gradients = head_gradients(finals, [batch for batch, _ in together])
         torch.autograd.backward(finals, gradients)
@@ -108,7 +113,7 @@ def _capture_by_segments(
     decoder: Decoder,
     modules: Mapping[str, nn.Linear],
     inputs: LayerInputs,
-    rows: TurnRows,
+    recorder: "Callable[[Mapping[str, nn.Linear], Batch], _Recorder]",
     start: int,
     batch_tokens: int,
     head_gradients: HeadGradients,
@@ -127,7 +132,7 @@ def _capture_by_segments(
         for segment in segments:
             own = {name: m for name, m in modules.items() if decoder.layer_of(name) in segment}
             for k, (batch, hidden) in enumerate(received.pop(segment.start)):
-                with _Recorder(own, batch, rows):
+                with recorder(own, batch):
                     leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start)
                     output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop)
                 torch.autograd.backward(output, gradients[k])
@@ -174,10 +179,10 @@ def _lead(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Recorder:
-    """Forward hooks on the edited modules that copy the batch's rows of inputs and output gradients."""
+    """Forward hooks on the edited modules that add residuals and copy the batch's rows of inputs and output gradients."""
 
-    def __init__(self, modules: Mapping[str, nn.Linear], batch: Batch, rows: TurnRows) -> None:
-        self._modules, self._batch, self._rows = modules, batch, rows
+    def __init__(self, modules: Mapping[str, nn.Linear], batch: Batch, rows: TurnRows, residuals: Mapping[str, Tensor]) -> None:
+        self._modules, self._batch, self._rows, self._residuals = modules, batch, rows, residuals
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
@@ -191,7 +196,11 @@ class _Recorder:
         positions, row_ids = self._batch.at(self._rows.site(name))
 
         def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if (residuals := self._residuals.get(name)) is not None:
+                output = output.flatten(0, -2).index_add(0, positions, residuals[row_ids].to(output.dtype)).view_as(output)
             self._rows.keys[name][row_ids] = at_positions(inputs[0], positions)
+            if name in self._rows.outputs:
+                self._rows.outputs[name][row_ids] = at_positions(output, positions)
             if self._rows.tokens:
                 self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
             if not output.requires_grad:  # no edited module is below this one: the graph starts here

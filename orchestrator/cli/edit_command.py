@@ -25,6 +25,7 @@ from orchestrator.cli.options import (
     ON_COLLAPSE,
     PRESERVE_FORMS,
     SAVES,
+    SUBJECT_TARGETS,
     WHOLE,
     cluster,
     evaluation,
@@ -91,6 +92,16 @@ from orchestrator.cli.options import (
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
 @method("--subject-modules", metavar="NAMES", help="Modules to edit at the last token of the subject, or none. [default: the preset's, else none]")
 @method("--subject-scale", **NUMBER, help="Scale of their targets, times the learning rate. [default: the preset's, else 0.1]")
+@method(
+    "--subject-targets",
+    metavar="KIND",
+    type=click.Choice(SUBJECT_TARGETS),
+    help="What they aim at: gradient for a step along it, or solved for a value that gives the answer. [default: the preset's, else gradient]",
+)
+@method("--subject-steps", **WHOLE, help="Most steps in which a target is solved. [default: the preset's, else 10]")
+@method("--subject-margin", **NUMBER, help="Lead of an answer, in nats, at which its target is solved. [default: the preset's, else 1]")
+@method("--subject-bound", **NUMBER, help="Largest solved target, as a share of the module's outputs. [default: the preset's, else 1]")
+@method("--subject-weight", **NUMBER, help="Weight of the ridge where targets are solved. [default: the preset's, else 5000]")
 @method(
     "--join",
     metavar="RULE",

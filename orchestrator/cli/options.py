@@ -37,6 +37,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 MOMENT_RULES = ("published", "exact")
 JOINS = ("raw", "published", "none")
 PRESERVE_FORMS = ("off", "auto", "exact", "sketch")
+SUBJECT_TARGETS = ("gradient", "solved")
 SAVES = ("full", "delta")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from editing.config import NONE, Join, MethodOptions, MomentRule, PreserveForm, check_choice, check_number, check_whole
+from editing.config import NONE, Join, MethodOptions, MomentRule, PreserveForm, SubjectTargets, check_choice, check_number, check_whole
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
@@ -74,6 +74,11 @@ class RunConfig:
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
         subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
+        subject_targets: Where these targets come from, ``gradient`` or ``solved``; by default the preset's, else ``gradient``.
+        subject_steps: Most steps in which a target is solved; by default the preset's, else 10.
+        subject_margin: Lead of an answer, in nats, at which its target is solved; by default the preset's, else 1.
+        subject_bound: Largest norm of a solved target, as a share of the module's outputs; by default the preset's, else 1.
+        subject_weight: Weight of the preserving ridge where targets are solved; by default the preset's, else 5000.
         join: How a prompt and its answer meet; by default ``published`` where that preset is asked for, else ``raw``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
@@ -128,6 +133,11 @@ class RunConfig:
     whiten: bool | None = None
     subject_modules: tuple[str, ...] | None = None
     subject_scale: float | None = None
+    subject_targets: SubjectTargets | None = None
+    subject_steps: int | None = None
+    subject_margin: float | None = None
+    subject_bound: float | None = None
+    subject_weight: float | None = None
     join: Join | None = None
     warm_up: int = 0
     batch_tokens: int = 2048

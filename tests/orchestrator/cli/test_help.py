@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 import pytest
 
-from editing.config import MethodOptions
+from editing.config import MethodOptions, SubjectTargets
 from editing.datasets import FORMATS
 from editing.files.pretrained import DTypeName
 from editing.method.moments import MomentRule
@@ -102,6 +102,7 @@ def test_the_defaults_of_tune_that_are_written_out_are_those_of_the_search() -> 
         pytest.param(options.DTYPES, get_args(DTypeName), id="dtypes"),
         pytest.param(options.MOMENT_RULES, get_args(MomentRule), id="moment rules"),
         pytest.param(options.PRESERVE_FORMS, get_args(PreserveForm), id="preserve forms"),
+        pytest.param(options.SUBJECT_TARGETS, get_args(SubjectTargets), id="subject targets"),
         pytest.param(options.SAVES, get_args(Save), id="saves"),
         pytest.param(options.ON_COLLAPSE, get_args(OnCollapse), id="what to do on collapse"),
     ],
