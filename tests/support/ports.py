@@ -4,8 +4,9 @@ import contextlib
 import random
 import socket
 
-_CANDIDATES = range(10_000, 32_000)
-"""Below those that a system gives to connections and to whoever asks for any port (from 32768 on Linux, from 49152 elsewhere)."""
+_CANDIDATES = range(10_000, 23_000)
+"""Below those that a system gives to connections and to whoever asks for any port (from 32768 on Linux, from 49152 elsewhere), and those
+of Ray's servers for clients (from 23000)."""
 
 _dice = random.SystemRandom()  # two processes that run tests side by side do not choose the same ones
 
