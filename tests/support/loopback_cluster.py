@@ -86,6 +86,7 @@ def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[Loopback
         "RAY_TMPDIR": str(folder),
         "OMP_NUM_THREADS": "1",
         "RAY_worker_niceness": "0",
+        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",  # a client's own server imports for half a minute on a busy machine
         "HF_HUB_OFFLINE": "1",
     }
     locked = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
