@@ -64,15 +64,16 @@ def test_a_worker_that_was_never_loaded_or_was_closed_before_is_closed_in_silenc
 @pytest.mark.parametrize("step", ["the editor", "the health"])
 def test_a_streamed_model_that_was_not_loaded_to_the_end_holds_no_file_open(step: str, llama_tiny: Path, request: pytest.FixtureRequest) -> None:
     gc.collect()  # what other tests of this process have left
+    before = sorted(open_files(llama_tiny))  # and what they still hold
     options = {"group_size": 0} if step == "the editor" else {}  # which the editor refuses, once the files are open
     if step == "the health":
         request.getfixturevalue("unhealthy")
     worker = LocalWorker(spec(llama_tiny / "model", device_memory="8GiB", options=options))
     with pytest.raises(InputError):
         worker.load()
-    assert list(open_files(llama_tiny)), "nothing was open, so that closing is not tested"
+    assert len(list(open_files(llama_tiny))) > len(before), "nothing was open, so that closing is not tested"
     worker.close()
-    assert list(open_files(llama_tiny)) == []
+    assert sorted(open_files(llama_tiny)) == before
 
 
 def open_files(folder: Path) -> Iterator[Path]:
