@@ -53,11 +53,13 @@ class MethodOptions:
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
         subject_scale: Scale of their targets, as a multiple of the learning rate.
         subject_targets: Where these targets come from: ``gradient`` for one step along it, or ``solved`` for residuals that make the
-            answer the model's own. Solved targets need a preserving ridge, which then also remembers the keys of all edits so far.
+            answer the model's own. Solved targets need a text to preserve; beside it their ridge remembers the keys of all edits so far.
         subject_steps: Most steps in which a residual is solved; each runs the suffix once for the edits that are not settled yet.
         subject_margin: As ``margin``; an edit whose every row leads by it is settled, and its residual stays as it is.
         subject_bound: Largest norm of a residual, as a share of the mean norm of its module's outputs there.
-        subject_weight: As ``preserve_weight``, for modules with solved targets.
+        subject_contexts: Sentences, one each time, before the prompt as further forms of an edit; its residual serves all of them.
+            They ship with the project (``editing/probes/contexts.txt``).
+        subject_weight: Weight of the mean squared change on that text, where targets are solved.
         join: How a prompt and its answer meet: ``raw`` for the text as typed, ``published`` for the published code's tokens, or ``none``.
             See :mod:`editing.model.joining`.
     """
@@ -77,6 +79,7 @@ class MethodOptions:
     subject_steps: int = 10
     subject_margin: float = 1.0
     subject_bound: float = 1.0
+    subject_contexts: int = 0
     subject_weight: float = 5000.0
     join: Join = "raw"
 
@@ -89,6 +92,7 @@ class MethodOptions:
             check_number(name, getattr(self, name))
         for name in ("passes", "preserve_rank", "subject_steps"):
             check_whole(name, getattr(self, name))
+        check_whole("subject_contexts", self.subject_contexts, at_least=0)
         check_choice("moments", self.moments, get_args(MomentRule))
         check_choice("subject_targets", self.subject_targets, get_args(SubjectTargets))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
@@ -100,11 +104,9 @@ class MethodOptions:
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):
             raise InputError(f"subject_modules: expected names of modules, found {self.subject_modules!r}")
         object.__setattr__(self, "subject_modules", tuple(self.subject_modules))
-        if self.solves_targets and not (self.subject_modules and self.preserves):
-            lacking = "preserve" if self.subject_modules else "subject_modules"
-            raise InputError(
-                f"subject_targets: solved needs {lacking}, found {getattr(self, lacking) or 'none'}; set both, or leave targets at gradient"
-            )
+        if self.solves_targets and not (self.subject_modules and self.preserves_text):
+            lacking = "subject_modules" if not self.subject_modules else "preserve_text" if self.preserves else "preserve"
+            raise InputError(f"subject_targets: solved targets need {lacking}, found {getattr(self, lacking) or 'none'}; set it, or use gradient")
 
     @property
     def preserves(self) -> bool:

@@ -15,6 +15,7 @@ refused, and weights and statistics are then what they were before it. What each
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
-from editing.model.row_positions import subject_tokens
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
 from editing.passes import TurnPasses
@@ -53,7 +53,7 @@ from editing.report import PhaseClock, make_report, mean_accuracy
 from editing.requests import EditRequest
 from editing.sharding.collectives import Collectives, SingleWorker, rows_of_first_replica
 from editing.sharding.shards import Shape
-from editing.subject_targets import solve_targets
+from editing.subject_targets import put_in_context, read_contexts, solve_targets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 from editing.turn_capture import TurnCapture
 
@@ -114,6 +114,7 @@ class Editor:
             check_outputs(self.shards, self.sites)
         self.capture = TurnCapture(self.decoder, self.modules, self.sites, self.start, config, self.collectives)
         self._text = ReferenceText.of(config, self.joiner, self.decoder.max_tokens)
+        self._contexts = read_contexts(config.subject_contexts)
         self._reference: dict[str, PreservingRidge] | None = None
 
     @classmethod
@@ -254,7 +255,7 @@ class Editor:
         clock.lap("capture")
         num_settled: int | None = None
         if self.config.solves_targets:
-            solved = solve_targets(prepared, rows, self.capture, self.config, self.collectives)
+            solved = solve_targets(prepared, rows, self.capture, self.config, self.collectives, self._in_contexts(prepared))
             rows, num_settled = solved.rows, solved.num_settled
             clock.lap("targets")
         statistics = self._statistics_with(rows, prepared.turn)
@@ -330,6 +331,12 @@ class Editor:
         keys = keys_in_files(self.base.folder, self.model, weights.keys())
         save_edited(self.base.folder, {keys[name]: weight for name, weight in weights.items()}, Path(folder))
 
+    def _in_contexts(self, prepared: PreparedTurn) -> list[PreparedTurn]:
+        """The turn with each of the configured sentences before its prompts."""
+        own = prepared.shares[self.collectives.replica]
+        turns = [put_in_context(prepared.turn, context, self.joiner, self.decoder.max_tokens) for context in self._contexts]
+        return [replace(prepared, turn=turn, prefixed=self.run_prefix([turn.sequences[i] for i in own])) for turn in turns]
+
     def _observe_text(self) -> dict[str, PreservingRidge]:
         features = {name: Features(shard, "keys", self.collectives) for name, shard in self.shards.items()}
         with self.unedited():
@@ -341,7 +348,7 @@ class Editor:
     def _statistics_with(self, rows: TurnRows, turn: Turn) -> LifelongStatistics:
         """The lifelong statistics with those of one more turn."""
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
-        return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives, subject_tokens(turn.sequences))
+        return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives)
 
     def _passes(self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics) -> TurnPasses:
         text, remembered = self.prepare_reference_text(), self.lifelong.remembered

@@ -153,12 +153,12 @@ def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
 def _check_options(path: Path, editor: Editor, lifelong: LifelongStatistics) -> None:
     config = editor.config
     solved, gradient = config.solves_targets, bool(config.subject_modules) and not config.solves_targets
-    expected = {"preserve": config.preserves, "whiten": config.whiten, "subject_modules": gradient, "solved targets": solved}
+    expected = {"preserve": config.preserves, "whiten": config.whiten, "solved targets": solved, "subject_modules": gradient}
     found = {
         "preserve": bool(lifelong.preserved),
         "whiten": bool(lifelong.whitening),
-        "subject_modules": bool(lifelong.subject_moments),
         "solved targets": bool(lifelong.remembered),
+        "subject_modules": bool(lifelong.subject_moments),
     }
     for name in expected if lifelong.moments else ():
         if expected[name] != found[name]:

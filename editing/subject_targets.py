@@ -6,18 +6,22 @@ The residuals and every decision are the same on all workers: rows are gathered 
 worker's word. Each step sends the rows of the edits that are not settled, ``d_in + d_out`` numbers a module and edit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 
 import torch
 from torch import Tensor
 
 from editing.config import EditorConfig
+from editing.errors import InputError, InvalidRequest
 from editing.method.residuals import ResidualSteps, leads_for_sure
 from editing.method.rows import TurnRows
+from editing.model.joining import Joiner
 from editing.model.row_positions import row_owners, row_positions
+from editing.model.tokenization import AnswerSequence, encode
 from editing.sharding.collectives import Collectives
-from editing.turn import PreparedTurn
+from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from editing.turn_capture import TurnCapture
 
 
@@ -34,7 +38,14 @@ class SolvedTargets:
     num_settled: int
 
 
-def solve_targets(prepared: PreparedTurn, rows: TurnRows, capture: TurnCapture, config: EditorConfig, collectives: Collectives) -> SolvedTargets:
+def solve_targets(
+    prepared: PreparedTurn,
+    rows: TurnRows,
+    capture: TurnCapture,
+    config: EditorConfig,
+    collectives: Collectives,
+    in_contexts: Sequence[PreparedTurn] = (),
+) -> SolvedTargets:
     """Find the residuals of a turn.
 
     Args:
@@ -43,40 +54,93 @@ def solve_targets(prepared: PreparedTurn, rows: TurnRows, capture: TurnCapture, 
         capture: Captures the turn with residuals in place.
         config: Steps, margin and bound.
         collectives: How all workers decide alike.
+        in_contexts: The same edits in the same order with text before their prompts. A residual serves all of these; gradients and
+            keys are means over them.
 
     Raises:
         TurnRefused: A loss or a gradient is not finite.
     """
-    sequences = prepared.turn.sequences
-    owners = row_owners(sequences)["answer"]
+    forms = [prepared, *in_contexts]
+    edits = range(len(prepared.turn.sequences))
+    with_subject = [i for i in edits if all(form.turn.sequences[i].subject is not None for form in forms)]
     searches = {name: ResidualSteps(outputs, config.subject_bound) for name, outputs in rows.outputs.items()}
     keys = {name: rows.keys[name].clone() for name in searches}
-    gradients = {name: rows.value_gradients[name] for name in searches}
-    with_subject = [i for i, sequence in enumerate(sequences) if sequence.subject is not None]
-    active = _not_yet(with_subject, owners, ~leads_for_sure(rows.losses, config.subject_margin), len(sequences), collectives)
-    places = row_positions(active, sequences)["subject"]
-    gradients = {name: held[places.to(held.device)] for name, held in gradients.items()}
+    pending = ~leads_for_sure(rows.losses, config.subject_margin)
+    active = _not_yet(with_subject, prepared, pending, collectives)
+    first = {name: rows.value_gradients[name] for name in searches}
+    gradients = _of_edits(first, prepared, active)
+    if in_contexts:
+        nothing = {name: search.residuals[_rows(prepared, active, search.residuals)] for name, search in searches.items()}
+        gradients = _means([gradients, *(capture(form, active, residuals=nothing).value_gradients for form in in_contexts)])
     for _ in range(config.subject_steps):
         if not active:
             break
         for name, search in searches.items():
-            search.step(places.to(search.residuals.device), gradients[name])
-        in_place = {name: search.residuals[places.to(search.residuals.device)] for name, search in searches.items()}
-        found = capture(prepared, active, residuals=in_place, margin=config.subject_margin)
-        for name, held in keys.items():
-            held[places.to(held.device)] = found.keys[name]
-        pending = torch.zeros(len(owners), dtype=torch.bool, device=found.pending.device)
-        pending[row_positions(active, sequences)["answer"].to(pending.device)] = found.pending
-        still = _not_yet(active, owners, pending, len(sequences), collectives)
-        kept = torch.tensor([i in set(still) for i in active], dtype=torch.bool)
-        gradients = {name: held[kept.to(held.device)] for name, held in found.value_gradients.items()}
-        active, places = still, places[kept]
+            search.step(_rows(prepared, active, search.residuals), gradients[name])
+        in_place = {name: search.residuals[_rows(prepared, active, search.residuals)] for name, search in searches.items()}
+        found = [capture(form, active, residuals=in_place, margin=config.subject_margin) for form in forms]
+        for name, mean in _means([captured.keys for captured in found]).items():
+            keys[name][_rows(prepared, active, mean)] = mean
+        still = {i for form, captured in zip(forms, found, strict=True) for i in _pending_edits(active, form, captured.pending, collectives)}
+        kept = torch.tensor([i in still for i in active], dtype=torch.bool)
+        gradients = {name: mean[kept.to(mean.device)] for name, mean in _means([captured.value_gradients for captured in found]).items()}
+        active = [i for i in active if i in still]
     residuals = {name: search.residuals for name, search in searches.items()}
     return SolvedTargets(replace(rows, keys=rows.keys | keys, residuals=residuals), len(with_subject) - len(active))
 
 
-def _not_yet(edits: Sequence[int], owners: Tensor, pending: Tensor, num_edits: int, collectives: Collectives) -> list[int]:
+def read_contexts(count: int) -> list[str]:
+    """The first sentences of those that ship with the project, each with a blank at its end.
+
+    Raises:
+        InputError: There are fewer.
+    """
+    found = [line + " " for line in (resources.files("editing.probes") / "contexts.txt").read_text(encoding="utf-8").splitlines()]
+    if count > len(found):
+        raise InputError(f"subject_contexts: expected at most {len(found)}, found {count}")
+    return found[:count]
+
+
+def put_in_context(turn: Turn, context: str, joiner: Joiner, max_tokens: int | None) -> Turn:
+    """The turn with a text before every prompt. An edit that becomes too long for the model stays as it is."""
+    return replace(turn, edits=tuple(replace(edit, sequence=_in_context(edit, context, joiner, max_tokens)) for edit in turn.edits))
+
+
+def _in_context(edit: TokenizedEdit, context: str, joiner: Joiner, max_tokens: int | None) -> AnswerSequence:
+    request = edit.request
+    try:
+        return encode(joiner, context + request.prompt, request.target, subject=request.subject, max_tokens=max_tokens)
+    except InvalidRequest:
+        return edit.sequence
+
+
+def _rows(prepared: PreparedTurn, edits: Sequence[int], like: Tensor) -> Tensor:
+    """Numbers of the subjects' rows of chosen edits."""
+    return row_positions(edits, prepared.turn.sequences)["subject"].to(like.device)
+
+
+def _of_edits(tables: Mapping[str, Tensor], prepared: PreparedTurn, edits: Sequence[int]) -> dict[str, Tensor]:
+    return {name: table[_rows(prepared, edits, table)] for name, table in tables.items()}
+
+
+def _means(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Means of equally named tables."""
+    first, *others = several
+    if not others:
+        return dict(first)
+    return {name: torch.stack([tables[name] for tables in several]).mean(0) for name in first}
+
+
+def _pending_edits(chosen: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
+    """Those of the chosen edits that have a pending row; ``pending`` tells it of the chosen edits' rows."""
+    whole = torch.zeros(sum(len(s.answer_ids) for s in prepared.turn.sequences), dtype=torch.bool, device=pending.device)
+    whole[row_positions(chosen, prepared.turn.sequences)["answer"].to(pending.device)] = pending
+    return _not_yet(chosen, prepared, whole, collectives)
+
+
+def _not_yet(edits: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
     """Those of the edits that have a pending row; the first worker's word."""
-    counts = torch.zeros(num_edits).index_add_(0, owners, pending.float().cpu())
+    sequences = prepared.turn.sequences
+    counts = torch.zeros(len(sequences)).index_add_(0, row_owners(sequences)["answer"], pending.float().cpu())
     counts = collectives.broadcast(counts.to(pending.device))
     return [i for i in edits if counts[i] > 0]

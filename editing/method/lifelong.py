@@ -45,19 +45,16 @@ class LifelongStatistics:
         shards: Mapping[str, LinearShard],
         options: MethodOptions,
         collectives: Collectives,
-        subject_tokens: Tensor | None = None,
     ) -> "LifelongStatistics":
         """These statistics with those of one more turn. All workers call this.
 
         Args:
-            rows: All rows of the turn; with the keys of all tokens if the ridge preserves. Modules with solved targets have no moments; their
-                keys are remembered if there are residuals for them.
+            rows: All rows of the turn; with the keys of all tokens if the ridge preserves. Of modules with solved targets only the keys of
+                their rows are kept, and only if there are residuals for them.
             group_sizes: At each site, the number of rows of each group that has some.
             shards: What this worker holds of each module.
             options: Which statistics are kept.
             collectives: How partial results become whole.
-            subject_tokens: Positions of the subjects' last tokens among all tokens. Where targets are solved, what the ridge
-                preserves leaves them out: there the output is to change.
         """
         result = LifelongStatistics(*(dict(getattr(self, f.name)) for f in fields(self)))
         for name, shard in shards.items():
@@ -68,11 +65,8 @@ class LifelongStatistics:
             elif site == "answer" or not options.solves_targets:
                 z = torch.cat((rows.keys[name], gradients), dim=1)
                 result._add_moments(site, _whole(Moments.of_groups(z, group_sizes[site], options.moments), shard, collectives), shard.shape)
-            if options.preserves:
-                tokens = rows.tokens[name]
-                if subject_tokens is not None and site == "subject" and options.solves_targets:
-                    tokens = _without(tokens, subject_tokens)
-                result._add_keys(name, tokens, keys, options)
+            if options.preserves and (site == "answer" or not options.solves_targets):
+                result._add_keys(name, rows.tokens[name], keys, options)
             if options.whiten:
                 result._add_gradients(name, gradients, Features(shard, "values", collectives))
         return result
@@ -96,12 +90,6 @@ class LifelongStatistics:
     def _add_gradients(self, name: str, gradients: Tensor, features: Features) -> None:
         second = self.whitening.get(name) or SecondMoment.empty(features.num_features, gradients.device)
         self.whitening[name] = second.add(features.broadcast(features.all_gather(gradients)))
-
-
-def _without(table: Tensor, rows: Tensor) -> Tensor:
-    kept = torch.ones(len(table), dtype=torch.bool, device=table.device)
-    kept[rows.to(table.device)] = False
-    return table[kept]
 
 
 def _whole(held: Moments, shard: LinearShard, collectives: Collectives) -> Moments:

@@ -13,8 +13,8 @@ token, no weight changes, and ``d`` takes steps down the loss of the answer unti
 An edit that has settled takes no further step, so its residual is hardly larger than it must be. The targets of the solve are then
 ``T = d``, with the keys that the module sees while the residuals of the modules below it are in place.
 
-What is written must be remembered by the solve, or later turns undo it. Beside the text, ``M`` of the preserving ridge therefore holds
-the sum of ``k k'`` over the keys of all earlier edits, each at its full weight:
+What is written must be remembered by the solve, or later turns undo it. Beside the reference text, the ridge therefore holds the sum of
+``k k'`` over the keys of all earlier edits, each at its full weight:
 
     S = argmin ||K S - T||^2 + sum_earlier ||k S||^2 + w (mean_text ||k S||^2) + r ||S||^2
 

@@ -119,9 +119,8 @@ class TurnSolver:
             goal = self.targets(name, rows)
             if wanted is not None:
                 goal = goal * wanted.unsqueeze(1)
-            if name not in self._statistics.preserved:
-                return self._solve_plain(name, keys, goal)
-            return self._solve_preserving(name, keys, goal, solved=name in rows.residuals)
+            solve = self._solve_remembering if name in rows.residuals else self._solve_preserving
+            return solve(name, keys, goal) if self._config.preserves else self._solve_plain(name, keys, goal)
         except LinAlgError:
             return Shift.undefined(keys, gradients)
 
@@ -131,13 +130,20 @@ class TurnSolver:
             return whiten(gradients, self._statistics.whitening[name], Features(shard, "values", self._collectives))
         return self._statistics.at(rows.site(name))[shard.shape].of_features(shard.value_features).normalize(gradients)
 
-    def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor, *, solved: bool) -> Shift:
+    def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
         if name not in self._systems:
             ridge, config = self._statistics.preserved[name], self._config
-            weight = config.subject_weight if solved else config.preserve_weight
-            known = {"text": self._reference.get(name), "remembered": self._remembered.get(name)}
-            self._systems[name] = ridge.system(ridge=config.ridge, weight=weight, **known)
-        left, gram = self._systems[name].solve(keys, self._features(name))
+            self._systems[name] = ridge.system(ridge=config.ridge, weight=config.preserve_weight, text=self._reference.get(name))
+        return self._solve_with(self._systems[name], name, keys, goal)
+
+    def _solve_remembering(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
+        """Beside the text and all edits before this turn."""
+        ridge, weight = self._config.ridge, self._config.subject_weight
+        system = self._reference[name].system(ridge=ridge, weight=weight, remembered=self._remembered.get(name))
+        return self._solve_with(system, name, keys, goal)
+
+    def _solve_with(self, system: System, name: str, keys: Tensor, goal: Tensor) -> Shift:
+        left, gram = system.solve(keys, self._features(name))
         return solve_rows(left.to(goal.dtype), gram, goal, ridge=1.0)
 
     def _solve_plain(self, name: str, keys: Tensor, goal: Tensor) -> Shift:

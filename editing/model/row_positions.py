@@ -23,12 +23,6 @@ def token_positions(chosen: Sequence[int], sequences: Sequence[AnswerSequence]) 
     return _ranges(chosen, token_offsets(sequences))
 
 
-def subject_tokens(sequences: Sequence[AnswerSequence]) -> Tensor:
-    """Positions of the subjects' last tokens among the tokens of all sequences."""
-    offsets = token_offsets(sequences)
-    return torch.tensor([offset + place for offset, s in zip(offsets, sequences, strict=False) for place in s.rows("subject")], dtype=torch.int64)
-
-
 def row_owners(sequences: Sequence[AnswerSequence]) -> dict[Site, Tensor]:
     """The sequence of each row, at each site."""
     counts = {site: torch.tensor([len(sequence.rows(site)) for sequence in sequences], dtype=torch.int64) for site in SITES}

@@ -101,6 +101,7 @@ from orchestrator.cli.options import (
 @method("--subject-steps", **WHOLE, help="Most steps in which a target is solved. [default: the preset's, else 10]")
 @method("--subject-margin", **NUMBER, help="Lead of an answer, in nats, at which its target is solved. [default: the preset's, else 1]")
 @method("--subject-bound", **NUMBER, help="Largest solved target, as a share of the module's outputs. [default: the preset's, else 1]")
+@method("--subject-contexts", **WHOLE, help="Sentences before the prompt, each a further form of the edit. [default: the preset's, else 0]")
 @method("--subject-weight", **NUMBER, help="Weight of the ridge where targets are solved. [default: the preset's, else 5000]")
 @method(
     "--join",

@@ -78,6 +78,7 @@ class RunConfig:
         subject_steps: Most steps in which a target is solved; by default the preset's, else 10.
         subject_margin: Lead of an answer, in nats, at which its target is solved; by default the preset's, else 1.
         subject_bound: Largest norm of a solved target, as a share of the module's outputs; by default the preset's, else 1.
+        subject_contexts: Sentences before the prompt as further forms of an edit; by default the preset's, else none.
         subject_weight: Weight of the preserving ridge where targets are solved; by default the preset's, else 5000.
         join: How a prompt and its answer meet; by default ``published`` where that preset is asked for, else ``raw``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
@@ -137,6 +138,7 @@ class RunConfig:
     subject_steps: int | None = None
     subject_margin: float | None = None
     subject_bound: float | None = None
+    subject_contexts: int | None = None
     subject_weight: float | None = None
     join: Join | None = None
     warm_up: int = 0
