@@ -242,7 +242,7 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
         "second moments": sum(second_moments_bytes(shape, work.method, at_once) for shape in footprint.shapes),
         "slots for streamed layers": sum(slots),
         "work": _work_bytes(footprint, tokens, work.edits_per_turn * _ROWS_AN_EDIT, streamed, masters),
-        "hidden states": 3 * min(of_turn * footprint.hidden * footprint.itemsize, 64 * MIB),
+        "hidden states": 3 * min(of_turn * (1 + work.method.subject_contexts) * footprint.hidden * footprint.itemsize, 64 * MIB),
     }
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PHASES = ("load", "warm_up", "capture", "solve", "refine", "apply", "watch", "checkpoint", "save", "evaluation", "total")
+PHASES = ("load", "warm_up", "capture", "targets", "solve", "refine", "apply", "watch", "checkpoint", "save", "evaluation", "total")
 
 
 @contextmanager

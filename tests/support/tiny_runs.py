@@ -11,6 +11,9 @@ MODEL = PARITY / "llama-tiny" / "model"
 TURNS, PER_TURN = 10, 6
 RECORDS: list[dict[str, str]] = json.loads((PARITY / "llama-tiny" / "edits.json").read_text())
 
+SOLVED = ["--passes", "2", "--preserve", "exact", "--preserve-text", "everyday", "--subject-modules", "model.layers.0.mlp.down_proj"]
+SOLVED += ["--subject-targets", "solved", "--subject-steps", "3", "--subject-bound", "3", "--subject-weight", "20", "--subject-contexts", "1"]
+
 
 def arguments(edits: Path, out: Path, *more: object) -> list[str]:
     settings = ["--modules", "model.layers.{1,2}.mlp.{gate,up}_proj", "--learning-rate", "1e-3", "--edits-per-turn", str(PER_TURN)]

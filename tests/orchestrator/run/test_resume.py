@@ -17,11 +17,12 @@ import pytest
 from tests.support.command_line import Outcome
 from tests.support.forked import ForkedRun
 from tests.support.paths import PARITY
-from tests.support.tiny_runs import MODEL, PER_TURN, TURNS, arguments, digests, ledger
+from tests.support.tiny_runs import MODEL, PER_TURN, SOLVED, TURNS, arguments, digests, ledger
 
 METHODS = [
     ["--passes", "3", "--margin", "0.1", "--ridge", "2", "--preserve", "exact", "--preserve-text", "everyday", "--whiten", "--warm-up", "9"],
     ["--preserve", "sketch", "--preserve-rank", "8", "--preserve-weight", "20", "--passes", "2", "--subject-modules", "model.layers.0.mlp.down_proj"],
+    SOLVED,
 ]
 
 
@@ -144,7 +145,7 @@ def test_an_unfinished_run_is_not_begun_anew_by_accident(edits: Path, undisturbe
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("options", METHODS, ids=lambda options: options[0].removeprefix("--"))
+@pytest.mark.parametrize("options", METHODS, ids=["refined", "at-subjects", "solved"])
 def test_a_resumed_run_ends_in_the_same_bits_whatever_the_method(
     options: list[str], edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.cli.main import main
 from tests.support.paths import PARITY
+from tests.support.tiny_runs import SOLVED
 
 MODEL, EDITS = PARITY / "llama-tiny" / "model", PARITY / "llama-tiny" / "edits.json"
 FLAGS = ["--modules", "model.layers.{1,2}.mlp.down_proj", "--learning-rate", "1e-3", "--edits-per-turn", "10", "--group-size", "5"]
@@ -46,7 +47,9 @@ def outcome(path: Path) -> tuple[object, ...]:
     return json.loads((path / "run.json").read_text())["digests_after"], metrics, texts
 
 
-@pytest.mark.parametrize("flags", [[], ["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"]], ids=["published", "at-subjects"])
+@pytest.mark.parametrize(
+    "flags", [[], ["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"], SOLVED], ids=["published", "at-subjects", "solved"]
+)
 def test_a_streamed_run_gives_what_a_run_in_memory_gives(
     flags: list[str], tmp_path: Path, smallest: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,11 +25,14 @@ BY_NAME = {model.name: model for model in TINY}
 REFINED: dict[str, Any] = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
 EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday", "whiten": True}
 SUBJECTS = {**REFINED, "passes": 2, "subject_modules": ["model.layers.0.mlp.{up,down}_proj", "model.layers.1.mlp.up_proj"], "subject_scale": 0.5}
+SOLVED: dict[str, Any] = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday"}
+SOLVED |= {"subject_targets": "solved", "subject_steps": 4, "subject_bound": 3.0, "subject_weight": 30.0}
+SOLVED["subject_modules"] = ["model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"]
 SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8, "preserve_text": "everyday"}
 
 
 REPLICATED = ["even", "uneven", "one-group", "one-edit", "all", "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
-REPLICATED += ["preserving", "sketching", "subjects", "subject-by-subject"]
+REPLICATED += ["preserving", "sketching", "subjects", "solved", "subject-by-subject"]
 of_shards = pytest.mark.parametrize("num_shards", [1, 2], ids=["of-one-shard", "of-two-shards"])
 
 
@@ -89,6 +92,7 @@ def variants(job_of: Callable[..., Job], folder: Path) -> list[Job]:
         job_of(llama, "preserving", options=EXACT, last_turn=2),
         job_of(BY_NAME["llama-uneven"], "sketching", options=SKETCH, state_after=str(folder / "sketching")),
         job_of(llama, "subjects", options=SUBJECTS, last_turn=2, state_after=str(folder / "subjects")),
+        job_of(llama, "solved", options=SOLVED, last_turn=2),
         job_of(llama, "refusals", measured=False, extra="refusals"),
     ]
 
@@ -141,7 +145,8 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, measured=False, extra="sent")
     one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1, measured=False) for job in jobs]
     methods = [
-        job_of(llama, name, options=options, last_turn=2) for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS))
+        job_of(llama, name, options=options, last_turn=2)
+        for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS), ("solved", SOLVED))
     ]
     methods.append(job_of(llama, "subject-by-subject", options={**SUBJECTS, "group_size": 1}))  # the last turn is one edit, and has none
     return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
@@ -198,7 +203,7 @@ def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], 
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects"])
+@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects", "solved"])
 def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
