@@ -6,7 +6,7 @@ a group's rows becomes a weight on each row, and any physical batching gives the
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -85,16 +85,15 @@ def capture(
     with full_speed(device, decoder.model):
         at_once = decoder.residency.holds(start, decoder.num_layers)
         head_gradients = partial(_head_gradients, decoder, weights=weights, rows=rows, margin=margin)
-        recorder = partial(_Recorder, rows=rows, residuals=residuals or {})
-        (_capture_at_once if at_once else _capture_by_segments)(decoder, modules, inputs, recorder, start, batch_tokens, head_gradients)
+        hooks = _Hooks(modules, rows, residuals or {})
+        (_capture_at_once if at_once else _capture_by_segments)(decoder, hooks, inputs, start, batch_tokens, head_gradients)
     return rows
 
 
 def _capture_at_once(
     decoder: Decoder,
-    modules: Mapping[str, nn.Linear],
+    hooks: "_Hooks",
     inputs: LayerInputs,
-    recorder: "Callable[[Mapping[str, nn.Linear], Batch], _Recorder]",
     start: int,
     batch_tokens: int,
     head_gradients: HeadGradients,
@@ -103,7 +102,7 @@ def _capture_at_once(
     for together in _within(batch_tokens, inputs):
         finals = []
         for batch, hidden in together:
-            with recorder(modules, batch):
+            with hooks.recording(batch):
                 finals.append(decoder.suffix(batch.input_ids, hidden, start))
         gradients = head_gradients(finals, [batch for batch, _ in together])
         torch.autograd.backward(finals, gradients)
@@ -111,9 +110,8 @@ def _capture_at_once(
 
 def _capture_by_segments(
     decoder: Decoder,
-    modules: Mapping[str, nn.Linear],
+    hooks: "_Hooks",
     inputs: LayerInputs,
-    recorder: "Callable[[Mapping[str, nn.Linear], Batch], _Recorder]",
     start: int,
     batch_tokens: int,
     head_gradients: HeadGradients,
@@ -124,15 +122,14 @@ def _capture_by_segments(
     with closing(decoder.residency.segments(start, decoder.num_layers)) as segments:
         for segment in segments:
             received[segment.start] = inputs
-            inputs = StoredBatches(decoder, run_segment(decoder, inputs, segment))
+            inputs = StoredBatches(decoder, run_segment(decoder, inputs, segment, hooks.adding))
     gradients: list[Tensor] = []
     for together in _within(batch_tokens, inputs):
         gradients += head_gradients([final for _, final in together], [batch for batch, _ in together])
     with closing(decoder.residency.segments(start, decoder.num_layers, down=True)) as segments:
         for segment in segments:
-            own = {name: m for name, m in modules.items() if decoder.layer_of(name) in segment}
             for k, (batch, hidden) in enumerate(received.pop(segment.start)):
-                with recorder(own, batch):
+                with hooks.recording(batch):
                     leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start)
                     output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop)
                 torch.autograd.backward(output, gradients[k])
@@ -178,31 +175,52 @@ def _lead(logits: Tensor, labels: Tensor) -> Tensor:
     return own.squeeze(1) - logits.scatter_(1, labels.unsqueeze(1), -torch.inf).amax(1)
 
 
-class _Recorder:
-    """Forward hooks on the edited modules that add residuals and copy the batch's rows of inputs and output gradients."""
+class _Hooks:
+    """Forward hooks on the edited modules, for one batch at a time: they add residuals, and copy rows of inputs and output gradients.
 
-    def __init__(self, modules: Mapping[str, nn.Linear], batch: Batch, rows: TurnRows, residuals: Mapping[str, Tensor]) -> None:
-        self._modules, self._batch, self._rows, self._residuals = modules, batch, rows, residuals
-        self._handles: list[Any] = []
+    Args:
+        modules: The edited modules by name.
+        rows: Where the rows are copied to.
+        residuals: By module, what is added to its output at each of its rows.
+    """
 
-    def __enter__(self) -> None:
-        self._handles = [m.register_forward_hook(self._hook(name)) for name, m in self._modules.items()]
+    def __init__(self, modules: Mapping[str, nn.Linear], rows: TurnRows, residuals: Mapping[str, Tensor]) -> None:
+        self._modules, self._rows, self._residuals = modules, rows, residuals
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    @contextmanager
+    def adding(self, batch: Batch) -> Iterator[None]:
+        """Within this context a run of a batch has the residuals added."""
+        with ExitStack() as stack:
+            for name in self._residuals:
+                stack.callback(self._modules[name].register_forward_hook(self._adder(name, batch)).remove)
+            yield
 
-    def _hook(self, name: str) -> Any:
-        positions, row_ids = self._batch.at(self._rows.site(name))
+    @contextmanager
+    def recording(self, batch: Batch) -> Iterator[None]:
+        """The same, and its rows are copied."""
+        with self.adding(batch), ExitStack() as stack:
+            for name, module in self._modules.items():
+                stack.callback(module.register_forward_hook(self._recorder(name, batch)).remove)
+            yield
+
+    def _adder(self, name: str, batch: Batch) -> Any:
+        positions, row_ids = batch.at(self._rows.site(name))
+
+        def add(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            added = self._residuals[name][row_ids].to(output.dtype)
+            return output.flatten(0, -2).index_add(0, positions, added).view_as(output)
+
+        return add
+
+    def _recorder(self, name: str, batch: Batch) -> Any:
+        positions, row_ids = batch.at(self._rows.site(name))
 
         def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if (residuals := self._residuals.get(name)) is not None:
-                output = output.flatten(0, -2).index_add(0, positions, residuals[row_ids].to(output.dtype)).view_as(output)
             self._rows.keys[name][row_ids] = at_positions(inputs[0], positions)
             if name in self._rows.outputs:
                 self._rows.outputs[name][row_ids] = at_positions(output, positions)
             if self._rows.tokens:
-                self._rows.tokens[name][self._batch.token_ids] = at_positions(inputs[0], self._batch.tokens)
+                self._rows.tokens[name][batch.token_ids] = at_positions(inputs[0], batch.tokens)
             if not output.requires_grad:  # no edited module is below this one: the graph starts here
                 output = output.requires_grad_().clone()  # some families add to it in place, which a leaf does not allow
             output.register_hook(store_gradient)

@@ -4,9 +4,10 @@ The prefix holds no edited module, so its output stays exact whatever happens to
 together, and an evaluation can use it for both the edited and the unedited model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,10 +95,12 @@ class StoredBatches:
 
 
 @torch.no_grad()
-def run_segment(decoder: Decoder, inputs: LayerInputs, layers: range) -> Iterator[tuple[Batch, Tensor]]:
-    """Run one segment, whose weights are in memory, over batches, without a graph."""
+def run_segment(
+    decoder: Decoder, inputs: LayerInputs, layers: range, around: Callable[[Batch], AbstractContextManager[Any]] | None = None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Run one segment, whose weights are in memory, over batches, without a graph; each of them within ``around`` of it."""
     for batch, hidden in inputs:
-        with full_speed(decoder.device, decoder.model):
+        with full_speed(decoder.device, decoder.model), around(batch) if around else nullcontext():
             output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
         yield batch, output
 
