@@ -20,10 +20,13 @@ from torch import Tensor
 
 from editing.errors import InputError
 from editing.files.checkpoint_files import index_of, weight_files
+from editing.files.format_version import Format
 from editing.files.safetensors_header import HEADER_NAMES, header_of, read_header, tensor_bytes
 
 ACCOUNT = "ultraedit.json"
 """What became of every file of the base, and which tensors were edited."""
+
+FORMAT = Format("saved model", 1)
 
 _CHUNK_BYTES = 2**24
 _TEMPLATES = "additional_chat_templates"
@@ -57,7 +60,7 @@ def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path) -> None:
         account = _copy_companions(base, folder, replaced)
         if "float32" in set(written.values()) - {_precision(base)}:
             _raise_precision(folder / "config.json")
-        about = {"format_version": 1, "base": str(base), "edited": written, **account}
+        about = {**FORMAT.tag, "base": str(base), "edited": written, **account}
         (folder / ACCOUNT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: the edited model could not be written ({error})") from None

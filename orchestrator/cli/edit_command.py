@@ -39,7 +39,11 @@ from orchestrator.cli.options import (
 
 @command("edit")
 @model_and_data("--model", **NAMED_MODEL, help="Folder or Hugging Face Hub id of the model.")
-@model_and_data("--edits", **INPUT, help="The edits: JSON lines, a JSON array or Parquet, plain, gzip or zstd; or a folder of such files.")
+@model_and_data(
+    "--edits",
+    **INPUT,
+    help="The edits: JSON lines, a JSON array, CSV, TSV, Parquet or Arrow, also gzip or zstd; a folder of them; - for standard input.",
+)
 @model_and_data("--output", type=click.Path(), metavar="FOLDER", help="Folder for the edited model and the results.")
 @model_and_data(
     "--format",
@@ -48,7 +52,9 @@ from orchestrator.cli.options import (
     help=f"Record format of the edits: auto, {', '.join(FORMATS)}. [default: auto]",
 )
 @model_and_data("--limit", **COUNT, help="Use the first N usable records only.")
-@model_and_data("--strict", is_flag=True, default=None, help="Stop at the first unusable record instead of setting it aside.")
+@model_and_data(
+    "--strict", is_flag=True, default=None, help="Stop at the first unusable record instead of setting it aside, and at fields that are not read."
+)
 @model_and_data("--save", type=click.Choice(SAVES), help="The whole edited model, or the edited weights alone. [default: full]")
 @model_and_data("--config", "config_file", **FILE, help="YAML file with any of these options. The command line wins.")
 @method(

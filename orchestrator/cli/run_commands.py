@@ -29,7 +29,14 @@ def rollback(run_dir: Path, to_turn: int, model: str | None) -> None:
 
 @command("remove")
 @run_dir
-@click.option("--edit", "ids", metavar="ID", multiple=True, required=True, help="Id of an edit to remove; may be given several times.")
+@click.option(
+    "--edit",
+    "ids",
+    metavar="ID",
+    multiple=True,
+    required=True,
+    help="Id of an edit to remove, or ID@RECORD where several have it; may be given several times.",
+)
 @_moved_model
 def remove(run_dir: Path, ids: tuple[str, ...], model: str | None) -> None:
     """Make a finished run what it would be without some of its edits."""
