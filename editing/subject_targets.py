@@ -67,17 +67,16 @@ def solve_targets(
     keys = {name: rows.keys[name].clone() for name in searches}
     pending = ~leads_for_sure(rows.losses, config.subject_margin)
     active = _not_yet(with_subject, prepared, pending, collectives)
-    first = {name: rows.value_gradients[name] for name in searches}
-    gradients = _of_edits(first, prepared, active)
+    gradients = _of_edits({name: rows.value_gradients[name] for name in searches}, prepared, active)
     if in_contexts:
-        nothing = {name: search.residuals[_rows(prepared, active, search.residuals)] for name, search in searches.items()}
-        gradients = _means([gradients, *(capture(form, active, residuals=nothing).value_gradients for form in in_contexts)])
+        in_place = _in_place(searches, prepared, active)  # 0 by now
+        gradients = _means([gradients, *(capture(form, active, residuals=in_place).value_gradients for form in in_contexts)])
     for _ in range(config.subject_steps):
         if not active:
             break
         for name, search in searches.items():
             search.step(_rows(prepared, active, search.residuals), gradients[name])
-        in_place = {name: search.residuals[_rows(prepared, active, search.residuals)] for name, search in searches.items()}
+        in_place = _in_place(searches, prepared, active)
         found = [capture(form, active, residuals=in_place, margin=config.subject_margin) for form in forms]
         for name, mean in _means([captured.keys for captured in found]).items():
             keys[name][_rows(prepared, active, mean)] = mean
@@ -121,6 +120,11 @@ def _rows(prepared: PreparedTurn, edits: Sequence[int], like: Tensor) -> Tensor:
 
 def _of_edits(tables: Mapping[str, Tensor], prepared: PreparedTurn, edits: Sequence[int]) -> dict[str, Tensor]:
     return {name: table[_rows(prepared, edits, table)] for name, table in tables.items()}
+
+
+def _in_place(searches: Mapping[str, ResidualSteps], prepared: PreparedTurn, edits: Sequence[int]) -> dict[str, Tensor]:
+    """The residuals of chosen edits, as they are by now."""
+    return _of_edits({name: search.residuals for name, search in searches.items()}, prepared, edits)
 
 
 def _means(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
