@@ -73,7 +73,7 @@ def load_state(editor: Editor, path: Path) -> None:
             lifelong = _lifelong(editor, slices, counts)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged, or not a stored state ({error}); resume from another checkpoint") from None
-    _check_options(path, editor, lifelong)
+    _check_options(path, editor, lifelong, turns)
     for kind, targets in _held(editor).items():
         for name, target in targets.items():
             target.copy_(held[kind][name])
@@ -150,14 +150,14 @@ def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
             raise InputError(f"{path}: {name} is {tuple(found[name].get_shape())} {stored}; this model's is {shape} {dtype}")
 
 
-def _check_options(path: Path, editor: Editor, lifelong: LifelongStatistics) -> None:
+def _check_options(path: Path, editor: Editor, lifelong: LifelongStatistics, turns: int) -> None:
     config = editor.config
     solved, gradient = config.solves_targets, bool(config.subject_modules) and not config.solves_targets
     expected = {"preserve": config.preserves, "whiten": config.whiten, "solved targets": solved, "subject_modules": gradient}
     found = {
         "preserve": bool(lifelong.preserved),
         "whiten": bool(lifelong.whitening),
-        "solved targets": bool(lifelong.remembered),
+        "solved targets": bool(lifelong.remembered) or (solved and not turns),  # rows that were only observed are not remembered
         "subject_modules": bool(lifelong.subject_moments),
     }
     for name in expected if lifelong.moments else ():

@@ -60,12 +60,13 @@ class LifelongStatistics:
         for name, shard in shards.items():
             gradients, site = rows.value_gradients[name], rows.site(name)
             keys = Features(shard, "keys", collectives)
+            solved = site == "subject" and options.solves_targets
             if name in rows.residuals:
                 result._remember(name, rows.keys[name], keys, options)
-            elif site == "answer" or not options.solves_targets:
+            if not solved:
                 z = torch.cat((rows.keys[name], gradients), dim=1)
                 result._add_moments(site, _whole(Moments.of_groups(z, group_sizes[site], options.moments), shard, collectives), shard.shape)
-            if options.preserves and (site == "answer" or not options.solves_targets):
+            if options.preserves and not solved:
                 result._add_keys(name, rows.tokens[name], keys, options)
             if options.whiten:
                 result._add_gradients(name, gradients, Features(shard, "values", collectives))

@@ -279,6 +279,17 @@ def test_a_residual_that_is_not_finite_refuses_the_turn_and_changes_nothing(monk
     assert one.lifelong is statistics
 
 
+def test_a_state_from_before_the_first_turn_goes_on_too(tmp_path: Path) -> None:
+    whole, first, second = (solving(*ONE) for _ in range(3))
+    for one in (whole, first):
+        one.observe(prepared(one))
+    save_state(first, tmp_path / "state")
+    load_state(second, tmp_path / "state")
+    for one in (whole, second):
+        one.apply(requests())
+    assert second.digests() == whole.digests()
+
+
 def test_rows_that_are_only_observed_are_not_remembered() -> None:
     one = solving(*ONE)
     one.observe(prepared(one))
