@@ -4,6 +4,7 @@
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make docs     the documentation as a site in site/, every link checked; make docs-serve shows it while you write
+# make fuzz     other cases than those of make test for the tests that try whatever input they can think of
 # make coverage which lines the tests run                make wheel-check  build the wheel and use it without the checkout
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -17,7 +18,7 @@ SHARED ?= ../shared/data
 # Processes that run tests side by side
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
+.PHONY: demo test test-slow fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -28,6 +29,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(READY)
+	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -n $(WORKERS) $$(grep -rl "^from hypothesis import" tests/editing tests/orchestrator tests/workers tests/*.py)
 
 check: $(READY)
 	$(BIN)/ruff check .

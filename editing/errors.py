@@ -33,9 +33,8 @@ class InvalidRequest(InputError):
     """
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
+        self.field, self.reason = on_one_line(field), on_one_line(reason)
+        super().__init__(f"{self.field}: {self.reason}")
 
 
 class TurnRefused(UltraEditError):
@@ -71,6 +70,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
     known = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
     words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, known) or any(word in str(error) for word in words)
+
+
+def on_one_line(text: str) -> str:
+    """A text whose signs all show, for names that come from somebody's file: a line end among them is written ``\\n``."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def first_line(error: BaseException) -> str:

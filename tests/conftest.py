@@ -19,8 +19,11 @@ from tests.support.paths import PARITY
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
-settings.load_profile("tests")
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+settings.register_profile(
+    "tests", settings.get_profile("search"), derandomize=True, database=None
+)  # the same cases every time; make fuzz looks for others
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 torch.set_num_threads(1)  # tiny models; and bits are compared between processes, which another number of threads changes
 
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from editing.errors import InvalidRequest
+from editing.errors import InvalidRequest, on_one_line
 
 _Value = TypeVar("_Value")
 
@@ -115,13 +115,16 @@ class Fields:
         if not left and not self._inner and not self._not_asked and not self.remarks:
             return NOTHING
         inner = [one.notes(known) for one in self._inner]
-        unread = [(self._path + name, self._near(name)) for name in left if name not in known]
+        unread = [(self._shown(name), self._near(name)) for name in left if name not in known]
         return Notes(
             _once(*unread, *(one for notes in inner for one in notes.unread)),
-            _once(*(self._path + name for name in left if name in known), *(one for notes in inner for one in notes.unused)),
+            _once(*(self._shown(name) for name in left if name in known), *(one for notes in inner for one in notes.unused)),
             _once(*self._not_asked.items(), *(one for notes in inner for one in notes.not_asked)),
             _once(*self.remarks, *(one for notes in inner for one in notes.remarks)),
         )
+
+    def _shown(self, name: str) -> str:
+        return on_one_line(self._path + name)
 
     def _near(self, name: str) -> str | None:
         return near(name, tuple(sorted(self._asked - self._record.keys())))

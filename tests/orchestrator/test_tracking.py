@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestrator import tracking
 from orchestrator.tracking import MlflowTracker, NoTracker, make_tracker
 from tests.support.command_line import FinishedRun, Outcome
 from tests.support.ports import free_ports
+from tests.support.quiet_server import QuietServer
 from workers.worker import LocalWorker
 
 pytest.importorskip("mlflow")
@@ -43,7 +44,7 @@ class Server:
         self.batches: list[int] = []
         self.status = "RUNNING"
         self._artifacts = artifacts
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = QuietServer(("127.0.0.1", 0), self._handler())
         self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 

@@ -18,6 +18,7 @@ from editing.datasets.writing import SCHEMA, RequestWriter
 from editing.requests import TEXT_LISTS
 from orchestrator.run.run_config import FormatName
 from tests.support.edit_files import BENCH, CASES, FEVER, FLAT, JSONL, JUNK, KNOWEDIT, MQUAKE, QAEDIT, WIKIBIGEDIT, json_lines, write_file
+from tests.support.more_formats import CKNOWEDIT
 from tests.support.paths import PUBLIC_DATA
 
 REWRITES = [{**MQUAKE["requested_rewrite"][0], "target_new": {"str": name}} for name in ("Rome", "Milan", "Turin")]
@@ -254,6 +255,16 @@ def test_any_value_in_any_field_costs_at_most_its_own_record(broken: tuple[str, 
         good = check(format, put(record, path, value), Path(folder))
     if good:
         assert round_trip(good, "edits.parquet") == good
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1e", "\u2028", "\ud800"])
+def test_names_of_fields_are_shown_on_one_line(name: str, tmp_path: Path) -> None:
+    (bad,) = read(tmp_path, {**CKNOWEDIT, "locality": {name: [None]}})
+    assert isinstance(bad, BadRecord)
+    assert bad.reason.startswith(f"locality.{ascii(name)[1:-1]}: expected ")
+    (good,) = read(tmp_path, {**CKNOWEDIT, name: 1})
+    assert isinstance(good, NumberedRequest)
+    assert good.notes.unread == ((ascii(name)[1:-1], None),)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from editing import ModelError
 from editing.files.checkpoint_files import INDEX, weight_files
 from tests.support.families import tiny_model
 from tests.support.paths import PARITY
+from tests.support.quiet_server import QuietServer
 
 
 def a_model(folder: Path, **save: object) -> Path:
@@ -145,7 +146,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"{}")
     handler = type("OwnHub", (Hub,), {"folder": folder, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", handler
     server.shutdown()
