@@ -22,8 +22,14 @@ Join = Literal["raw", "published", "none"]
 SubjectTargets = Literal["gradient", "solved"]
 """What an edit's output at its subject is to become: a step along its gradient, or a value solved for. See :mod:`editing.method.residuals`."""
 
+AnswerEnd = Literal["none", "stop"]
+"""What an edit writes after its answer."""
+
 PreserveForm = Literal["off", "auto", "exact", "sketch"]
 """Whether the ridge preserves, and how it stores the keys that it has seen. See :mod:`editing.method.preserve`."""
+
+RAW, AUTO = "raw", "auto"
+"""Values of ``framings`` that name no template: the prompt as typed, and this with a chat where the model has a template for one."""
 
 NONE, EVERYDAY = "none", "everyday"
 """Values of ``preserve_text`` that name no file: no text, and the text that ships with the project."""
@@ -62,6 +68,10 @@ class MethodOptions:
         subject_weight: Weight of the mean squared change on that text, where targets are solved.
         join: How a prompt and its answer meet: ``raw`` for the text as typed, ``published`` for the published code's tokens, or ``none``.
             See :mod:`editing.model.joining`.
+        framings: The ways in which each edit is written, all in the same turn: names of shipped framings, definitions, or files of them.
+            ``auto`` is ``raw``, and ``chat`` beside it where the model has a chat template. See :mod:`editing.model.framing`.
+        answer_end: Whether an edit also writes what ends its answer: ``none``, or ``stop`` for the end of a turn in a chat and a full stop
+            in a text.
     """
 
     moments: MomentRule = "published"
@@ -82,6 +92,8 @@ class MethodOptions:
     subject_contexts: int = 0
     subject_weight: float = 5000.0
     join: Join = "raw"
+    framings: tuple[str, ...] = (AUTO,)
+    answer_end: AnswerEnd = "none"
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge)
@@ -97,6 +109,7 @@ class MethodOptions:
         check_choice("subject_targets", self.subject_targets, get_args(SubjectTargets))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
         check_choice("join", self.join, get_args(Join))
+        check_choice("answer_end", self.answer_end, get_args(AnswerEnd))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
         if not isinstance(self.whiten, bool):
@@ -104,6 +117,11 @@ class MethodOptions:
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):
             raise InputError(f"subject_modules: expected names of modules, found {self.subject_modules!r}")
         object.__setattr__(self, "subject_modules", tuple(self.subject_modules))
+        if not isinstance(self.framings, (list, tuple)) or not self.framings or not all(isinstance(one, str) and one for one in self.framings):
+            raise InputError(f"framings: expected names or definitions of framings, found {self.framings!r}")
+        if len(set(self.framings)) < len(self.framings):
+            raise InputError(f"framings: expected each of them once, found {', '.join(self.framings)}")
+        object.__setattr__(self, "framings", tuple(self.framings))
         if self.solves_targets and not (self.subject_modules and self.preserves_text):
             lacking = "subject_modules" if not self.subject_modules else "preserve_text" if self.preserves else "preserve"
             raise InputError(f"subject_targets: solved targets need {lacking}, found {getattr(self, lacking) or 'none'}; set it, or use gradient")

@@ -40,6 +40,7 @@ from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
 from editing.model.decoder import Decoder
+from editing.model.framing import resolved
 from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
@@ -98,9 +99,11 @@ class Editor:
         self.model = model.eval().requires_grad_(False)
         self.base = BaseFiles.of_model(model)
         self.tokenizer = tokenizer
-        self.config = config
+        self.config = config = replace(config, framings=resolved(config.framings, tokenizer))
         self.decoder = decoder or Decoder(model)
-        self.joiner = Joiner(tokenizer, config.join, num_embeddings=self.decoder.config.vocab_size)
+        self.joiner = Joiner(
+            tokenizer, config.join, num_embeddings=self.decoder.config.vocab_size, framings=config.framings, ends=config.answer_end == "stop"
+        )
         self.collectives = collectives or SingleWorker()
         self.modules, self.sites = _resolve_sites(self.decoder, config)
         self.start = min(self.decoder.layer_of(name) for name in self.modules) if config.cache_prefix else 0
@@ -283,13 +286,13 @@ class Editor:
         self.lifelong = self._statistics_with(self.capture(prepared, tokens=self.config.preserves), prepared.turn)
 
     def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
-        """Share of a turn's answer tokens that the model has right now; mean over its edits.
+        """Share of a turn's answer tokens that the model has right now; mean over its edits in all of their forms.
 
         Args:
             prepared: The turn.
-            sample: Measure only this many of its edits, evenly spaced from the longest to the shortest.
+            sample: Measure only this many of these forms, evenly spaced from the longest to the shortest.
         """
-        count = len(prepared.turn.edits)
+        count = len(prepared.turn.sequences)
         chosen = range(0, count, max(1, count // sample)) if sample else range(count)
         if self.collectives.num_replicas == 1:
             prefixed = prepared.prefixed.select(chosen)
@@ -370,6 +373,7 @@ class Editor:
         num_settled: int | None,
     ) -> TurnReport:
         turn = prepared.turn
+        with_subject = [i for i, sequence in enumerate(turn.sequences) if sequence.subject is not None]
         return make_report(
             turn,
             rows,
@@ -380,7 +384,7 @@ class Editor:
             efficacy_after=efficacy_after,
             num_pending_rows=passes.num_pending_rows,
             seconds={"prefix": prepared.prefix_seconds, **seconds},
-            num_subjects=sum(s.subject is not None for s in turn.sequences) if self.config.subject_modules else None,
+            num_subjects=len(turn.edits_of(with_subject)) if self.config.subject_modules else None,
             num_settled=num_settled,
         )
 

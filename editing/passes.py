@@ -1,8 +1,8 @@
 """The passes of a turn: the first shifts, then further ones for rows that are still pending.
 
     pass 1    all rows                                          targets for all rows
-    pass 2    captured again with the shifted weights, all edits         targets for pending rows, 0 for the others
-    pass 3 -  captured again, only edits that had pending rows           the same
+    pass 2    captured again with the shifted weights, all sequences     targets for pending rows, 0 for the others
+    pass 3 -  captured again, only sequences that had pending rows           the same
 
 A row is pending while its answer token does not lead by the margin. Keys of rows that are not captured again have changed only
 with the shifts below them, so they stay as captured. All passes use the lifelong statistics of the first one. The shifts of the
@@ -93,9 +93,9 @@ class TurnPasses:
             rows = rows.updated(row_positions(chosen, sequences), capture(self._prepared, chosen))
             pending = self._collectives.broadcast(rows.pending.float())
             self.num_pending_rows.append(int(pending.sum()))
-            edits = torch.zeros(len(sequences)).index_add_(0, owners["answer"], pending.cpu()).sign()
-            chosen = [i for i in chosen if edits[i]]
-            again = edits[owners["subject"]] * (not self._config.solves_targets)  # a solved target is written once
+            open_ones = torch.zeros(len(sequences)).index_add_(0, owners["answer"], pending.cpu()).sign()
+            chosen = [i for i in chosen if open_ones[i]]
+            again = open_ones[owners["subject"]] * (not self._config.solves_targets)  # a solved target is written once
             at_sites: dict[Site, torch.Tensor] = {"answer": pending, "subject": again.to(pending.device)}
             self._solutions.append(self._solver.solve(rows, at_sites) if chosen else Solution.empty())
             if not self._weights.would_change(self.last.shifts):

@@ -2,6 +2,8 @@
 
     first capture --gradients--> step --residuals--> capture (subject modules, edits not settled yet) --gradients--> step ...
 
+Each form of an edit has a residual of its own, and leaves when it is settled.
+
 The residuals and every decision are the same on all workers: rows are gathered after each capture, and which edits have settled is the first
 worker's word. Each step sends the rows of the edits that are not settled, ``d_in + d_out`` numbers a module and edit.
 """
@@ -19,9 +21,9 @@ from editing.method.residuals import ResidualSteps, leads_for_sure
 from editing.method.rows import TurnRows
 from editing.model.joining import Joiner
 from editing.model.row_positions import row_owners, row_positions
-from editing.model.tokenization import AnswerSequence, encode
+from editing.model.tokenization import AnswerSequence
 from editing.sharding.collectives import Collectives
-from editing.turn import PreparedTurn, TokenizedEdit, Turn
+from editing.turn import PreparedTurn, TokenizedEdit, Turn, framed
 from editing.turn_capture import TurnCapture
 
 
@@ -54,38 +56,39 @@ def solve_targets(
         capture: Captures the turn with residuals in place.
         config: Steps, margin and bound.
         collectives: How all workers decide alike.
-        in_contexts: The same edits in the same order with text before their prompts. A residual serves all of these; gradients and
+        in_contexts: The same sequences in the same order with text before their prompts. A residual serves all of these; gradients and
             keys are means over them.
 
     Raises:
         TurnRefused: A loss or a gradient is not finite.
     """
-    forms = [prepared, *in_contexts]
-    edits = range(len(prepared.turn.sequences))
-    with_subject = [i for i in edits if all(form.turn.sequences[i].subject is not None for form in forms)]
+    variants = [prepared, *in_contexts]
+    numbers = range(len(prepared.turn.sequences))
+    with_subject = [i for i in numbers if all(variant.turn.sequences[i].subject is not None for variant in variants)]
     searches = {name: ResidualSteps(outputs, config.subject_bound) for name, outputs in rows.outputs.items()}
     keys = {name: rows.keys[name].clone() for name in searches}
     pending = ~leads_for_sure(rows.losses, config.subject_margin)
     active = _not_yet(with_subject, prepared, pending, collectives)
-    gradients = _of_edits({name: rows.value_gradients[name] for name in searches}, prepared, active)
+    gradients = _of_sequences({name: rows.value_gradients[name] for name in searches}, prepared, active)
     if in_contexts:
         in_place = _in_place(searches, prepared, active)  # 0 by now
-        gradients = _means([gradients, *(capture(form, active, residuals=in_place).value_gradients for form in in_contexts)])
+        gradients = _means([gradients, *(capture(variant, active, residuals=in_place).value_gradients for variant in in_contexts)])
     for _ in range(config.subject_steps):
         if not active:
             break
         for name, search in searches.items():
             search.step(_rows(prepared, active, search.residuals), gradients[name])
         in_place = _in_place(searches, prepared, active)
-        found = [capture(form, active, residuals=in_place, margin=config.subject_margin) for form in forms]
+        found = [capture(variant, active, residuals=in_place, margin=config.subject_margin) for variant in variants]
         for name, mean in _means([captured.keys for captured in found]).items():
             keys[name][_rows(prepared, active, mean)] = mean
-        still = {i for form, captured in zip(forms, found, strict=True) for i in _pending_edits(active, form, captured.pending, collectives)}
+        still = {i for variant, captured in zip(variants, found, strict=True) for i in _still_pending(active, variant, captured.pending, collectives)}
         kept = torch.tensor([i in still for i in active], dtype=torch.bool)
         gradients = {name: mean[kept.to(mean.device)] for name, mean in _means([captured.value_gradients for captured in found]).items()}
         active = [i for i in active if i in still]
     residuals = {name: search.residuals for name, search in searches.items()}
-    return SolvedTargets(replace(rows, keys=rows.keys | keys, residuals=residuals), len(with_subject) - len(active))
+    settled = prepared.turn.edits_of(with_subject) - prepared.turn.edits_of(active)
+    return SolvedTargets(replace(rows, keys=rows.keys | keys, residuals=residuals), len(settled))
 
 
 def read_contexts(count: int) -> list[str]:
@@ -102,29 +105,28 @@ def read_contexts(count: int) -> list[str]:
 
 def put_in_context(turn: Turn, context: str, joiner: Joiner, max_tokens: int | None) -> Turn:
     """The turn with a text before every prompt. An edit that becomes too long for the model stays as it is."""
-    return replace(turn, edits=tuple(replace(edit, sequence=_in_context(edit, context, joiner, max_tokens)) for edit in turn.edits))
+    return replace(turn, edits=tuple(replace(edit, forms=_in_context(edit, context, joiner, max_tokens)) for edit in turn.edits))
 
 
-def _in_context(edit: TokenizedEdit, context: str, joiner: Joiner, max_tokens: int | None) -> AnswerSequence:
-    request = edit.request
+def _in_context(edit: TokenizedEdit, context: str, joiner: Joiner, max_tokens: int | None) -> tuple[AnswerSequence, ...]:
     try:
-        return encode(joiner, context + request.prompt, request.target, subject=request.subject, max_tokens=max_tokens)
+        return framed(joiner, edit.request, max_tokens, context=context)
     except InvalidRequest:
-        return edit.sequence
+        return edit.forms
 
 
-def _rows(prepared: PreparedTurn, edits: Sequence[int], like: Tensor) -> Tensor:
-    """Numbers of the subjects' rows of chosen edits."""
-    return row_positions(edits, prepared.turn.sequences)["subject"].to(like.device)
+def _rows(prepared: PreparedTurn, chosen: Sequence[int], like: Tensor) -> Tensor:
+    """Numbers of the subjects' rows of chosen sequences."""
+    return row_positions(chosen, prepared.turn.sequences)["subject"].to(like.device)
 
 
-def _of_edits(tables: Mapping[str, Tensor], prepared: PreparedTurn, edits: Sequence[int]) -> dict[str, Tensor]:
-    return {name: table[_rows(prepared, edits, table)] for name, table in tables.items()}
+def _of_sequences(tables: Mapping[str, Tensor], prepared: PreparedTurn, chosen: Sequence[int]) -> dict[str, Tensor]:
+    return {name: table[_rows(prepared, chosen, table)] for name, table in tables.items()}
 
 
-def _in_place(searches: Mapping[str, ResidualSteps], prepared: PreparedTurn, edits: Sequence[int]) -> dict[str, Tensor]:
-    """The residuals of chosen edits, as they are by now."""
-    return _of_edits({name: search.residuals for name, search in searches.items()}, prepared, edits)
+def _in_place(searches: Mapping[str, ResidualSteps], prepared: PreparedTurn, chosen: Sequence[int]) -> dict[str, Tensor]:
+    """The residuals of chosen sequences, as they are by now."""
+    return _of_sequences({name: search.residuals for name, search in searches.items()}, prepared, chosen)
 
 
 def _means(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -135,16 +137,16 @@ def _means(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([tables[name] for tables in several]).mean(0) for name in first}
 
 
-def _pending_edits(chosen: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
-    """Those of the chosen edits that have a pending row; ``pending`` tells it of the chosen edits' rows."""
+def _still_pending(chosen: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
+    """Those of the chosen sequences that have a pending row; ``pending`` tells it of their rows."""
     whole = torch.zeros(sum(len(s.answer_ids) for s in prepared.turn.sequences), dtype=torch.bool, device=pending.device)
     whole[row_positions(chosen, prepared.turn.sequences)["answer"].to(pending.device)] = pending
     return _not_yet(chosen, prepared, whole, collectives)
 
 
-def _not_yet(edits: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
-    """Those of the edits that have a pending row; the first worker's word."""
+def _not_yet(chosen: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
+    """Those of the chosen sequences that have a pending row; the first worker's word."""
     sequences = prepared.turn.sequences
     counts = torch.zeros(len(sequences)).index_add_(0, row_owners(sequences)["answer"], pending.float().cpu())
     counts = collectives.broadcast(counts.to(pending.device))
-    return [i for i in edits if counts[i] > 0]
+    return [i for i in chosen if counts[i] > 0]

@@ -25,7 +25,7 @@ class TokenizedEdit:
 
     Attributes:
         request: The request.
-        sequence: Prompt and target: what is edited in, and the probe of efficacy.
+        sequence: Prompt and target, the probe of efficacy.
         rephrase: Rephrased prompt and target, the probe of generalization, or ``None``.
         locality: Locality prompt and answer, the probe of specificity and retention, or ``None``. Where the request
             has no locality answer, the sequence has one row and no meaningful answer.
@@ -35,6 +35,7 @@ class TokenizedEdit:
         record: Number of its record in the input, from 1; 0 if it came from no file.
         typed: Where prompts and answers meet by the published rule, the probes that have other tokens as typed, by name, with these
             tokens; ``None`` with another rule, whose tokens are those of the text as typed.
+        forms: What is edited in: prompt and target in each of the configured framings. By default the sequence itself.
     """
 
     request: EditRequest
@@ -46,6 +47,10 @@ class TokenizedEdit:
     portability: tuple[AnswerSequence, ...] = ()
     record: int = 0
     typed: Mapping[str, AnswerSequence] | None = field(default=None, hash=False)
+    forms: tuple[AnswerSequence, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forms", self.forms or (self.sequence,))
 
     @property
     def probes(self) -> dict[str, AnswerSequence]:
@@ -63,25 +68,30 @@ class TokenizedEdit:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Edits of one turn, longest input first (a stable sort). The order decides which edits share a group.
+    """Edits of one turn, longest input first (a stable sort).
 
     Attributes:
         edits: The edits in this order.
         order: ``order[i]`` is the position of ``edits[i]`` among the requests as they were given.
+        places: Of each sequence, the position of its edit in ``edits``, and its number among the edit's forms. Longest input first: without
+            several framings one of each edit, in the edits' order. The order decides which sequences share a group.
         superseded: Edits that are not applied, since a later edit of the same turn gives their prompt another target.
         before: Number of turns before it in its run.
     """
 
     edits: tuple[TokenizedEdit, ...]
     order: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
     superseded: tuple[TokenizedEdit, ...] = ()
     before: int = 0
 
     @classmethod
     def of(cls, edits: Sequence[TokenizedEdit], superseded: Sequence[TokenizedEdit] = (), *, before: int = 0) -> "Turn":
         """A turn of edits in the order of their requests."""
-        order = sorted(range(len(edits)), key=lambda i: -len(edits[i].sequence.input_ids))
-        return cls(tuple(edits[i] for i in order), tuple(order), tuple(superseded), before)
+        order = sorted(range(len(edits)), key=lambda i: -len(edits[i].forms[0].input_ids))
+        places = [(position, number) for position, i in enumerate(order) for number in range(len(edits[i].forms))]
+        places.sort(key=lambda place: -len(edits[order[place[0]]].forms[place[1]].input_ids))
+        return cls(tuple(edits[i] for i in order), tuple(order), tuple(places), tuple(superseded), before)
 
     @property
     def in_request_order(self) -> list[TokenizedEdit]:
@@ -90,8 +100,12 @@ class Turn:
 
     @property
     def sequences(self) -> list[AnswerSequence]:
-        """Prompt and target of each edit."""
-        return [edit.sequence for edit in self.edits]
+        """Prompt and target of each edit in each of its forms, in the order of ``places``."""
+        return [self.edits[position].forms[number] for position, number in self.places]
+
+    def edits_of(self, sequences: Iterable[int]) -> set[int]:
+        """Positions of the edits that some of the sequences belong to."""
+        return {self.places[i][0] for i in sequences}
 
     def shares(self, group_size: int, num_replicas: int, *, row_cost: float = 1.0) -> list[list[int]]:
         """Deal whole groups to replicas: the costliest group first, each to the replica with the least work so far.
@@ -99,15 +113,15 @@ class Turn:
         Ties go to another replica in each turn, so that turns of few groups keep all replicas busy by and by.
 
         Args:
-            group_size: Edits of a group.
+            group_size: Sequences of a group.
             num_replicas: Number of replicas. One that gets no group has no work in this turn.
             row_cost: Cost of a row in the head, in tokens that go through the layers.
 
         Returns:
-            Per replica, the positions of its edits in ascending order.
+            Per replica, the positions of its sequences in ascending order.
         """
-        groups = [range(a, min(a + group_size, len(self.edits))) for a in range(0, len(self.edits), group_size)]
         sequences = self.sequences
+        groups = [range(a, min(a + group_size, len(sequences))) for a in range(0, len(sequences), group_size)]
         costs = [sum(len(sequences[i].input_ids) + row_cost * len(sequences[i].answer_ids) for i in group) for group in groups]
         loads = [0.0] * num_replicas
         dealt: list[list[int]] = [[] for _ in range(num_replicas)]
@@ -118,7 +132,7 @@ class Turn:
         return [sorted(share) for share in dealt]
 
     def group_row_counts(self, group_size: int, site: Site = "answer") -> list[int]:
-        """Rows at a site of each group. The last group may have fewer edits."""
+        """Rows at a site of each group. The last group may have fewer sequences."""
         lengths = [len(s.rows(site)) for s in self.sequences]
         return [sum(lengths[a : a + group_size]) for a in range(0, len(lengths), group_size)]
 
@@ -131,7 +145,7 @@ class PreparedTurn:
         turn: The turn.
         prefixed: This replica's sequences of it.
         prefix_seconds: This turn's share of the time that the prefix took.
-        shares: Per replica, the positions of its edits in the turn.
+        shares: Per replica, the positions of its sequences in the turn.
     """
 
     turn: Turn
@@ -140,14 +154,14 @@ class PreparedTurn:
     shares: list[list[int]] = field(default_factory=list)
 
     def only(self, chosen: Sequence[int], replica: int) -> "PreparedTurn":
-        """Chosen edits of the turn, as a turn of their own.
+        """Chosen sequences of the turn, as a turn of its own with the same edits.
 
         Args:
-            chosen: Positions of the edits, in ascending order.
+            chosen: Positions of the sequences, in ascending order.
             replica: The replica whose sequences these are.
         """
         new_position = {position: number for number, position in enumerate(chosen)}
-        turn = replace(self.turn, edits=tuple(self.turn.edits[i] for i in chosen), order=tuple(self.turn.order[i] for i in chosen))
+        turn = replace(self.turn, places=tuple(self.turn.places[i] for i in chosen))
         own = [number for number, position in enumerate(self.shares[replica]) if position in new_position]
         shares = [[new_position[i] for i in share if i in new_position] for share in self.shares]
         return replace(self, turn=turn, prefixed=self.prefixed.select(own), shares=shares)
@@ -171,7 +185,7 @@ class TurnReport:
             solved; and of ``refine``, all passes after the first, if the configuration allows more than one.
         num_pending_rows: Pending rows before each pass; the last number is 0 if the turn ended for lack of them.
         subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
-        settled: Of these, edits whose solved target makes the answer lead by the margin; ``None`` if no targets are solved.
+        settled: Of these, edits whose solved target, in every framing, makes the answer lead by the margin; ``None`` if no targets are solved.
     """
 
     turn: int
@@ -203,12 +217,33 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
     """
     joiner = Joiner.of(tokenizer)
     edit = _tokenized(joiner, request, max_tokens, record)
+    if joiner.forms != (joiner,) or joiner.ends:
+        edit = replace(edit, forms=framed(joiner, request, max_tokens))
     if joiner.as_typed is joiner:
         return edit
     if all(sequence.whole for sequence in edit.requested.values()):
         return replace(edit, typed={})
     typed = _tokenized(joiner.as_typed, request, max_tokens, record).requested
     return replace(edit, typed={name: typed[name] for name, sequence in edit.requested.items() if not sequence.whole})
+
+
+def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, context: str = "") -> tuple[AnswerSequence, ...]:
+    """Prompt and target of a request in each of the joiner's framings, which may be of another length than the request's.
+
+    Args:
+        joiner: The model's joiner.
+        request: The request.
+        max_tokens: The model's context length.
+        context: Text before the prompt.
+
+    Raises:
+        InvalidRequest: As for :func:`editing.model.tokenization.encode`.
+    """
+    prompt, target = context + request.prompt, request.target
+    ends = [form.end(target) if joiner.ends else "" for form in joiner.forms]
+    return tuple(
+        encode(form, prompt, target + end, subject=request.subject, max_tokens=max_tokens) for form, end in zip(joiner.forms, ends, strict=True)
+    )
 
 
 def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, record: int) -> TokenizedEdit:

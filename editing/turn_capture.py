@@ -52,13 +52,13 @@ class TurnCapture:
         residuals: Mapping[str, Tensor] | None = None,
         margin: float | None = None,
     ) -> TurnRows:
-        """All rows of a turn, or of chosen edits of it, with the model's weights as they are now.
+        """All rows of a turn, or of chosen sequences of it, with the model's weights as they are now.
 
         Args:
             prepared: The turn.
-            chosen: Positions of edits in the turn; by default all of them.
+            chosen: Positions of sequences in the turn; by default all of them.
             tokens: Also capture the keys of all tokens.
-            residuals: By module, what is added to its output at each row of the chosen edits; then only these modules are captured.
+            residuals: By module, what is added to its output at each row of the chosen sequences; then only these modules are captured.
             margin: Lead below which a row is pending; by default the configuration's.
 
         Raises:
@@ -72,7 +72,7 @@ class TurnCapture:
         rows = self._run(prepared, weights, tokens, residuals or {}, config.margin if margin is None else margin)
         sequences = prepared.turn.sequences
         not_finite = self._collectives.all_reduce_sum(rows.count_not_finite(row_owners(sequences), len(sequences)))
-        _check_finite(not_finite == 0, prepared.turn, len(turn.edits))
+        _check_finite(not_finite == 0, prepared.turn)
         return rows
 
     def _run(self, prepared: PreparedTurn, weights: Tensor, tokens: bool, residuals: Mapping[str, Tensor], margin: float) -> TurnRows:
@@ -99,9 +99,10 @@ class TurnCapture:
         return replace(rows, tokens={name: self._collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})
 
 
-def _check_finite(finite: Tensor, turn: Turn, num_edits: int) -> None:
-    """Refuse a turn of a number of edits, some of which were captured, unless all of these are finite."""
+def _check_finite(finite: Tensor, turn: Turn) -> None:
+    """Refuse a turn unless all of its sequences that were captured are finite."""
     if finite.all():
         return
-    culprits = tuple(sorted(position for position, good in zip(turn.order, finite.tolist(), strict=True) if not good))
-    raise TurnRefused(f"loss or gradients of {len(culprits)} of its {num_edits} edits are not finite", culprits)
+    bad = turn.edits_of(i for i, good in enumerate(finite.tolist()) if not good)
+    culprits = tuple(sorted(turn.order[i] for i in bad))
+    raise TurnRefused(f"loss or gradients of {len(culprits)} of its {len(turn.edits)} edits are not finite", culprits)

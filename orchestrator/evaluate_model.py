@@ -6,10 +6,11 @@ from itertools import islice
 from typing import Any
 
 from editing import InputError
-from editing.config import Join
+from editing.config import RAW, Join
 from editing.datasets import BadRecord, EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
+from editing.model.framing import check_framings
 from editing.model.generation import generate
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import begins_with, predict_probes, score, summarize
@@ -36,6 +37,7 @@ def measure_model(
     generate: int = 50,
     seed: int = 0,
     join: Join = "raw",
+    framing: str = RAW,
     progress: Progress,
 ) -> dict[str, Any]:
     """Metrics of a model on a file of edits. One model is in memory at a time, or as much of it as a budget has room for.
@@ -51,6 +53,8 @@ def measure_model(
         device_memory: Memory that may be used, as for a run.
         generate: Size of the seeded sample of edits for which text is generated.
         seed: Seed of that sample.
+        join: How prompts and answers meet.
+        framing: How every prompt is asked: a shipped framing's name, or a definition.
         progress: Shows a person how far it is.
 
     Returns:
@@ -59,11 +63,15 @@ def measure_model(
     Raises:
         UltraEditError: A model or the file cannot be used.
     """
+    check_framings([framing])
     look = FirstLook(EditFile(edits, format, seed=seed))
     tokenizer, decoder = _load(model, device, dtype, device_memory)
     joiner = Joiner(tokenizer, join, num_embeddings=decoder.config.vocab_size)
     for line in joiner.findings():
         logger.info("text      %s", line)
+    if framing != RAW:
+        joiner = joiner.framed(framing)
+        logger.info("text      every prompt is asked as %r", framing)
     items = list(Intake(look, RequestTokenizer(joiner, decoder.max_tokens), limit=limit).items())
     tokenized = [item for item in items if not isinstance(item, BadRecord)]
     rejected = [item for item in items if isinstance(item, BadRecord)]

@@ -82,6 +82,7 @@ class LocalWorker(Worker):
             "method": {
                 **{name: getattr(editor.config, name) for name in MethodOptions.names()},
                 "subject_modules": [name for name, site in editor.sites.items() if site == "subject"],
+                "framings": list(editor.config.framings),
             },
             "text": editor.joiner.findings(),
             "preserve_text_sha256": editor.text_sha256,

@@ -228,7 +228,8 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
         masters: Whether float32 copies of the edited weights are kept.
     """
     slots = sorted(a - b for a, b in zip(footprint.layers[:streamed], footprint.edited[:streamed], strict=True))[-1:] * min(2, streamed)
-    of_turn = work.edits_per_turn * _TOKENS_AN_EDIT
+    forms = work.edits_per_turn * len(work.method.framings)
+    of_turn = forms * _TOKENS_AN_EDIT
     at_once = max(of_turn, PORTION_TOKENS if work.method.preserves_text else 0)
     tokens = min(work.batch_tokens, at_once)
     return {
@@ -241,7 +242,7 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
         "edited weights as before a turn": (sum(footprint.edited) + (footprint.masters if masters else 0)) * (work.method.passes > 1),
         "second moments": sum(second_moments_bytes(shape, work.method, at_once) for shape in footprint.shapes),
         "slots for streamed layers": sum(slots),
-        "work": _work_bytes(footprint, tokens, work.edits_per_turn * _ROWS_AN_EDIT, streamed, masters),
+        "work": _work_bytes(footprint, tokens, forms * _ROWS_AN_EDIT, streamed, masters),
         "hidden states": 3 * min(of_turn * (1 + work.method.subject_contexts) * footprint.hidden * footprint.itemsize, 64 * MIB),
     }
 

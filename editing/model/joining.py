@@ -16,13 +16,16 @@ Of a text as typed, the model reads the prompt alone, as whoever asks it will fe
                goes on. Such a sequence is not ``whole``, and runs say how many there are.
 """
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from editing.blanks import BLANKS, as_read, bare, between
-from editing.config import Join
+from editing.blanks import BLANKS, as_read, bare, between, joins_words
+from editing.config import RAW, Join
+from editing.model.framing import Frame, frame
+from editing.subjects import subject_span
 
 Ids = tuple[int, ...]
 Span = tuple[int, int]
@@ -70,15 +73,26 @@ class Joiner:
         tokenizer: A Hugging Face tokenizer.
         join: The rule.
         num_embeddings: Tokens that the model has embeddings for; ``None`` if that is not known.
+        framings: The ways in which an edit is written; by default as it is typed. See :mod:`editing.model.framing`.
+        ends: Whether an edit writes what ends its answer too: the end of a turn in a chat, a full stop in a text.
 
     Attributes:
         tokenizer: As given.
         join: As given.
         num_embeddings: As given.
+        framings: As given, each a name or a definition.
+        ends: As given.
+
+    Raises:
+        InputError: The tokenizer cannot write one of the framings.
     """
 
-    def __init__(self, tokenizer: Any, join: Join = "raw", *, num_embeddings: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, join: Join = "raw", *, num_embeddings: int | None = None, framings: Sequence[str] = (RAW,), ends: bool = False
+    ) -> None:
         self.tokenizer, self.join, self.num_embeddings = tokenizer, join, num_embeddings
+        self.framings, self.ends = tuple(framings), ends
+        self._frames = [frame(framing, tokenizer) for framing in self.framings]
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Joiner":
@@ -90,9 +104,28 @@ class Joiner:
         """The joiner of the text as it is typed: this one, or for the published rule the raw one."""
         return Joiner(self.tokenizer, "raw", num_embeddings=self.num_embeddings) if self.join == "published" else self
 
+    @cached_property
+    def forms(self) -> "tuple[Joiner, ...]":
+        """A joiner for each way in which an edit is written."""
+        return tuple(self if one is None else FramedJoiner(self.as_typed, one) for one in self._frames)
+
+    def framed(self, framing: str) -> "Joiner":
+        """The joiner of one framing, whether edits are written so or not."""
+        found = frame(framing, self.tokenizer)
+        return self.as_typed if found is None else FramedJoiner(self.as_typed, found)
+
     def text(self, prompt: str) -> str:
         """The part of a prompt that is encoded."""
         return prompt if self.join == "published" else as_read(prompt)
+
+    def place(self, prompt: str, subject: str) -> Span | None:
+        """Where a subject stands in :meth:`text` of its prompt; ``None`` if it does not."""
+        return subject_span(self.text(prompt), bare(subject))
+
+    def end(self, answer: str) -> str:
+        """What ends an answer: nothing where it ends a sentence by itself."""
+        last = bare(answer)[-1:]
+        return "" if unicodedata.category(last or " ") == "Po" else "。" if joins_words(last) else "."
 
     def prompt_ids(self, prompt: str) -> Ids:
         """What the model reads of a prompt before it writes, or of any other text."""
@@ -133,6 +166,8 @@ class Joiner:
         if differing:
             done = "kept as published, with the metrics of the text as typed beside" if self.join == "published" else "both are encoded together"
             found.append(f"prompt and answer encoded together differ from their parts in {', '.join(differing)}; {done}")
+        if self.framings != (RAW,):
+            found.append(f"each edit is written as {' and '.join(map(repr, self.framings))}")
         return found
 
     def _parts_agree(self, prompt: str, answer: str) -> bool:
@@ -142,13 +177,13 @@ class Joiner:
         return parts == self.as_typed._together(prompt, answer)[1]
 
     def _gap(self, prompt: str, answer: str) -> str:
-        text = as_read(prompt)
+        text = self.text(prompt)
         if self.join == "none":
             return prompt.lstrip(BLANKS)[len(text) :]
         return "" if text.endswith(self._specials) else between(text, bare(answer))
 
     def _together(self, prompt: str, answer: str) -> tuple[str, Ids, Sequence[Span] | None]:
-        text = as_read(prompt)
+        text = self.text(prompt)
         return text, *self._encode(text + self._gap(prompt, answer) + bare(answer))
 
     def _encode(self, text: str) -> tuple[Ids, Sequence[Span] | None]:
@@ -200,3 +235,37 @@ class Joiner:
 
     def _named(self, ids: Ids) -> str:
         return " ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(ids))))
+
+
+class FramedJoiner(Joiner):
+    """The joiner of prompts in a frame. What a chat template writes is encoded as it stands, as a serving engine does.
+
+    Args:
+        plain: The joiner of the text as it is typed.
+        around: What is around the prompt.
+    """
+
+    def __init__(self, plain: Joiner, around: Frame) -> None:
+        super().__init__(plain.tokenizer, plain.join, num_embeddings=plain.num_embeddings)
+        self._frame = around
+
+    def text(self, prompt: str) -> str:
+        framed = self._frame.before + bare(prompt) + self._frame.after
+        return framed if self._frame.chat else as_read(framed)
+
+    def place(self, prompt: str, subject: str) -> Span | None:
+        before = self._frame.before if self._frame.chat else self._frame.before.lstrip(BLANKS)
+        span = subject_span(bare(prompt), bare(subject))
+        return span and (len(before) + span[0], len(before) + span[1])
+
+    def end(self, answer: str) -> str:
+        return self._frame.end if self._frame.chat else super().end(answer)
+
+    def _gap(self, prompt: str, answer: str) -> str:
+        return "" if self._frame.chat else super()._gap(prompt, answer)
+
+    def _encode(self, text: str) -> tuple[Ids, Sequence[Span] | None]:
+        if not self._frame.chat:
+            return super()._encode(text)
+        encoded = self.tokenizer(text, add_special_tokens=False, **self._asked)
+        return tuple(encoded["input_ids"]), encoded.get("offset_mapping")

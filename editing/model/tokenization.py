@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.blanks import bare
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
 from editing.method.rows import SITES, Site
 from editing.model.joining import Joined, Joiner
 from editing.ranges import consecutive
-from editing.subjects import subject_span
 
 _MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""
@@ -130,7 +128,7 @@ def _no_embedding(joiner: Joiner, token: int) -> str:
 
 def _last_token(joiner: Joiner, prompt: str, subject: str) -> int | None:
     """Position of a subject's last token in its prompt."""
-    span = subject_span(joiner.text(prompt), bare(subject))
+    span = joiner.place(prompt, subject)
     return None if span is None else joiner.last_token(prompt, span[1])
 
 

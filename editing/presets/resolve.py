@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from editing.config import RAW
 from editing.errors import InputError
 from editing.model.decoder import Decoder
 from editing.model.modules import describe_editable
@@ -46,6 +47,6 @@ def resolve_settings(
             raise InputError(f"{name}: no preset {named}fits this model; give modules and a learning rate; modules that can be edited: {known}")
         modules = found.modules if modules is None else modules
         learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        tokens = {"join": PUBLISHED} if preset is not None and preset.split("/")[-1] == PUBLISHED else {}
+        tokens = {"join": PUBLISHED, "framings": (RAW,)} if preset is not None and preset.split("/")[-1] == PUBLISHED else {}
         options = {**tokens, **found.options, "preset": found.full_name}
     return tuple(modules), learning_rate, options

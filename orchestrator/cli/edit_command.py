@@ -12,11 +12,13 @@ import rich_click as click
 from orchestrator.cli.help import command
 from orchestrator.cli.libraries import ready_libraries
 from orchestrator.cli.options import (
+    ANSWER_ENDS,
     COUNT,
     DTYPE_HELP,
     DTYPES,
     FILE,
     FORMATS,
+    FRAMINGS,
     INPUT,
     JOINS,
     MOMENT_RULES,
@@ -114,6 +116,18 @@ from orchestrator.cli.options import (
     metavar="RULE",
     type=click.Choice(JOINS),
     help="How prompt and answer meet: raw, published or none. [default: published with that preset, else raw]",
+)
+@method(
+    "--framings",
+    metavar="NAMES",
+    help=f"Ways to write each edit, comma separated: {', '.join(FRAMINGS)}, or a YAML file of texts and messages with {{prompt}} in them; auto is "
+    "raw, and chat where the model has a template. [default: the preset's, else auto]",
+)
+@method(
+    "--answer-end",
+    metavar="END",
+    type=click.Choice(ANSWER_ENDS),
+    help="Also write what ends an answer, so that the model stops: none or stop. [default: the preset's, else none]",
 )
 @method("--warm-up", **WHOLE, help="Update the moments with the first N edits before the first turn. [default: 0]")
 @memory("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")

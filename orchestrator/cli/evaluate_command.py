@@ -12,6 +12,7 @@ from orchestrator.cli.help import command
 from orchestrator.cli.libraries import ready_libraries
 from orchestrator.cli.options import (
     FILE,
+    FRAMINGS,
     FROM_ZERO,
     INPUT,
     JOINS,
@@ -38,6 +39,13 @@ from orchestrator.cli.options import (
 @evaluation("--seed", **FROM_ZERO, default=0, show_default=True, help="Seed of the sample.")
 @method(
     "--join", metavar="RULE", type=click.Choice(JOINS), default="raw", show_default=True, help="How prompt and answer meet: raw, published or none."
+)
+@method(
+    "--framing",
+    metavar="NAME",
+    default="raw",
+    show_default=True,
+    help=f"How every prompt is asked: {', '.join(FRAMINGS)}, or a text with {{prompt}} in it.",
 )
 @device_option
 @dtype_option

@@ -11,7 +11,7 @@ from orchestrator.progress import Progress
 from orchestrator.run.coordinator import Collapsed, Coordinator
 from orchestrator.run.recovery import run_to_the_end
 from orchestrator.run.replay import roll_back
-from orchestrator.run.resume import stored_config, with_stored_join
+from orchestrator.run.resume import stored_config, with_older_rules
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.topology import make_worker, warn_of_what_a_job_loses
 from orchestrator.tracking import make_tracker
@@ -29,7 +29,7 @@ def run_edit(config: RunConfig, *, resume: bool = False) -> None:
     """
     warn_of_what_a_job_loses(config)
     edits = config.edit_file()
-    config = with_stored_join(config.with_dataset(edits)) if resume else config.with_dataset(edits)
+    config = with_older_rules(config.with_dataset(edits)) if resume else config.with_dataset(edits)
     try:
         show_run(run_to_the_end(lambda: make_coordinator(config, edits), resume=resume), screen())
     except Collapsed as error:

@@ -68,7 +68,7 @@ class TurnRecorder:
         """Write down a turn that was applied, and the model's health after it if it was measured."""
         state = self._state
         self._count(report)
-        state.num_edits_otherwise_tokenized += sum(not sequence.whole for sequence in turn.sequences)
+        state.num_edits_otherwise_tokenized += sum(not edit.sequence.whole for edit in turn.edits)
         self._tracker.log(_metrics(report, vitals), step=state.num_edits_applied)
         row = {**asdict(report), "turn": state.num_turns, "total_edits": state.num_edits_applied, "vitals": vitals.as_dict() if vitals else None}
         self._add(turn, APPLIED, row)

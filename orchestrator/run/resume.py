@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from editing import InputError
-from editing.config import Join
 from editing.datasets import EditFile
 from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
@@ -23,8 +22,8 @@ from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_OLD_JOIN: Join = "published"
-"""How prompt and answer meet in runs that have no such setting."""
+_OLDER_RULES: dict[str, Any] = {"join": "published", "framings": ["raw"], "answer_end": "none"}
+"""How edits are written in runs that have no such settings."""
 
 REPLAYING = "is being replayed"
 """Outcome of an input whose edits a rollback or a removal is running again; it has another at the end."""
@@ -163,7 +162,7 @@ def stored_config(path: Path, given: Mapping[str, Any] | None = None, *, can_giv
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
     state = RunState.from_stored(checkpoint)
-    stored = {"join": _join_of(state.settings), **known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
+    stored = {**_rules_of(state.settings), **known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
     new = {name: value for name, value in (given or {}).items() if value is not None}
     options = find_inputs(path, stored, new, can_give=can_give, may_be_relative=may_have_relative_paths(checkpoint))
     return without_lost_tracking(options) if _is_tracked(path, state) and "tracking_uri" not in new else options
@@ -174,17 +173,16 @@ def _is_tracked(path: Path, state: RunState) -> bool:
     return bool(state.mlflow_run_id or ((path / "run.json").is_file() and read_run(path).get("mlflow_run_id")))
 
 
-def with_stored_join(config: RunConfig) -> RunConfig:
-    """The same, with the rule of the run that is there, if one is and none was given: older runs joined as published."""
+def with_older_rules(config: RunConfig) -> RunConfig:
+    """The same, with the rules of the run that is there where none were given: an older run has some that it could not say."""
     path = Path(config.output)
     checkpoint = Checkpoints((find_unfinished(path) or path) / "checkpoints").newest()
-    if checkpoint is None or config.join is not None or "join" in RunState.from_stored(checkpoint).settings:
-        return config
-    return replace(config, join=_OLD_JOIN)
+    known = _OLDER_RULES if checkpoint is None else RunState.from_stored(checkpoint).settings
+    return replace(config, **{name: rule for name, rule in _OLDER_RULES.items() if name not in known and getattr(config, name) is None})
 
 
-def _join_of(settings: Mapping[str, Any]) -> Any:
-    return settings.get("join", _OLD_JOIN)
+def _rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings.get(name, rule) for name, rule in _OLDER_RULES.items()}
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:
@@ -193,7 +191,7 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
     Raises:
         InputError: Naming the first difference.
     """
-    for name, then in ({"join": _join_of(state.settings)} | state.settings).items():
+    for name, then in (_rules_of(state.settings) | state.settings).items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base_fingerprint:

@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from editing.config import NONE, Join, MethodOptions, MomentRule, PreserveForm, SubjectTargets, check_choice, check_number, check_whole
+from editing.config import NONE, AnswerEnd, Join, MethodOptions, MomentRule, PreserveForm, SubjectTargets, check_choice, check_number, check_whole
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
 from editing.memory.budget import parse_size
+from editing.model.framing import check_framings, expanded
 from editing.model.modules import split_patterns
 from editing.presets import find_preset
 from editing.reference_text import read_text
@@ -81,6 +82,9 @@ class RunConfig:
         subject_contexts: Sentences before the prompt as further forms of an edit; by default the preset's, else none.
         subject_weight: Weight of the preserving ridge where targets are solved; by default the preset's, else 5000.
         join: How a prompt and its answer meet; by default ``published`` where that preset is asked for, else ``raw``.
+        framings: The ways in which each edit is written; by default the preset's, else ``raw``, and ``chat`` where the model has a template.
+            Files of framings are read here, and their definitions kept.
+        answer_end: Whether an edit writes what ends its answer, ``none`` or ``stop``; by default the preset's, else ``none``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
         save: ``full`` for the edited model, or ``delta`` for the edited weights alone, which ``ultraedit apply`` adds to the base.
@@ -141,6 +145,8 @@ class RunConfig:
     subject_contexts: int | None = None
     subject_weight: float | None = None
     join: Join | None = None
+    framings: tuple[str, ...] | None = None
+    answer_end: AnswerEnd | None = None
     warm_up: int = 0
     batch_tokens: int = 2048
     save: Save = "full"
@@ -189,7 +195,9 @@ class RunConfig:
         for name in ("learning_rate", "max_weight_growth", "min_probe_retention", "max_perplexity_growth", "placement_timeout", "worker_timeout"):
             if getattr(self, name) is not None or name != "learning_rate":
                 check_number(name, getattr(self, name), or_zero=name != "learning_rate")
-        read_text(MethodOptions(**self.method).preserve_text)
+        method = MethodOptions(**self.method)
+        read_text(method.preserve_text)
+        check_framings(method.framings)
         choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse), "save": get_args(Save)}
         choices |= {} if self.dataset is None else {"dataset": tuple(FORMATS)}
         for name, allowed in choices.items():
@@ -227,6 +235,8 @@ class RunConfig:
             if key not in values:
                 raise InputError(f"{key}: missing; give --{key}" + (f" or set it in {file}" if file else ""))
         values = absolute(values)  # workers and later calls may start elsewhere
+        if values.get("framings") is not None:
+            values["framings"] = expanded(_patterns(values["framings"]))
         for name in ("modules", "subject_modules"):
             if values.get(name) is not None:
                 values[name] = _patterns(values[name])

@@ -220,10 +220,10 @@ def test_a_context_stands_before_the_prompt_and_its_subject_is_found_there() -> 
     moved = put_in_context(turn, second, one.joiner, None)
     assert first != second
     for edit, before in zip(moved.edits, turn.edits, strict=True):
-        assert one.tokenizer.decode(edit.sequence.input_ids, skip_special_tokens=True).startswith(second.strip())
-        assert edit.sequence.answer_ids == before.sequence.answer_ids
-        assert (edit.sequence.subject is None) == (before.sequence.subject is None)
-    longest = max(len(edit.sequence.input_ids) for edit in turn.edits)
+        assert one.tokenizer.decode(edit.forms[0].input_ids, skip_special_tokens=True).startswith(second.strip())
+        assert edit.forms[0].answer_ids == before.forms[0].answer_ids
+        assert (edit.forms[0].subject is None) == (before.forms[0].subject is None)
+    longest = max(len(edit.forms[0].input_ids) for edit in turn.edits)
     assert put_in_context(turn, second, one.joiner, longest) == turn
     with pytest.raises(InputError, match="subject_contexts: expected at most 5, found 6"):
         read_contexts(6)

@@ -9,11 +9,12 @@ from typing import Any, get_args
 import click
 import pytest
 
-from editing.config import MethodOptions, SubjectTargets
+from editing.config import AnswerEnd, Join, MethodOptions, SubjectTargets
 from editing.datasets import FORMATS
 from editing.files.pretrained import DTypeName
 from editing.method.moments import MomentRule
 from editing.method.preserve import PreserveForm
+from editing.model.framing import shipped
 from orchestrator.cli import options
 from orchestrator.cli.build_command import build_command
 from orchestrator.cli.edit_command import edit
@@ -40,7 +41,8 @@ _ELSEWHERE = re.compile(
 
 
 def shown(value: Any) -> str:
-    return "none" if value in ("none", ()) else f"{value:g}" if isinstance(value, float) else str(value)
+    value = ",".join(value) or "none" if isinstance(value, tuple) else value
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def stated(option: click.Parameter) -> str | None:
@@ -103,6 +105,9 @@ def test_the_defaults_of_tune_that_are_written_out_are_those_of_the_search() -> 
         pytest.param(options.MOMENT_RULES, get_args(MomentRule), id="moment rules"),
         pytest.param(options.PRESERVE_FORMS, get_args(PreserveForm), id="preserve forms"),
         pytest.param(options.SUBJECT_TARGETS, get_args(SubjectTargets), id="subject targets"),
+        pytest.param(options.JOINS, get_args(Join), id="joins"),
+        pytest.param(options.FRAMINGS, shipped(), id="framings"),
+        pytest.param(options.ANSWER_ENDS, get_args(AnswerEnd), id="ends of answers"),
         pytest.param(options.SAVES, get_args(Save), id="saves"),
         pytest.param(options.ON_COLLAPSE, get_args(OnCollapse), id="what to do on collapse"),
     ],
