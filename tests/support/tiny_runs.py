@@ -13,6 +13,7 @@ RECORDS: list[dict[str, str]] = json.loads((PARITY / "llama-tiny" / "edits.json"
 
 SOLVED = ["--passes", "2", "--preserve", "exact", "--preserve-text", "everyday", "--subject-modules", "model.layers.0.mlp.down_proj"]
 SOLVED += ["--subject-targets", "solved", "--subject-steps", "3", "--subject-bound", "3", "--subject-weight", "20", "--subject-contexts", "1"]
+SOLVED += ["--framings", "raw,question", "--answer-end", "stop"]
 
 
 def arguments(edits: Path, out: Path, *more: object) -> list[str]:
