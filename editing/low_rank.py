@@ -142,4 +142,5 @@ def _sketched(wide: Tensor, count: int) -> Tensor:
         found = wide @ (wide.T @ torch.linalg.qr(found).Q)
     basis = torch.linalg.qr(found).Q
     inside = basis.T @ wide
-    return basis @ torch.linalg.eigh(inside @ inside.T).eigenvectors.flip(1)
+    turned: Tensor = basis @ torch.linalg.eigh(inside @ inside.T).eigenvectors.flip(1)
+    return turned
