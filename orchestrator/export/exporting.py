@@ -125,6 +125,25 @@ def export_run(source: RunSource, options: ExportOptions, progress: Progress, re
     return certificate
 
 
+def export_unedited(source: RunSource, output: Path, *, whole: bool) -> None:
+    """Write the unedited weights of the edited modules as a checkpoint, with which an engine goes back to before the first edit.
+
+    Raises:
+        InputError: The disk is full. Nothing was written.
+    """
+    before = source.snapshot(0, Progress.silent())
+    partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write(partial, source, ExportOptions(form="checkpoint", output=output, whole=whole), before, before, None)
+        partial.rename(output)
+    except OSError as error:
+        raise InputError(f"{output}: the unedited weights could not be written ({error.strerror or error}); nothing is left of them") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def factors(before: Snapshot, after: Snapshot, rank: int | None) -> dict[str, LowRank]:
     """The shift of each module between two snapshots as thin factors."""
     found = {}
@@ -218,6 +237,7 @@ def _content(
     dtype = str(source.dtype).removeprefix("torch.")
     return {
         "form": options.form,
+        "options": {"rank": options.rank, "whole": options.whole},
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "run": str(source.path.resolve()),
         "base": {
