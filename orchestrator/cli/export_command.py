@@ -52,6 +52,5 @@ def verify_command(folder: Path, key: Path | None) -> None:
     found = verify_folder(folder, key=key)
     signed = f"signed by {found['signed_by']}" if found["signed_by"] else "not signed"
     edits = found["edits"]
-    say(
-        f"{folder}: whole: {len(found['files'])} files, {found['form']}, {edits['count']} edits of turns {edits['from_turn'] + 1} to {edits['to_turn']}, {signed}"
-    )
+    turns = f"turns {edits['from_turn'] + 1} to {edits['to_turn']}"
+    say(f"{folder}: whole: {len(found['files'])} files, {found['form']}, {edits['count']} edits of {turns}, {signed}")

@@ -7,7 +7,7 @@
 None of them retries or hides a refusal: what an engine says is what a person reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -294,7 +294,7 @@ def complete(api: Api, model: str, prompts: Sequence[str], max_tokens: int, **mo
     return texts
 
 
-_ENGINES = {"vllm": VllmEngine, "sglang": SglangEngine, "llamacpp": LlamaCppEngine}
+_ENGINES: dict[str, Callable[[Api], Engine]] = {"vllm": VllmEngine, "sglang": SglangEngine, "llamacpp": LlamaCppEngine}
 
 
 def open_engine(target: str, *, token: str | None, timeout: float) -> Engine:
@@ -311,5 +311,4 @@ def open_engine(target: str, *, token: str | None, timeout: float) -> Engine:
         parts = urlsplit("")
     if parts.scheme not in _ENGINES or not host or not port or parts.path.strip("/") or parts.username:
         raise InputError(f"to: expected vllm://HOST:PORT, sglang://HOST:PORT, llamacpp://HOST:PORT or folder:PATH, found {target!r}")
-    engine: Engine = _ENGINES[parts.scheme](Api(target, host, port, token, timeout))
-    return engine
+    return _ENGINES[parts.scheme](Api(target, host, port, token, timeout))

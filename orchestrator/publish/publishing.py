@@ -17,7 +17,6 @@ from orchestrator.export.sample import edits_between
 from orchestrator.export.source import RunSource
 from orchestrator.progress import Progress
 from orchestrator.publish.engines import Engine, How
-from orchestrator.publish.http import EngineError
 from orchestrator.publish.questions import MAX_TOKENS, Question, Verdict, prompts_of
 from orchestrator.publish.store import FAILED, LIVE, RESTORED, TAKEN_BACK, Publication, Store, now
 
@@ -162,7 +161,7 @@ def _bring(engine: Engine, publication: Publication, folder: Path, questions: Se
         loaded = True
         engine.load(options.name, folder, options.how)
         verdict = _asked(engine, served, questions, options)
-    except EngineError as error:
+    except UltraEditError as error:
         return _failed(publication, str(error), FAILED if loaded else RESTORED, verdict)
     if verdict.why_not:
         return _failed(publication, verdict.why_not, FAILED, verdict)
