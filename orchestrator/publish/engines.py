@@ -265,7 +265,7 @@ class LlamaCppEngine:
         for adapter in self._listed():
             if Path(str(adapter["path"])).resolve() == path:
                 return int(adapter["id"])
-        start = f"start llama-server with: --lora-init-without-apply --lora {path}"
+        start = f"start llama-server with: --lora-scaled {path}:0"
         raise EngineError(f"{self.target}: was not started with this adapter, and loads none while it runs; {start}, and give this command again")
 
 

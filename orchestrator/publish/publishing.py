@@ -150,7 +150,7 @@ def _bring(engine: Engine, publication: Publication, folder: Path, questions: Se
     verdict = None
     loaded = False
     try:
-        tried = engine.try_out(options.name, folder, options.how)
+        tried = engine.try_out(publication.name, folder, options.how)
         if tried is not None:
             try:
                 verdict = _asked(engine, tried, questions, options)
@@ -159,7 +159,7 @@ def _bring(engine: Engine, publication: Publication, folder: Path, questions: Se
             if verdict.why_not:
                 return _failed(publication, f"tried out beside what is served: {verdict.why_not}", RESTORED, verdict)
         loaded = True
-        engine.load(options.name, folder, options.how)
+        engine.load(publication.name, folder, options.how)
         verdict = _asked(engine, served, questions, options)
     except UltraEditError as error:
         return _failed(publication, str(error), FAILED if loaded else RESTORED, verdict)

@@ -1,8 +1,9 @@
 """What an engine is asked after a load, and what its answers are held against: the edited Hugging Face model's own.
 
-An answer holds if it is the edited model's text, or if both begin with the edit's target. Engines compute in another order, and some in
-another precision, so a few answers may differ (``tolerance``). Questions that the unedited model answers otherwise tell whether the edits
-are there at all; of those too no more than that share may fail.
+Where the edited model's text begins with the answer that belongs to the question, so must the engine's; else both must begin with the same
+word. What comes later is not compared: engines compute in another order, and often in another precision, and a text that has parted once
+stays apart. A few answers may differ (``tolerance``). Questions that the edited model answers right and the unedited one does not tell whether
+the edits are there at all; of those too no more than that share may fail.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,14 @@ from editing.monitoring.evaluation import begins_with
 from orchestrator.run.ledger import Entry
 
 EDIT, PROBE = "edit", "locality probe"
-MAX_TOKENS = 8
+MAX_TOKENS = 12
 """Tokens of an answer."""
+
+
+_SIGNS = ".,;:!?\"'()[]"
+
+TELLING = "tells the edited model from the unedited"
+"""Questions of both kinds that do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class Question:
     Attributes:
         kind: :data:`EDIT` or :data:`PROBE`.
         prompt: What is asked.
-        target: The edit's answer; of a probe nothing.
+        target: The edit's target, or the probe's answer; ``None`` if it has none.
         edited: What the edited model writes.
         unedited: What the model wrote before the edits.
     """
@@ -37,14 +44,14 @@ class Question:
 
     @property
     def tells_apart(self) -> bool:
-        """Whether the edited model answers otherwise than the unedited one."""
-        return _plain(self.edited) != _plain(self.unedited)
+        """Whether the edited model gives the answer that belongs to the question, and the unedited one does not."""
+        return self.target is not None and begins_with(self.edited, self.target) and not begins_with(self.unedited, self.target)
 
     def holds(self, answer: str) -> bool:
         """Whether an engine's answer is the edited model's."""
-        if _plain(answer) == _plain(self.edited):
-            return True
-        return self.target is not None and begins_with(answer, self.target) and begins_with(self.edited, self.target)
+        if self.target is not None and begins_with(self.edited, self.target):
+            return begins_with(answer, self.target)
+        return _first_word(answer) == _first_word(self.edited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +98,13 @@ class Verdict:
         return {kind: dict(zip(("asked", "hold"), self.counts(kind), strict=True)) for kind in (EDIT, PROBE, TELLING)}
 
 
-TELLING = "tells the edited model from the unedited"
-"""The questions of both kinds that do."""
-
-
 def prompts_of(entries: Sequence[Entry]) -> list[tuple[str, str, str | None]]:
     """Kind, prompt and target of the questions about edits: each one's prompt, and its locality probe if it has one."""
     edits = [(EDIT, entry.request.prompt, entry.request.target) for entry in entries]
-    return edits + [(PROBE, entry.request.locality_prompt, None) for entry in entries if entry.request.locality_prompt]
+    return edits + [(PROBE, entry.request.locality_prompt, entry.request.locality_answer) for entry in entries if entry.request.locality_prompt]
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+def _first_word(text: str) -> str:
+    """The first word, without signs around it; of a text without words its first signs."""
+    words = text.split()
+    return words[0].strip(_SIGNS) or words[0] if words else ""
