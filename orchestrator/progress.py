@@ -20,6 +20,11 @@ class Progress:
         self.console = console
         self._enabled = enabled
 
+    @classmethod
+    def silent(cls) -> "Progress":
+        """One that draws nothing."""
+        return cls(Console(stderr=True), enabled=False)
+
     @contextmanager
     def bar(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A bar over a number of edits, ``None`` if it is not known. Yields the function that moves the bar on by a number of edits."""

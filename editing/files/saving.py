@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from editing.errors import InputError
@@ -64,6 +65,25 @@ def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path) -> None:
         (folder / ACCOUNT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: the edited model could not be written ({error})") from None
+
+
+def save_tensors(edited: Mapping[str, Tensor], path: Path) -> None:
+    """Write some weights of a model alone, by their keys in its files: an engine that has the model loads them over its own.
+
+    Raises:
+        InputError: The file could not be written, for instance to a full disk.
+    """
+    try:
+        save_file({key: tensor.cpu().contiguous() for key, tensor in edited.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{path}: the edited weights could not be written ({error})") from None
+
+
+def save_companions(base: Path, folder: Path) -> None:
+    """Copy what belongs to a model beside its weights: configuration, tokenizer, templates."""
+    weights = [str(path.relative_to(base)) for path in weight_files(base)]
+    index = index_of(base)
+    _copy_companions(base, folder, weights + ([] if index is None else [index.name]))
 
 
 def saved_size(base: Path) -> int:

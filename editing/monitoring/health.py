@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 
 from editing.editor import Editor
+from editing.model.joining import Joiner
 from editing.model.prefix import perplexity, predict
 from editing.model.tokenization import AnswerSequence, encode
 from editing.monitoring.watch import Watch
@@ -65,7 +66,7 @@ class Health:
 
     def __init__(self, editor: Editor, watch: Watch, *, turn_sample: int = 20) -> None:
         self._editor, self._watch, self._turn_sample = editor, watch, turn_sample
-        fixed = editor.run_prefix([*_read_probes(editor), _read_text(editor)])
+        fixed = editor.run_prefix([*_read_probes(editor), fixed_text(editor.joiner, editor.decoder.max_tokens)])
         last = len(fixed.sequences) - 1
         self._probes, self._text = fixed.select(range(last)), fixed.select([last])
         with editor.unedited():
@@ -100,8 +101,7 @@ def _read_probes(editor: Editor) -> list[AnswerSequence]:
     return [encode(editor.joiner, probe["prompt"], probe["answer"]) for probe in map(json.loads, lines)]
 
 
-def _read_text(editor: Editor) -> AnswerSequence:
-    """Every token but the first is a row."""
-    ids = editor.joiner.as_typed.prompt_ids((_PROBES / "text.txt").read_text(encoding="utf-8").strip())
-    ids = ids[: editor.decoder.max_tokens]
+def fixed_text(joiner: Joiner, max_tokens: int | None) -> AnswerSequence:
+    """The fixed text as one sequence, as long as the model's context has room for it; every token but the first is a row."""
+    ids = joiner.as_typed.prompt_ids((_PROBES / "text.txt").read_text(encoding="utf-8").strip())[:max_tokens]
     return AnswerSequence(ids[:-1], ids[1:])

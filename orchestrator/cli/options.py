@@ -29,6 +29,22 @@ FILE: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FOLDER"}
 INPUT: dict[str, Any] = {"type": click.Path(), "metavar": "FILE|FOLDER"}
 
+
+class Rank(click.ParamType[int | None]):
+    """A rank, or ``auto``, which is ``None``."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int | None:
+        if value is None or value == "auto":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"expected auto or a whole number of at least 1, found {value!r}", param, context)
+        return int(value)
+
+
+RANK: dict[str, Any] = {"type": Rank(), "metavar": "N|auto"}
+
 FORMATS = (
     *("rippleedits", "bizsre", "bizsre-zh", "mquake", "cknowedit", "knowedit", "counterfact", "mlake", "unke"),
     *("wikibigedit", "fever", "ultraeditbench", "zsre", "qaedit", "jsonl"),
