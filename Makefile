@@ -78,7 +78,7 @@ $(DOCS): $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,distributed,demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,distributed,demo,export,dev]"
 	touch $@
 
 clean:

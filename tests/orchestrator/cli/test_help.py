@@ -149,4 +149,4 @@ def test_help_in_a_pipe_is_plain_text() -> None:
 
 @pytest.mark.parametrize("write", [lambda: run_command_line("--help").stdout], ids=["ultraedit"])
 def test_commands_are_shown_in_groups(write: Callable[[], str]) -> None:
-    assert [line for line in write().splitlines() if line.endswith(":")][-3:] == ["Edit a model:", "Look at results:", "Prepare:"]
+    assert [line for line in write().splitlines() if line.endswith(":")][-4:] == ["Edit a model:", "Look at results:", "Into service:", "Prepare:"]
