@@ -54,6 +54,7 @@ MOMENT_RULES = ("published", "exact")
 JOINS = ("raw", "published", "none")
 PRESERVE_FORMS = ("off", "auto", "exact", "sketch")
 SUBJECT_TARGETS = ("gradient", "solved")
+EXPORT_FORMS = ("peft", "checkpoint", "delta", "gguf", "gguf-lora")
 SAVES = ("full", "delta")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 

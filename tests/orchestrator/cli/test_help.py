@@ -24,6 +24,7 @@ from orchestrator.cli.tune_command import tune_command
 from orchestrator.data.building import BuildConfig
 from orchestrator.evaluate_model import measure_model
 from orchestrator.plan_model import PlanOptions
+from orchestrator.export.exporting import Form
 from orchestrator.run.run_config import OnCollapse, RunConfig, Save
 from orchestrator.tune.pipeline import TuneConfig
 from orchestrator.tune.search import Objective
@@ -103,6 +104,7 @@ def test_the_defaults_of_tune_that_are_written_out_are_those_of_the_search() -> 
         pytest.param(options.MOMENT_RULES, get_args(MomentRule), id="moment rules"),
         pytest.param(options.PRESERVE_FORMS, get_args(PreserveForm), id="preserve forms"),
         pytest.param(options.SUBJECT_TARGETS, get_args(SubjectTargets), id="subject targets"),
+        pytest.param(options.EXPORT_FORMS, get_args(Form), id="forms of an export"),
         pytest.param(options.SAVES, get_args(Save), id="saves"),
         pytest.param(options.ON_COLLAPSE, get_args(OnCollapse), id="what to do on collapse"),
     ],
@@ -144,4 +146,4 @@ def test_help_in_a_pipe_is_plain_text() -> None:
 
 @pytest.mark.parametrize("write", [lambda: run_command_line("--help").stdout], ids=["ultraedit"])
 def test_commands_are_shown_in_groups(write: Callable[[], str]) -> None:
-    assert [line for line in write().splitlines() if line.endswith(":")][-3:] == ["Edit a model:", "Look at results:", "Prepare:"]
+    assert [line for line in write().splitlines() if line.endswith(":")][-4:] == ["Edit a model:", "Look at results:", "Into service:", "Prepare:"]
