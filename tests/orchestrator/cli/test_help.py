@@ -23,8 +23,8 @@ from orchestrator.cli.plan_command import plan_command
 from orchestrator.cli.tune_command import tune_command
 from orchestrator.data.building import BuildConfig
 from orchestrator.evaluate_model import measure_model
-from orchestrator.plan_model import PlanOptions
 from orchestrator.export.exporting import Form
+from orchestrator.plan_model import PlanOptions
 from orchestrator.run.run_config import OnCollapse, RunConfig, Save
 from orchestrator.tune.pipeline import TuneConfig
 from orchestrator.tune.search import Objective
