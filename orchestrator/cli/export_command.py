@@ -8,14 +8,12 @@ import rich_click as click
 from orchestrator.cli.console import messages, say, screen
 from orchestrator.cli.help import command
 from orchestrator.cli.libraries import ready_libraries
-from orchestrator.cli.options import FILE, FOLDER, FROM_ZERO, NAMED_MODEL, RANK, run_dir
-
-FORMS = ("peft", "checkpoint", "delta", "gguf", "gguf-lora")
+from orchestrator.cli.options import EXPORT_FORMS, FILE, FOLDER, FROM_ZERO, NAMED_MODEL, RANK, run_dir
 
 
 @command("export")
 @run_dir
-@click.option("--as", "form", type=click.Choice(FORMS), metavar="FORM", required=True, help=f"What is written: {', '.join(FORMS)}.")
+@click.option("--as", "form", type=click.Choice(EXPORT_FORMS), metavar="FORM", required=True, help=f"What is written: {', '.join(EXPORT_FORMS)}.")
 @click.option("--output", **FOLDER, required=True, help="Folder to make.")
 @click.option("--rank", **RANK, default="auto", show_default=True, help="Largest rank of an adapter; auto loses nothing but rounding.")
 @click.option("--from-turn", **FROM_ZERO, default=0, show_default=True, help="Turn of the model to which an adapter is added.")

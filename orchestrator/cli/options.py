@@ -56,6 +56,7 @@ PRESERVE_FORMS = ("off", "auto", "exact", "sketch")
 FRAMINGS = ("raw", "question", "chat", "chat-system", "complete")
 ANSWER_ENDS = ("none", "stop")
 SUBJECT_TARGETS = ("gradient", "solved")
+EXPORT_FORMS = ("peft", "checkpoint", "delta", "gguf", "gguf-lora")
 SAVES = ("full", "delta")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 

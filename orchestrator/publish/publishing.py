@@ -85,6 +85,7 @@ def publish(source: RunSource, engine: Engine, options: PublishOptions, progress
     form, whole = engine.form(options.how)
     says = engine.check()
     store = Store(source.path)
+    _refuse_both(store, engine.target, options.how)
     with progress.spinner("loading the model"):
         model = reference()
     before, after = source.snapshot(0, progress), source.snapshot(source.last_turn, progress)
@@ -142,6 +143,18 @@ def take_back(source: RunSource, engine: Engine, store: Store, number: int) -> P
     former = replace(former, when=now(), outcome=LIVE)
     store.record(former)
     return former
+
+
+def _refuse_both(store: Store, target: str, how: How) -> None:
+    """Refuse an adapter over edited weights, and the reverse: the edits would be in the engine twice.
+
+    Raises:
+        InputError: Naming the publication that is in the way.
+    """
+    other = next((p for p in store.publications() if p.target == target and p.outcome == LIVE and p.how != how), None)
+    if other is not None and not target.startswith("folder:"):
+        ways = f"take it back first with --take-back {other.number}, or publish --how {other.how}"
+        raise InputError(f"how: publication {other.number} is live at {target} as {other.how}, and the edits would be there twice; {ways}")
 
 
 def _bring(engine: Engine, publication: Publication, folder: Path, questions: Sequence[Question], options: PublishOptions) -> Outcome:

@@ -12,6 +12,7 @@ ROOT = Path(editing.__file__).parent
 ALLOWED = {
     "config": {"errors"},
     "sharding": set(),
+    "low_rank": set(),
     "method": {"config", "errors", "sharding"},
     "model": {"blanks", "config", "errors", "files", "method", "ranges", "sharding", "subjects"},
 }

@@ -24,6 +24,7 @@ from orchestrator.cli.plan_command import plan_command
 from orchestrator.cli.tune_command import tune_command
 from orchestrator.data.building import BuildConfig
 from orchestrator.evaluate_model import measure_model
+from orchestrator.export.exporting import Form
 from orchestrator.plan_model import PlanOptions
 from orchestrator.run.run_config import OnCollapse, RunConfig, Save
 from orchestrator.tune.pipeline import TuneConfig
@@ -108,6 +109,7 @@ def test_the_defaults_of_tune_that_are_written_out_are_those_of_the_search() -> 
         pytest.param(options.JOINS, get_args(Join), id="joins"),
         pytest.param(options.FRAMINGS, shipped(), id="framings"),
         pytest.param(options.ANSWER_ENDS, get_args(AnswerEnd), id="ends of answers"),
+        pytest.param(options.EXPORT_FORMS, get_args(Form), id="forms of an export"),
         pytest.param(options.SAVES, get_args(Save), id="saves"),
         pytest.param(options.ON_COLLAPSE, get_args(OnCollapse), id="what to do on collapse"),
     ],

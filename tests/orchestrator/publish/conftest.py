@@ -1,0 +1,38 @@
+"""A run whose edits can be told from the unedited model by their text, copied for each test, and engines that serve its base."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import run_command_line
+from tests.support.loopback_engines import LoopbackVllm, serving
+from tests.support.paths import PARITY
+
+MODEL = PARITY / "llama-tiny" / "model"
+
+
+@pytest.fixture(scope="session")
+def known_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight edits, of which the model then writes most."""
+    out = tmp_path_factory.mktemp("known") / "run"
+    settings = ["--modules", "model.layers.{1,2}.mlp.{gate,up,down}_proj", "--learning-rate", "1e-2", "--passes", "8", "--edits-per-turn", "8"]
+    edits = ["--edits", PARITY / "llama-tiny" / "edits.json", "--limit", "8"]
+    done = run_command_line("edit", "--model", MODEL, *edits, *settings, "--no-eval", "--tracking-uri", "none", "--output", out)
+    assert done.code == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def run(known_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, for what is published is written beside it."""
+    shutil.copytree(known_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def vllm() -> Iterator[LoopbackVllm]:
+    """A server that answers as vLLM does."""
+    with serving(LoopbackVllm(MODEL)) as engine:
+        yield engine
