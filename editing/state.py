@@ -80,10 +80,12 @@ def load_state(editor: Editor, path: Path) -> None:
     editor.lifelong, editor.turns = lifelong, turns
 
 
-def stored_weights(path: Path) -> dict[str, Tensor]:
-    """The whole edited weights of a stored state, by module name."""
+def stored_weights(path: Path, *, exact: bool = False) -> dict[str, Tensor]:
+    """The whole edited weights of a stored state, by module name; with ``exact``, their float32 masters where there are such."""
     with safe_open(path, "pt") as file:
-        return {name.removeprefix("weight."): file.get_tensor(name) for name in file.keys() if name.startswith("weight.")}  # noqa: SIM118
+        keys = set(file.keys())
+        names = [key.removeprefix("weight.") for key in file.keys() if key.startswith("weight.")]  # noqa: SIM118
+        return {name: file.get_tensor(f"{'master' if exact and f'master.{name}' in keys else 'weight'}.{name}") for name in names}
 
 
 def _held(editor: Editor) -> dict[str, Mapping[str, Tensor]]:

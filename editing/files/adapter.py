@@ -7,19 +7,43 @@ All modules have one rank, the largest: some engines read no pattern of ranks. F
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editing.errors import InputError
-from editing.low_rank import LowRank
+from editing.low_rank import LowRank, factor, rounding
+
+logger = logging.getLogger("ultraedit")
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 _PREFIX = "base_model.model."
+
+
+def total_shifts(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, num_turns: int, rank: int | None = None) -> dict[str, LowRank]:
+    """The shift of each module between two states of a model as thin factors.
+
+    Args:
+        before: Weights ``(d_out, d_in)`` by module name.
+        after: The same later; in float32 what rounding has left in them is no part of the shift.
+        num_turns: Turns between the two.
+        rank: Largest rank; ``None`` for the one at which nothing but rounding is lost.
+    """
+    found = {}
+    for name, weight in after.items():
+        noise = rounding(weight, num_turns) if weight.dtype == torch.float32 else 0.0
+        found[name] = factor(weight.float() - before[name].float(), rank=rank, tolerance=noise)
+    large = [name for name, shift in found.items() if shift.rank * sum(after[name].shape) > after[name].numel()]
+    if large:
+        told = "adapter: in %d of %d modules the factors are larger than the matrix, first %s at rank %d; a smaller rank or a checkpoint takes less"
+        logger.warning(told, len(large), len(found), large[0], found[large[0]].rank)
+    return found
 
 
 def write_adapter(folder: Path, shifts: Mapping[str, LowRank], *, base: str) -> int:

@@ -5,14 +5,15 @@ used (docs/LOG.md), while touching a mapping of a file that somebody has cut sho
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from editing.errors import ModelError
-from editing.files.pretrained import fingerprint_step
+from editing.files.pretrained import fingerprint_step, load_config, make_skeleton
 from editing.files.weights import Stored, WeightFiles
 
 
@@ -111,6 +112,13 @@ class WeightReader:
         self.bytes_read += done
         if done < len(buffer) or _stamp(descriptor) != stamp:
             raise ModelError(f"{stored.path}: has changed while it was in use, so what was read of it is not used; restore it, then --resume the run")
+
+
+def read_weights(folder: Path, modules: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights ``(d_out, d_in)`` of some modules of a model's folder, by module name, and nothing else of it."""
+    skeleton = make_skeleton(folder, load_config(folder), dtype)
+    with WeightFiles(folder, skeleton) as files, closing(WeightReader(files)) as reader:
+        return {name: reader.tensor(f"{name}.weight", dtype) for name in modules}
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:

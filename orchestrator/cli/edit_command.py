@@ -57,7 +57,9 @@ from orchestrator.cli.options import (
 @model_and_data(
     "--strict", is_flag=True, default=None, help="Stop at the first unusable record instead of setting it aside, and at fields that are not read."
 )
-@model_and_data("--save", type=click.Choice(SAVES), help="The whole edited model, or the edited weights alone. [default: full]")
+@model_and_data(
+    "--save", type=click.Choice(SAVES), help="The whole edited model, the edited weights alone (delta), or a LoRA adapter (peft). [default: full]"
+)
 @model_and_data("--config", "config_file", **FILE, help="YAML file with any of these options. The command line wins.")
 @method(
     "--preset",

@@ -57,7 +57,7 @@ FRAMINGS = ("raw", "question", "chat", "chat-system", "complete")
 ANSWER_ENDS = ("none", "stop")
 SUBJECT_TARGETS = ("gradient", "solved")
 EXPORT_FORMS = ("peft", "checkpoint", "delta", "gguf", "gguf-lora")
-SAVES = ("full", "delta")
+SAVES = ("full", "delta", "peft")
 ON_COLLAPSE = ("warn", "stop", "rollback")
 
 DTYPE_HELP = "Precision of the weights: float32, bfloat16, or auto for the checkpoint's."

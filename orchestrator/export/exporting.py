@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from editing.errors import InputError
 from editing.files import pretrained
-from editing.files.adapter import read_adapter, write_adapter
+from editing.files.adapter import read_adapter, total_shifts, write_adapter
 from editing.files.delta import write_delta
 from editing.files.gguf_files import GgufNames, import_gguf, write_edited_gguf, write_gguf_adapter
 from editing.files.saving import save_companions, save_edited, save_tensors
 from editing.files.weights import keys_in_files
-from editing.low_rank import LowRank, factor, rounding
+from editing.low_rank import LowRank
 from editing.version import __version__
 from orchestrator.export.certificate import check_key, digest_of, write_certificate
 from orchestrator.export.reference import Reference
@@ -144,25 +143,12 @@ def export_unedited(source: RunSource, output: Path, *, whole: bool) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def factors(before: Snapshot, after: Snapshot, rank: int | None) -> dict[str, LowRank]:
-    """The shift of each module between two snapshots as thin factors."""
-    found = {}
-    for name, weight in after.exact.items():
-        shift = weight.float() - before.exact[name].float()
-        noise = rounding(weight, after.turn - before.turn) if weight.dtype == torch.float32 else 0.0
-        found[name] = factor(shift, rank=rank, tolerance=noise)
-        if found[name].rank * sum(shift.shape) > shift.numel():
-            large = "%s: factors of rank %d are larger than the matrix; --rank makes them smaller, --as checkpoint has it whole"
-            logger.warning(large, name, found[name].rank)
-    return found
-
-
 def _write(
     folder: Path, source: RunSource, options: ExportOptions, before: Snapshot, after: Snapshot, names: GgufNames | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """Write an export's files; what is said of each module, and its weight as an engine will have it."""
     if options.form in ADAPTERS:
-        shifts = factors(before, after, options.rank)
+        shifts = total_shifts(before.exact, after.exact, num_turns=after.turn - before.turn, rank=options.rank)
         if names is not None:
             rank = write_gguf_adapter(folder / GGUF_ADAPTER, shifts, names)
             products = {name: shift.dense() for name, shift in shifts.items()}

@@ -7,7 +7,8 @@
 None of them retries or hides a refusal: what an engine says is what a person reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -104,9 +105,11 @@ class VllmEngine:
         if how == "weights":
             self._reload(folder)
             return
-        body = {"lora_name": name, "lora_path": str(folder.resolve()), "load_inplace": name in self._adapters()}
+        in_place = name in self._adapters()
+        body = {"lora_name": name, "lora_path": str(folder.resolve()), "load_inplace": in_place}
         try:
-            self._api.post("/v1/load_lora_adapter", body)
+            with self._between_requests() if in_place else nullcontext():
+                self._api.post("/v1/load_lora_adapter", body)
         except EngineError as error:
             if error.status == 404 and "load_lora_adapter" in str(error) and "LoRA" not in str(error).partition("refused")[2]:
                 needed = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
@@ -120,6 +123,21 @@ class VllmEngine:
 
     def ask(self, served: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
         return complete(self._api, served or self._base(), prompts, max_tokens)
+
+    @contextmanager
+    def _between_requests(self) -> Iterator[None]:
+        """No request is under way, so that none begins with the old weights and ends with the new ones. Only with the developer mode."""
+        try:
+            self._api.post("/pause?mode=wait")
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._api.post("/resume")
 
     def _reload(self, folder: Path) -> None:
         try:

@@ -30,7 +30,7 @@ FORMAT = Format("run", 1)
 JOURNAL = frozenset({"ledger", "checkpoints", "turns.jsonl", "rejected.jsonl"})
 """What a run writes on the way, and is resumed from."""
 
-CONTENT = JOURNAL | {"model", "delta", "plots", RUN, "metrics.json", "edits.parquet"}
+CONTENT = JOURNAL | {"model", "delta", "adapter", "plots", RUN, "metrics.json", "edits.parquet"}
 """What a run writes into its folder. Anything else in it is never removed."""
 
 

@@ -3,11 +3,15 @@
 import json
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from editing.files import pretrained
+from editing.files.adapter import total_shifts, write_adapter
 from editing.files.delta import write_delta
+from editing.files.reader import read_weights
 from editing.memory.budget import peak_bytes
 from editing.state import stored_weights
 from orchestrator.progress import Progress
@@ -76,9 +80,17 @@ class Finish:
         with self._progress.spinner("saving the model"):
             if self._config.save == "full":
                 self._worker.save(out.staging / "model")
+            elif self._config.save == "peft":
+                self._save_adapter(out.staging / "adapter", last, dtype)
             else:
                 weights = stored_weights(last.path / STATE)
                 write_delta(out.staging / "delta", weights, base=self._config.model, fingerprint=last.state["base_fingerprint"], dtype=dtype)
+
+    def _save_adapter(self, folder: Path, last: Checkpoint, dtype: str) -> None:
+        """Write the run's whole shift as an adapter that loses nothing but rounding."""
+        edited = stored_weights(last.path / STATE, exact=True)
+        base = read_weights(pretrained.local_folder(self._config.model), edited, torch.float32 if dtype == "float32" else torch.bfloat16)
+        write_adapter(folder, total_shifts(base, edited, num_turns=last.turn), base=self._config.model)
 
     def _write_results(self, out: RunDirectory, journal: Journal, run: dict[str, Any], began: float, collapse: str) -> None:
         state, memory = journal.state, _peak_memory()

@@ -23,7 +23,7 @@ from workers.protocol import WorkerSpec
 logger = logging.getLogger("ultraedit")
 
 OnCollapse = Literal["warn", "stop", "rollback"]
-Save = Literal["full", "delta"]
+Save = Literal["full", "delta", "peft"]
 FormatName = Literal[
     "auto",
     "rippleedits",
@@ -87,7 +87,8 @@ class RunConfig:
         answer_end: Whether an edit writes what ends its answer, ``none`` or ``stop``; by default the preset's, else ``none``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
-        save: ``full`` for the edited model, or ``delta`` for the edited weights alone, which ``ultraedit apply`` adds to the base.
+        save: ``full`` for the edited model, or ``delta`` for the edited weights alone, which ``ultraedit apply`` adds to the base,
+            or ``peft`` for a LoRA adapter.
         tracking_uri: MLflow tracking URI, or ``none``.
         experiment: MLflow experiment.
         eval: Evaluate edits at the end.

@@ -98,6 +98,15 @@ def test_rounding_to_bfloat16_is_said_in_numbers(llama_tiny: Path, edit_flags: l
     assert all(module["kept"] > 1 - 1e-9 for module in certificate(tmp_path / "adapter")["modules"].values())
 
 
+def test_a_run_saves_its_adapter_itself(llama_tiny: Path, edit_flags: list[str], ultraedit: Run, tmp_path: Path) -> None:
+    edits = ["--edits", llama_tiny / "edits.json", "--no-eval", "--limit", 20]
+    for save in ("peft", "full"):
+        assert ultraedit(*edit_flags, *edits, "--save", save, "--output", tmp_path / save).code == 0
+    adapted = PeftModel.from_pretrained(load(MODEL), tmp_path / "peft" / "adapter")
+    assert torch.allclose(logits(adapted), logits(load(tmp_path / "full" / "model")), atol=1e-5)
+    assert not (tmp_path / "peft" / "model").exists()
+
+
 def test_a_delta_is_what_apply_takes(finished_run: FinishedRun, ultraedit: Run, tmp_path: Path) -> None:
     assert ultraedit("export", finished_run.path, "--as", "delta", "--measure", 0, "--output", tmp_path / "delta").code == 0
     assert ultraedit("apply", tmp_path / "delta", "--output", tmp_path / "model").code == 0
