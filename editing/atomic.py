@@ -1,9 +1,12 @@
-"""All or nothing: a turn that is interrupted or refused leaves weights and statistics as they were, to the bit."""
+"""All or nothing: a turn that is interrupted or refused leaves weights and statistics as they were, to the bit; a folder is whole or not there."""
 
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -42,3 +45,20 @@ def restored_unless(complete: Callable[[], bool], tensors: Sequence[Tensor]) -> 
                 for tensor, values in zip(tensors, before, strict=True):
                     tensor.copy_(values)
         raise
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name at the end of the block; nothing is left of it if the block fails.
+
+    Args:
+        output: The folder to make. Its parents are made if missing.
+    """
+    partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

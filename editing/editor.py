@@ -40,7 +40,7 @@ from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
 from editing.model.decoder import Decoder
-from editing.model.framing import resolved
+from editing.model.framing import resolve_framings
 from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
@@ -99,7 +99,7 @@ class Editor:
         self.model = model.eval().requires_grad_(False)
         self.base = BaseFiles.of_model(model)
         self.tokenizer = tokenizer
-        self.config = config = replace(config, framings=resolved(config.framings, tokenizer))
+        self.config = config = replace(config, framings=resolve_framings(config.framings, tokenizer))
         self.decoder = decoder or Decoder(model)
         self.joiner = Joiner(
             tokenizer, config.join, num_embeddings=self.decoder.config.vocab_size, framings=config.framings, ends=config.answer_end == "stop"
@@ -220,7 +220,7 @@ class Editor:
         began = time.perf_counter()
         replica, count, row_cost = self.collectives.replica, self.collectives.num_replicas, self.decoder.row_cost(self.start)
         shares = [turn.shares(self.config.group_size, count, row_cost=row_cost) for turn in turns]
-        own = [[turn.sequences[i] for i in of_turn[replica]] for turn, of_turn in zip(turns, shares, strict=True)]
+        own = [turn.sequences_at(of_turn[replica]) for turn, of_turn in zip(turns, shares, strict=True)]
         prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences], apart=[len(sequences) for sequences in own])
         seconds = (time.perf_counter() - began) / max(1, len(turns))
         ranges = consecutive(len(sequences) for sequences in own)
@@ -294,10 +294,8 @@ class Editor:
         """
         count = len(prepared.turn.sequences)
         chosen = range(0, count, max(1, count // sample)) if sample else range(count)
-        if self.collectives.num_replicas == 1:
-            prefixed = prepared.prefixed.select(chosen)
-        else:  # this replica has run the prefix of its own share only
-            prefixed = self.run_prefix([prepared.turn.sequences[i] for i in chosen])
+        has_all = self.collectives.num_replicas == 1  # else this replica has run the prefix of its own share only
+        prefixed = prepared.prefixed.select(chosen) if has_all else self.run_prefix(prepared.turn.sequences_at(chosen))
         predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
         correct = [a == b for p, s in zip(predictions, prefixed.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
         return mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
@@ -338,7 +336,7 @@ class Editor:
         """The turn with each of the configured sentences before its prompts."""
         own = prepared.shares[self.collectives.replica]
         turns = [put_in_context(prepared.turn, context, self.joiner, self.decoder.max_tokens) for context in self._contexts]
-        return [replace(prepared, turn=turn, prefixed=self.run_prefix([turn.sequences[i] for i in own])) for turn in turns]
+        return [replace(prepared, turn=turn, prefixed=self.run_prefix(turn.sequences_at(own))) for turn in turns]
 
     def _observe_text(self) -> dict[str, PreservingRidge]:
         features = {name: Features(shard, "keys", self.collectives) for name, shard in self.shards.items()}

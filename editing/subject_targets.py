@@ -63,8 +63,8 @@ def solve_targets(
         TurnRefused: A loss or a gradient is not finite.
     """
     variants = [prepared, *in_contexts]
-    numbers = range(len(prepared.turn.sequences))
-    with_subject = [i for i in numbers if all(variant.turn.sequences[i].subject is not None for variant in variants)]
+    in_variants = zip(*(variant.turn.sequences for variant in variants), strict=True)
+    with_subject = [i for i, several in enumerate(in_variants) if all(sequence.subject is not None for sequence in several)]
     searches = {name: ResidualSteps(outputs, config.subject_bound) for name, outputs in rows.outputs.items()}
     keys = {name: rows.keys[name].clone() for name in searches}
     pending = ~leads_for_sure(rows.losses, config.subject_margin)

@@ -101,7 +101,11 @@ class Turn:
     @property
     def sequences(self) -> list[AnswerSequence]:
         """Prompt and target of each edit in each of its forms, in the order of ``places``."""
-        return [self.edits[position].forms[number] for position, number in self.places]
+        return self.sequences_at(range(len(self.places)))
+
+    def sequences_at(self, numbers: Iterable[int]) -> list[AnswerSequence]:
+        """Some of them."""
+        return [self.edits[position].forms[form] for position, form in (self.places[i] for i in numbers)]
 
     def edits_of(self, sequences: Iterable[int]) -> set[int]:
         """Positions of the edits that some of the sequences belong to."""

@@ -7,9 +7,8 @@ A delta of a 7B model with two edited modules has 235 MB. Applied to its base it
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editing.atomic import whole_folder
 from editing.errors import InputError, ModelError
 from editing.files import pretrained
 from editing.files.format_version import Format
@@ -73,18 +73,11 @@ def apply_delta(folder: Path, output: Path, *, base: str | None = None) -> str:
     source = pretrained.local_folder(name)
     dtype = torch.float32 if about["dtype"] == "float32" else torch.bfloat16
     skeleton = pretrained.make_skeleton(source, pretrained.load_config(source), dtype)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    with WeightFiles(source, skeleton) as files:
-        reader = WeightReader(files)
-        try:
-            if pretrained.fingerprint_of(reader.samples(dtype)) != about["base_fingerprint"]:
-                raise ModelError(f"{name}: is not the model that {folder} was made from ({about['base']}); give that one with --base")
-            partial.parent.mkdir(parents=True, exist_ok=True)
+    with WeightFiles(source, skeleton) as files, closing(WeightReader(files)) as reader:
+        if pretrained.fingerprint_of(reader.samples(dtype)) != about["base_fingerprint"]:
+            raise ModelError(f"{name}: is not the model that {folder} was made from ({about['base']}); give that one with --base")
+        with whole_folder(output) as partial:
             save_edited(source, _edited(folder, files), partial)
-            partial.rename(output)
-        finally:
-            reader.close()
-            shutil.rmtree(partial, ignore_errors=True)
     return name
 
 

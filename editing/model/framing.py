@@ -61,7 +61,7 @@ def expanded(framings: Sequence[str]) -> tuple[str, ...]:
     return tuple(one for framing in framings for one in (_of_file(Path(framing)) if _is_file(framing) else [framing]))
 
 
-def resolved(framings: Sequence[str], tokenizer: Any) -> tuple[str, ...]:
+def resolve_framings(framings: Sequence[str], tokenizer: Any) -> tuple[str, ...]:
     """Framings with ``auto`` replaced: raw, and chat where the tokenizer has a chat template."""
     if tuple(framings) != (AUTO,):
         return expanded(framings)

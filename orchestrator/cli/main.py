@@ -44,23 +44,11 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 for _command in (
-    edit,
-    rollback,
-    remove,
-    demo,
-    show,
-    history,
-    diff,
-    evaluate,
-    apply,
-    export_command,
-    verify_command,
-    data,
-    plan_command,
-    tune_command,
+    *(edit, rollback, remove, demo),
+    *(show, history, diff, evaluate, apply),
+    *(export_command, verify_command, publish_command, published_command),
+    *(data, plan_command, tune_command),
 ):
-    cli.add_command(_command)
-for _command in (export_command, verify_command, publish_command, published_command):
     cli.add_command(_command)
 
 

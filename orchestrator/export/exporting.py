@@ -1,8 +1,6 @@
 """One export: from a run's weights to a folder with its certificate, which is there whole or not at all."""
 
 import logging
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from editing.atomic import whole_folder
 from editing.errors import InputError
 from editing.files import pretrained
 from editing.files.adapter import read_adapter, total_shifts, write_adapter
@@ -106,21 +105,16 @@ def export_run(source: RunSource, options: ExportOptions, progress: Progress, re
     names = GgufNames(source.config, source.base) if options.form.startswith("gguf") else None
     with progress.spinner("reading the weights"):
         before, after = source.snapshot(options.from_turn, progress), source.snapshot(last, progress)
-    partial = options.output.absolute().with_name(f".{options.output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        with progress.spinner("writing"):
-            modules, merged = _write(partial, source, options, before, after, names)
-        contained = edits_between(source.ledger, options.from_turn, last, size=options.measure, seed=options.seed)
-        metrics = _measure(source, options, contained, before, after, merged, reference)
-        content = _content(source, options, before, after, merged, modules, contained, metrics)
-        certificate = write_certificate(partial, content, key=options.sign)
-        partial.rename(options.output)
+        with whole_folder(options.output) as partial:
+            with progress.spinner("writing"):
+                modules, merged = _write(partial, source, options, before, after, names)
+            contained = edits_between(source.ledger, options.from_turn, last, size=options.measure, seed=options.seed)
+            metrics = _measure(source, options, contained, before, after, merged, reference)
+            content = _content(source, options, before, after, merged, modules, contained, metrics)
+            certificate = write_certificate(partial, content, key=options.sign)
     except OSError as error:
         raise InputError(f"{options.output}: the export could not be written ({error.strerror or error}); nothing is left of it") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return certificate
 
 
@@ -131,16 +125,11 @@ def export_unedited(source: RunSource, output: Path, *, whole: bool) -> None:
         InputError: The disk is full. Nothing was written.
     """
     before = source.snapshot(0, Progress.silent())
-    partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        _write(partial, source, ExportOptions(form="checkpoint", output=output, whole=whole), before, before, None)
-        partial.rename(output)
+        with whole_folder(output) as partial:
+            _write(partial, source, ExportOptions(form="checkpoint", output=output, whole=whole), before, before, None)
     except OSError as error:
         raise InputError(f"{output}: the unedited weights could not be written ({error.strerror or error}); nothing is left of them") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from editing.config import Join
@@ -16,6 +15,7 @@ from editing.errors import InputError, ModelError
 from editing.files import pretrained
 from editing.files.reader import WeightReader
 from editing.files.weights import WeightFiles
+from editing.state import stored_weights
 from orchestrator.progress import Progress
 from orchestrator.run.checkpoint import STATE, Checkpoints
 from orchestrator.run.coordinator import Coordinator
@@ -23,7 +23,7 @@ from orchestrator.run.directory import JOURNAL, RUN, read_run
 from orchestrator.run.journal import RunState
 from orchestrator.run.ledger import Ledger
 from orchestrator.run.replay import roll_back
-from orchestrator.run.resume import stored_config
+from orchestrator.run.resume import rules_of, stored_config
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.topology import make_worker
 from orchestrator.tracking import make_tracker
@@ -85,7 +85,7 @@ class RunSource:
     @property
     def join(self) -> Join:
         """How prompts and answers met."""
-        return self.state.settings.get("join", "published")  # type: ignore[no-any-return]
+        return rules_of(self.state.settings)["join"]  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -135,10 +135,9 @@ class RunSource:
         return Snapshot(0, weights, weights)
 
     def _read(self, turn: int, state: Path) -> Snapshot:
-        with safe_open(state, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys() if key.startswith(("weight.", "master."))}  # noqa: SIM118
-        held = {name: tensors[f"weight.{name}"] for name in self.modules}
-        return Snapshot(turn, held, {name: tensors.get(f"master.{name}", held[name]) for name in self.modules})
+        held = stored_weights(state)
+        exact = held if self.dtype == torch.float32 else stored_weights(state, exact=True)
+        return Snapshot(turn, *({name: weights[name] for name in self.modules} for weights in (held, exact)))
 
     def _replayed(self, turn: int, progress: Progress) -> Snapshot:
         with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.replay-", dir=self.path.resolve().parent) as folder:

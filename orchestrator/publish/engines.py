@@ -69,10 +69,8 @@ class Engine(Protocol):
         ...
 
 
-class VllmEngine:
-    """vLLM's OpenAI server.
-
-    Adapters need ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``; weights need ``VLLM_SERVER_DEV_MODE=1``.
+class _AdaptersByName(Engine):
+    """What serves adapters under names, and refuses by itself what it cannot load.
 
     Args:
         api: Where it is.
@@ -81,15 +79,8 @@ class VllmEngine:
     def __init__(self, api: Api) -> None:
         self._api, self.target = api, api.called
 
-    def form(self, how: How) -> tuple[Form, bool]:
-        return ("peft", False) if how == "adapter" else ("checkpoint", False)
-
-    def check(self) -> str:
-        version = self._api.get("/version")
-        return f"vLLM {version.get('version', '?')}" if isinstance(version, dict) else "vLLM"
-
     def check_loadable(self, folder: Path) -> None:
-        """The engine itself refuses a rank above its limit, and goes on serving what it has."""
+        """The engine itself refuses what it cannot load, and goes on serving what it has."""
 
     def try_out(self, name: str, folder: Path, how: How) -> str | None:
         if how == "weights":
@@ -101,6 +92,23 @@ class VllmEngine:
     def drop(self, tried: str) -> None:
         self.unload(tried, Path())
 
+
+class VllmEngine(_AdaptersByName):
+    """vLLM's OpenAI server.
+
+    Adapters need ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``; weights need ``VLLM_SERVER_DEV_MODE=1``.
+
+    Args:
+        api: Where it is.
+    """
+
+    def form(self, how: How) -> tuple[Form, bool]:
+        return ("peft", False) if how == "adapter" else ("checkpoint", False)
+
+    def check(self) -> str:
+        version = self._api.get("/version")
+        return f"vLLM {version.get('version', '?')}" if isinstance(version, dict) else "vLLM"
+
     def load(self, name: str, folder: Path, how: How) -> None:
         if how == "weights":
             self._reload(folder)
@@ -108,7 +116,7 @@ class VllmEngine:
         in_place = name in self._adapters()
         body = {"lora_name": name, "lora_path": str(folder.resolve()), "load_inplace": in_place}
         try:
-            with self._between_requests() if in_place else nullcontext():
+            with self._paused("adapter") if in_place else nullcontext():
                 self._api.post("/v1/load_lora_adapter", body)
         except EngineError as error:
             if error.status == 404 and "load_lora_adapter" in str(error) and "LoRA" not in str(error).partition("refused")[2]:
@@ -125,54 +133,49 @@ class VllmEngine:
         return complete(self._api, served or self._base(), prompts, max_tokens)
 
     @contextmanager
-    def _between_requests(self) -> Iterator[None]:
-        """No request is under way, so that none begins with the old weights and ends with the new ones. Only with the developer mode."""
+    def _paused(self, how: How) -> Iterator[None]:
+        """No request is under way, so that none begins with the old weights and ends with the new ones.
+
+        Only with the developer mode, without which an adapter is swapped all the same.
+
+        Raises:
+            EngineError: The engine refuses, or weights are to be changed without the developer mode.
+        """
+        can_pause = True
         try:
             self._api.post("/pause?mode=wait")
         except EngineError as error:
             if error.status != 404:
                 raise
-            yield
-            return
+            if how == "weights":
+                raise EngineError(f"{self.target}: takes no weights while it runs; start it with VLLM_SERVER_DEV_MODE=1", 404) from None
+            can_pause = False
         try:
             yield
         finally:
-            self._api.post("/resume")
+            if can_pause:
+                self._api.post("/resume")
 
     def _reload(self, folder: Path) -> None:
-        try:
-            self._api.post("/pause?mode=wait")
-        except EngineError as error:
-            if error.status == 404:
-                raise EngineError(f"{self.target}: takes no weights while it runs; start it with VLLM_SERVER_DEV_MODE=1", 404) from None
-            raise
-        try:
+        with self._paused("weights"):
             self._api.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}})
             reset = self._api.post("/reset_prefix_cache")
-        finally:
-            self._api.post("/resume")
         if isinstance(reset, dict) and reset.get("success") is False:
             raise EngineError(f"{self.target}: kept its prefix cache, so old answers could come from it; give the command again")
 
-    def _models(self) -> list[dict[str, object]]:
-        return models(self._api)
-
     def _adapters(self) -> list[object]:
-        return [model["id"] for model in self._models() if model.get("parent")]
+        return [model["id"] for model in models(self._api) if model.get("parent")]
 
     def _base(self) -> str:
-        return str(next(model["id"] for model in self._models() if not model.get("parent")))
+        return str(next(model["id"] for model in models(self._api) if not model.get("parent")))
 
 
-class SglangEngine:
+class SglangEngine(_AdaptersByName):
     """SGLang's server. Adapters need ``--enable-lora --max-lora-rank N --lora-target-modules all``.
 
     Args:
         api: Where it is.
     """
-
-    def __init__(self, api: Api) -> None:
-        self._api, self.target = api, api.called
 
     def form(self, how: How) -> tuple[Form, bool]:
         return ("peft", False) if how == "adapter" else ("checkpoint", True)
@@ -180,19 +183,6 @@ class SglangEngine:
     def check(self) -> str:
         info = self._api.get("/get_server_info")
         return f"SGLang {info.get('version', '?')}" if isinstance(info, dict) else "SGLang"
-
-    def check_loadable(self, folder: Path) -> None:
-        """The engine itself refuses what it cannot load."""
-
-    def try_out(self, name: str, folder: Path, how: How) -> str | None:
-        if how == "weights":
-            return None
-        tried = f"{name}.{folder.name}"
-        self.load(tried, folder, how)
-        return tried
-
-    def drop(self, tried: str) -> None:
-        self.unload(tried, Path())
 
     def load(self, name: str, folder: Path, how: How) -> None:
         if how == "weights":

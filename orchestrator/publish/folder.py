@@ -3,17 +3,15 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 from torch import Tensor
 
+from editing.atomic import whole_folder
 from editing.errors import InputError
-from editing.files import pretrained
-from editing.files.adapter import read_adapter
-from editing.files.reader import WeightReader
-from editing.files.weights import WeightFiles
-from orchestrator.export.certificate import verify_folder
+from editing.files.adapter import CONFIG, read_adapter
+from editing.files.reader import read_weights
+from orchestrator.export.certificate import CERTIFICATE, verify_folder
 from orchestrator.export.exporting import Form
 from orchestrator.export.reference import Reference
 from orchestrator.export.source import RunSource
@@ -49,7 +47,7 @@ class FolderEngine:
         """What was exported can be copied."""
 
     def try_out(self, name: str, folder: Path, how: How) -> str | None:
-        return f"{self._copied(folder)}"
+        return str(self._copied(folder))
 
     def drop(self, tried: str) -> None:
         """The copy stays: it is what is loaded next."""
@@ -72,23 +70,18 @@ class FolderEngine:
     def _copied(self, folder: Path) -> Path:
         copy = self._path / folder.name
         if not copy.is_dir():
-            partial = self._path / f".{folder.name}.partial-{os.getpid()}"
             try:
-                shutil.copytree(folder, partial)
-                partial.rename(copy)
+                with whole_folder(copy) as partial:
+                    shutil.copytree(folder, partial, dirs_exist_ok=True)
             except OSError as error:
                 raise InputError(f"to: {copy} could not be written ({error.strerror or error}); nothing is left of it") from None
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        if (folder / "certificate.json").is_file():
+        if (folder / CERTIFICATE).is_file():
             verify_folder(copy)
         return copy
 
     def _weights(self, folder: Path) -> dict[str, Tensor]:
         """The edited modules' weights as who loads the folder will have them."""
-        if (folder / "adapter_config.json").is_file():
+        if (folder / CONFIG).is_file():
             base = self._source.snapshot(0, Progress.silent()).held
             return {name: base[name].float() + left @ right for name, (left, right) in read_adapter(folder).items()}
-        skeleton = pretrained.make_skeleton(folder, pretrained.load_config(folder), self._source.dtype)
-        with WeightFiles(folder, skeleton) as files, closing(WeightReader(files)) as reader:
-            return {name: reader.tensor(f"{name}.weight", self._source.dtype) for name in self._source.modules}
+        return read_weights(folder, self._source.modules, self._source.dtype)

@@ -135,7 +135,7 @@ def take_back(source: RunSource, engine: Engine, store: Store, number: int) -> P
     marked = f"replaced by {number}"
     former = next((p for p in reversed(found.values()) if p.place == gone.place and p.outcome == marked), None)
     engine.check()
-    _serve_former(source, engine, gone, former, whole=engine.form("weights" if gone.how == "weights" else "adapter")[1])
+    _serve_former(source, engine, gone, former, whole=engine.form(gone.how)[1])
     gone = replace(gone, when=now(), outcome=TAKEN_BACK)
     store.record(gone)
     if former is None:
@@ -200,13 +200,12 @@ def _restored(source: RunSource, engine: Engine, publication: Publication, forme
 
 
 def _serve_former(source: RunSource, engine: Engine, gone: Publication, former: Publication | None, *, whole: bool) -> None:
-    how: How = "weights" if gone.how == "weights" else "adapter"
     if former is not None:
-        engine.load(former.name, Path(former.folder), how)
-    elif how == "adapter":
+        engine.load(former.name, Path(former.folder), gone.how)
+    elif gone.how == "adapter":
         engine.unload(gone.name, Path(gone.folder))
     else:
         folder = Store(source.path).folder / ("unedited-whole" if whole else "unedited")
         if not folder.is_dir():
             export_unedited(source, folder, whole=whole)
-        engine.load(gone.name, folder, how)
+        engine.load(gone.name, folder, gone.how)

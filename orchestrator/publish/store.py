@@ -7,8 +7,8 @@ It is beside the run's folder, so that a rollback or a replaced run leaves what 
 """
 
 import json
-import os
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from editing.errors import InputError
 from editing.files.format_version import Format
 from orchestrator.export.certificate import CERTIFICATE, read_certificate, verify_folder
+from orchestrator.jsonl import LineFile
+from orchestrator.publish.engines import How
 
 RECORD = "publications.jsonl"
 FORMAT = Format("record of publications", 1)
@@ -46,7 +48,7 @@ class Publication:
     when: str
     target: str
     engine: str
-    how: str
+    how: How
     name: str
     folder: str
     edits: int
@@ -93,11 +95,10 @@ class Store:
     def record(self, publication: Publication) -> None:
         """Append a line, on the disk before this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({**FORMAT.tag, **asdict(publication)}, ensure_ascii=False) + "\n"
-        with (self.folder / RECORD).open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.folder / RECORD
+        with closing(LineFile(path, path.stat().st_size if path.exists() else 0)) as file:
+            file.add({**FORMAT.tag, **asdict(publication)})
+            file.sync()
 
     def served(self, place: tuple[str, str, str]) -> Publication | None:
         """What is served in a place, as far as this record knows."""

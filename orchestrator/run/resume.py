@@ -162,7 +162,7 @@ def stored_config(path: Path, given: Mapping[str, Any] | None = None, *, can_giv
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
     state = RunState.from_stored(checkpoint)
-    stored = {**_rules_of(state.settings), **known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
+    stored = {**rules_of(state.settings), **known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
     new = {name: value for name, value in (given or {}).items() if value is not None}
     options = find_inputs(path, stored, new, can_give=can_give, may_be_relative=may_have_relative_paths(checkpoint))
     return without_lost_tracking(options) if _is_tracked(path, state) and "tracking_uri" not in new else options
@@ -181,7 +181,8 @@ def with_older_rules(config: RunConfig) -> RunConfig:
     return replace(config, **{name: rule for name, rule in _OLDER_RULES.items() if name not in known and getattr(config, name) is None})
 
 
-def _rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How edits are written by a run with these settings, of which an older one has only some."""
     return {name: settings.get(name, rule) for name, rule in _OLDER_RULES.items()}
 
 
@@ -191,7 +192,7 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
     Raises:
         InputError: Naming the first difference.
     """
-    for name, then in (_rules_of(state.settings) | state.settings).items():
+    for name, then in (rules_of(state.settings) | state.settings).items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base_fingerprint:
