@@ -164,8 +164,10 @@ def _check_modules(name: str, skeleton: nn.Module, modules: list[str]) -> None:
     """
     known, owners = dict(skeleton.named_modules()), dict(skeleton.named_parameters(remove_duplicate=False))
     for module in modules:
-        if not isinstance(known.get(module), nn.Linear):
-            raise ModelError(f"{name}: {module} is a {type(known.get(module)).__name__}, expected a Linear; this run cannot be exported")
+        if module not in known:
+            raise ModelError(f"{name}: has no {module}, so it is not the model that this run was made from; give that one with --model")
+        if not isinstance(known[module], nn.Linear):
+            raise ModelError(f"{name}: {module} is a {type(known[module]).__name__}, expected a Linear; this run cannot be exported")
         weight = owners[f"{module}.weight"]
         if others := [other for other, value in owners.items() if value is weight and other != f"{module}.weight"]:
             raise ModelError(f"{name}: the weight of {module} is also {others[0]}, so it cannot be changed alone; this run cannot be exported")

@@ -145,6 +145,16 @@ def test_another_base_is_refused(finished_run: FinishedRun, ultraedit: Run, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_base_of_another_architecture_is_refused_as_another_model(finished_run: FinishedRun, ultraedit: Run, tmp_path: Path) -> None:
+    other = PARITY / "gptj-tiny" / "model"
+    done = ultraedit("export", finished_run.path, "--as", "peft", "--model", other, "--output", tmp_path / "out")
+    assert done.code == 1
+    (line,) = done.errors
+    assert f"{other}: has no model.layers." in line
+    assert "is not the model that this run was made from; give that one with --model" in line
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("form", ["peft", "checkpoint", "gguf-lora", "delta"])
 def test_a_full_disk_leaves_nothing(form: str, finished_run: FinishedRun, ultraedit: Run, tmp_path: Path) -> None:
     with files_of_at_most(20_000):
