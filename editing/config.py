@@ -43,6 +43,8 @@ class MethodOptions:
     """How shifts are found.
 
     Attributes:
+        strength: In place of a learning rate: the first turn gets the rate at which its first pass shifts the modules edited at the answers
+            by this share of their norm, and all later turns have that rate.
         moments: Rule of the lifelong moments: ``published`` for parity with the published code, or ``exact``.
         ridge: Strength ``r`` of the ridge in the solve; 1 in the paper.
         passes: Most shifts that one turn may make; 1 is the published method. Each further pass gives targets to pending rows
@@ -74,6 +76,7 @@ class MethodOptions:
             in a text.
     """
 
+    strength: float | None = None
     moments: MomentRule = "published"
     ridge: float = 1.0
     passes: int = 1
@@ -96,6 +99,8 @@ class MethodOptions:
     answer_end: AnswerEnd = "none"
 
     def __post_init__(self) -> None:
+        if self.strength is not None:
+            check_number("strength", self.strength)
         check_number("ridge", self.ridge)
         check_number("margin", self.margin, or_zero=True)
         check_number("preserve_weight", self.preserve_weight)
@@ -153,7 +158,7 @@ class EditorConfig(MethodOptions):
 
     Attributes:
         modules: Names or patterns of the linears to edit at the answers.
-        learning_rate: Scale of the targets; 1e-6 on the paper's 7B models.
+        learning_rate: Scale of the targets; 1e-6 on the paper's 7B models. ``None`` with a strength.
         edits_per_turn: Edits that share one shift per module; 100 in the paper.
         group_size: Edits over whose answer tokens the loss is averaged; 10 in the paper.
         solve: Which linear system is solved; ``auto`` takes the smaller one. A module whose keys are sliced over shards always
@@ -165,7 +170,7 @@ class EditorConfig(MethodOptions):
     """
 
     modules: tuple[str, ...]
-    learning_rate: float
+    learning_rate: float | None = None
     edits_per_turn: int = 100
     group_size: int = 10
     solve: SolveForm = "auto"
@@ -176,7 +181,10 @@ class EditorConfig(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("learning_rate", self.learning_rate)
+        if self.strength is None:
+            check_number("learning_rate", self.learning_rate)
+        elif self.learning_rate is not None:
+            raise InputError("strength: takes the place of learning_rate; give one of them")
         for name in ("edits_per_turn", "group_size", "batch_tokens"):
             check_whole(name, getattr(self, name))
         check_choice("solve", self.solve, get_args(SolveForm))

@@ -109,6 +109,10 @@ class EditedWeights(Mapping[str, Tensor]):
         """By module, the growth of the weight's Frobenius norm since before the first edit, as a share of it."""
         return {name: self._norm(name, self._exact(name)) / self._original_norms[name] - 1 for name in self}
 
+    def norms(self) -> dict[str, float]:
+        """By module, the Frobenius norm of the weight from before the first edit."""
+        return dict(self._original_norms)
+
     def _exact(self, name: str) -> Tensor:
         """A weight in float32: its master, itself if it is float32, else a copy."""
         master = self.masters.get(name)

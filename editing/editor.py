@@ -12,6 +12,7 @@ refused, and weights and statistics are then what they were before it. What each
 :mod:`editing.turn_capture`, :mod:`editing.method.solver`, :mod:`editing.passes`, :mod:`editing.edited_weights`, :mod:`editing.report`.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from editing.atomic import restored_unless, uninterrupted
 from editing.config import EditorConfig
 from editing.edited_weights import EditedWeights
-from editing.errors import InputError, ModelError
+from editing.errors import InputError, ModelError, TurnRefused
 from editing.files import pretrained
 from editing.files.checkpoint_files import BaseFiles
 from editing.files.saving import save_edited
@@ -172,6 +173,8 @@ class Editor:
         decoder = decoder or Decoder(model)
         decoder.verify()
         modules, learning_rate, found = resolve_settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
+        if options.get("strength") is not None:
+            learning_rate = None  # the preset's
         config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
         return cls(model, tokenizer, config, collectives, decoder=decoder, originals=originals)
 
@@ -262,6 +265,8 @@ class Editor:
             rows, num_settled = solved.rows, solved.num_settled
             clock.lap("targets")
         statistics = self._statistics_with(rows, prepared.turn)
+        if self.config.strength is not None and statistics.rate is None:
+            statistics = replace(statistics, rate=self._find_rate(rows, statistics))
         passes = self._passes(prepared, rows, statistics)
         passes.first()
         clock.lap("solve")
@@ -351,9 +356,26 @@ class Editor:
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
         return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives)
 
-    def _passes(self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics) -> TurnPasses:
+    def _find_rate(self, rows: TurnRows, statistics: LifelongStatistics) -> float:
+        """The learning rate at which a turn's first pass has the configured strength: its shift is linear in the rate.
+
+        Raises:
+            TurnRefused: The shift is not finite, or nothing.
+        """
+        at_answers = [name for name, site in self.sites.items() if site == "answer"]
+        shift, weights = (
+            math.hypot(*(norms[name] for name in at_answers)) for norms in (self._solver(statistics, 1.0).solve(rows).norms, self.weights.norms())
+        )
+        if not shift:
+            raise TurnRefused("its shift is 0, so no learning rate can be found")
+        return (self.config.strength or 0.0) * weights / shift
+
+    def _solver(self, statistics: LifelongStatistics, rate: float | None) -> TurnSolver:
         text, remembered = self.prepare_reference_text(), self.lifelong.remembered
-        solver = TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered)
+        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, rate)
+
+    def _passes(self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics) -> TurnPasses:
+        solver = self._solver(statistics, statistics.rate)
         return TurnPasses(prepared, rows, solver, self.weights, self.config, self.collectives)
 
     def _commit(self, last: Solution, statistics: LifelongStatistics) -> None:
@@ -384,6 +406,7 @@ class Editor:
             seconds={"prefix": prepared.prefix_seconds, **seconds},
             num_subjects=len(turn.edits_of(with_subject)) if self.config.subject_modules else None,
             num_settled=num_settled,
+            rate=self.lifelong.rate,
         )
 
 

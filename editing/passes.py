@@ -72,9 +72,7 @@ class TurnPasses:
                 raise TurnRefused(f"the shift of {name} is 0, so nothing would change")
         if not self._weights.would_change(self.last.shifts):
             dtype = str(self._weights.dtype).removeprefix("torch.")
-            raise TurnRefused(
-                f"its shifts are too small to change any {dtype} weight; expected a larger learning rate than {self._config.learning_rate:g}"
-            )
+            raise TurnRefused(f"its shifts are too small to change any {dtype} weight; expected a larger learning rate than {self._solver.rate:g}")
 
     def refine(self, capture: TurnCapture) -> None:
         """Add the shifts found so far to the weights, and find further ones until no row is pending or the passes are used up.

@@ -44,6 +44,7 @@ def make_report(
     seconds: Mapping[str, float],
     num_subjects: int | None,
     num_settled: int | None = None,
+    rate: float | None = None,
 ) -> TurnReport:
     """Put a turn's report together. All workers call this; figures that each of them has measured are the first worker's.
 
@@ -59,6 +60,7 @@ def make_report(
         seconds: Wall time by phase.
         num_subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
         num_settled: Of these, edits whose residual has settled; ``None`` if no targets are solved.
+        rate: The learning rate, where the first turn was to find one.
     """
     before = mean_accuracy(rows.correct, [len(s.answer_ids) for s in turn.sequences])
     conditions = {name: shift.condition for name, shift in total.shifts.items()}
@@ -66,6 +68,7 @@ def make_report(
     loss, before, after, *each = collectives.broadcast(torch.tensor(measured, dtype=torch.float64)).tolist()
     return TurnReport(
         turn=number,
+        rate=rate,
         edits=len(turn.edits),
         rows=len(rows.losses),
         loss=loss,

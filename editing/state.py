@@ -5,7 +5,8 @@
     preserved.MODULE  sketch.MODULE              (d_in, d_in) or (up to rank + 1, d_in) float64, what the preserving ridge knows
     remembered.MODULE  remembered-sketch.MODULE  the same of the keys of all edits, where targets are solved
     whitening.MODULE                             (d_out, d_out) float64, second moment of value gradients
-    metadata                                     ``turns``, and ``counts``: rows or tokens behind each of the statistics
+    metadata                                     ``turns``; ``counts``: rows or tokens behind each of the statistics; and ``rate``, the
+                                                 learning rate that the first turn found, if it was to find one
 
 SHAPE is ``640x2048``: ``d_in`` and ``d_out``. The file is small beside the model: prefix, head and all other weights are the base
 model's and are not stored.
@@ -13,6 +14,7 @@ model's and are not stored.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ def save_state(editor: Editor, path: Path) -> None:
         counts[key] = count
         tensors[key] = tensor
     metadata = {"turns": str(editor.turns), "counts": json.dumps(counts)}
+    if editor.lifelong.rate is not None:
+        metadata["rate"] = repr(editor.lifelong.rate)
     editor.collectives.run_on_first(
         lambda: save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
     )
@@ -70,7 +74,7 @@ def load_state(editor: Editor, path: Path) -> None:
             turns = int(metadata["turns"])
             _check_same(path, editor, {name: s for name, s in slices.items() if name.startswith(("weight.", "master."))})
             held = {kind: {name: editor.shards[name].slice(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
-            lifelong = _lifelong(editor, slices, counts)
+            lifelong = replace(_lifelong(editor, slices, counts), rate=float(metadata["rate"]) if "rate" in metadata else None)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged, or not a stored state ({error}); resume from another checkpoint") from None
     _check_options(path, editor, lifelong, turns)

@@ -190,6 +190,7 @@ class TurnReport:
         num_pending_rows: Pending rows before each pass; the last number is 0 if the turn ended for lack of them.
         subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
         settled: Of these, edits whose solved target, in every framing, makes the answer lead by the margin; ``None`` if no targets are solved.
+        rate: The learning rate, where the first turn was to find one; else ``None``.
     """
 
     turn: int
@@ -205,6 +206,7 @@ class TurnReport:
     num_pending_rows: list[int] = field(default_factory=list)
     subjects: int | None = None
     settled: int | None = None
+    rate: float | None = None
 
 
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:

@@ -100,7 +100,7 @@ def _about(skeleton: PreTrainedModel, decoder: Decoder, options: PlanOptions) ->
     stored = show_size(sum(file.stat().st_size for file in files)) if files else f"{show_size(count * skeleton.dtype.itemsize)}, to be downloaded"
     return [
         ("model", f"{type(skeleton).__name__}, {count / 1e9:.2f} billion parameters, {decoder.num_layers} layers, in {precision}; weights {stored}"),
-        ("preset", f"{found.name}, learning rate {found.learning_rate:g}" if found else "none: give --modules and --learning-rate"),
+        ("preset", f"{found.name}, learning rate {found.learning_rate:g}" if found else "none: modules by their depth, unless --modules names them"),
         ("editable", describe_editable(decoder)),
     ]
 

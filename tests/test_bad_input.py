@@ -176,12 +176,17 @@ def test_modules_that_cannot_be_edited_are_refused_with_those_that_can(
     refused("--edits", edits, "--modules", modules, words=["modules", *words])
 
 
-def test_a_model_without_preset_needs_modules_and_is_told_which_there_are(
+def test_a_preset_for_another_model_is_refused_with_the_modules_that_this_one_has(
     tmp_path: Path, llama_tiny: Path, edits: Path, ultraedit: Ultraedit
 ) -> None:
-    outcome = ultraedit("edit", "--model", llama_tiny / "model", "--edits", edits, "--output", tmp_path / "out", "--tracking-uri", "none")
+    outcome = ultraedit(
+        "edit", "--model", llama_tiny / "model", "--edits", edits, "--output", tmp_path / "out", "--tracking-uri", "none", "--preset", "refined"
+    )
     assert outcome.code == 1
-    assert all(word in outcome.errors[0] for word in ("no preset fits", "modules", "learning rate", "model.layers.{0..3}.mlp.down_proj (160 -> 64)"))
+    assert all(
+        word in outcome.errors[0]
+        for word in ("no preset 'refined' fits", "modules", "learning rate", "model.layers.{0..3}.mlp.down_proj (160 -> 64)")
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -537,7 +542,7 @@ MOMENTS = {
     "the sample is watched": (LocalWorker, "measure_health"),
     "the model is saved": (editor_module, "save_edited"),
     "edits are evaluated": (LocalWorker, "evaluate"),
-    "text is generated": (LocalWorker, "generate"),
+    "text is generated": (LocalWorker, "write"),
     "plots are drawn": (finish, "plot_run"),
     "the run is about to be put in place": (RunDirectory, "commit"),
 }

@@ -30,6 +30,7 @@ class LifelongStatistics:
         preserved: By module, what the preserving ridge knows of the keys of all tokens; empty if it does not preserve.
         whitening: By module, the second moment of value gradients; empty if they are not whitened.
         remembered: By module with solved targets, the second moment of the keys of all edits, in the form of its ridge.
+        rate: The learning rate that the first turn has found, if it was to find one.
     """
 
     moments: dict[Shape, Moments] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class LifelongStatistics:
     preserved: dict[str, PreservingRidge] = field(default_factory=dict)
     whitening: dict[str, SecondMoment] = field(default_factory=dict)
     remembered: dict[str, PreservingRidge] = field(default_factory=dict)
+    rate: float | None = None
 
     def with_turn(
         self,
@@ -56,7 +58,7 @@ class LifelongStatistics:
             options: Which statistics are kept.
             collectives: How partial results become whole.
         """
-        result = LifelongStatistics(*(dict(getattr(self, f.name)) for f in fields(self)))
+        result = LifelongStatistics(**{f.name: dict(getattr(self, f.name)) for f in fields(self) if f.name != "rate"}, rate=self.rate)
         for name, shard in shards.items():
             gradients, site = rows.value_gradients[name], rows.site(name)
             keys = Features(shard, "keys", collectives)

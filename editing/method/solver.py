@@ -58,7 +58,8 @@ class TurnSolver:
     Args:
         statistics: Lifelong statistics, with those of this turn.
         shards: What this worker holds of each module.
-        config: Learning rate, ridge and options of the method.
+        config: Ridge and options of the method.
+        rate: The learning rate; by default the configured one.
         collectives: How partial results become whole. All workers solve the same passes in the same order.
         reference: By module, what the preserving ridge knows of the reference text.
         remembered: By module with solved targets, the second moment of the keys of the turns before this one.
@@ -72,7 +73,9 @@ class TurnSolver:
         collectives: Collectives,
         reference: Mapping[str, PreservingRidge] | None = None,
         remembered: Mapping[str, PreservingRidge] | None = None,
+        rate: float | None = None,
     ) -> None:
+        self.rate = float(rate or config.learning_rate or 0.0)
         self._statistics, self._shards, self._config, self._collectives = statistics, shards, config, collectives
         self._reference, self._remembered = reference or {}, remembered or {}
         self._systems: dict[str, System] = {}  # of preserving ridges, factored in the first pass for all of them
@@ -107,7 +110,7 @@ class TurnSolver:
         keys, shard, site = rows.keys[name], self._shards[name], rows.site(name)
         moments = self._statistics.at(site)[shard.shape]
         normalized = moments.of_features(shard.key_features).normalize(keys)
-        rate = self._config.learning_rate * (self._config.subject_scale if site == "subject" else 1.0)
+        rate = self.rate * (self._config.subject_scale if site == "subject" else 1.0)
         return targets(self._features(name).squared_norms(normalized), self._normalized_gradients(name, rows), rate)
 
     def _shift(self, name: str, rows: TurnRows, pending: Mapping[Site, Tensor] | None) -> Shift:

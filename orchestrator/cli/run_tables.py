@@ -173,7 +173,8 @@ def _texts(path: Path, samples: int) -> list[Any]:
     file = pq.ParquetFile(path)
     # in chat where the model is one: that is what who asks it sees. Runs of earlier versions have no such columns
     in_chat = "chat_text_after" in file.schema_arrow.names and file.read(["chat_text_after"])[0].null_count < file.metadata.num_rows
-    before, after, right = ("chat_text_before", "chat_text_after", "chat_contained") if in_chat else ("text_before", "text_after", "efficacy_generated")
+    in_text, chatting = ("text_before", "text_after", "efficacy_generated"), ("chat_text_before", "chat_text_after", "chat_contained")
+    before, after, right = chatting if in_chat else in_text
     rows = [row for row in file.read(["prompt", "target", before, after, right, "efficacy_before"]).to_pylist() if row[after] is not None]
     rows.sort(key=lambda row: row["efficacy_before"] or 0)  # what the model did not know yet comes first; ties keep their order
     step = max(1, len(rows) // max(1, samples))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from editing.presets import unmeasured
 from editing.version import __version__
 from orchestrator.run.journal import RunState
 from orchestrator.run.run_config import RunConfig
@@ -62,14 +63,17 @@ def _log(run: dict[str, Any], *, is_distributed: bool) -> None:
     size = f"{model['parameters'] / 1e9:.2f} B parameters"
     workers = f"{config['replicas']} x {config['shards']} workers, " if is_distributed else ""
     logger.info("model     %s, %s, %s on %s%s", model["architecture"], size, model["dtype"], workers, model["device"])
-    if model["preset"]:
+    if model["preset"] == unmeasured.NAME:
+        logger.info("preset    none fits this model: modules by their depth, strength %g; ultraedit tune finds better ones", unmeasured.STRENGTH)
+    elif model["preset"]:
         logger.info("preset    %s", model["preset"])
     logger.info("modules   %s", _shortened([name for name in model["modules"] if name not in subjects]))
     if subjects:
         logger.info("          %s at the subject", _shortened(subjects))
     for line in model["text"]:
         logger.info("text      %s", line)
-    logger.info("learning rate %g, float32 masters %s, input format %s", model["learning_rate"], masters, run["input"]["format"])
+    rate = "learning rate found by the first turn" if model["learning_rate"] is None else f"learning rate {model['learning_rate']:g}"
+    logger.info("%s, float32 masters %s, input format %s", rate, masters, run["input"]["format"])
 
 
 def _shortened(names: list[str]) -> str:

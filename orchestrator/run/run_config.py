@@ -64,6 +64,7 @@ class RunConfig:
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device_memory: Memory that may be used, as ``6GiB``, or ``auto`` for what is free; by default the whole model is in memory.
         lookahead: Turns that go through the frozen layers in one pass; by default 4, or as many as suit the memory budget.
+        strength: In place of a learning rate: how far the first turn shifts the weights, as a share of their norm; by default none.
         moments: Rule of the lifelong moments; by default the preset's, else ``published``.
         ridge: Strength of the ridge in the solve; by default the preset's, else 1.
         passes: Most shifts of one turn; by default the preset's, else 1.
@@ -122,6 +123,7 @@ class RunConfig:
     dataset: str | None = None
     modules: tuple[str, ...] | None = None
     learning_rate: float | None = None
+    strength: float | None = None
     edits_per_turn: int = 100
     group_size: int = 10
     device: str = "auto"

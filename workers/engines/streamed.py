@@ -124,7 +124,7 @@ class StreamedEngine(Engine):
     def _choose(self, decoder: Decoder) -> tuple[str, ...]:
         return (*self._settings(decoder)[0], *self._method.subject_modules)
 
-    def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float, dict[str, Any]]:
+    def _settings(self, decoder: Decoder) -> tuple[tuple[str, ...], float | None, dict[str, Any]]:
         return resolve_settings(decoder, self._spec.model, **self._spec.settings)
 
 

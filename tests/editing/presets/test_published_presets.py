@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from editing import Editor, EditRequest, InputError
+from editing import Editor, EditRequest
 from editing.config import EditorConfig
 from editing.datasets import FORMATS
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
-from editing.presets import all_presets, find_preset
+from editing.presets import all_presets, find_preset, unmeasured
 from editing.presets.resolve import resolve_settings
 from editing.sharding.shards import shard_of
 from tests.support.tiny_models import TINY, TinyModel
@@ -152,8 +152,7 @@ def test_a_tiny_model_as_deep_as_the_real_one_is_edited_there_and_nowhere_else(n
     editor.apply([EditRequest(prompt=f"The colour of number {i} is", target=f"blue {i}") for i in range(4)], measure=False)
     changed = [path for path, p in editor.model.named_parameters() if not torch.equal(p, before[path])]
     assert sorted(changed) == sorted(f"{path}.weight" for path in next(iter(PUBLISHED[name].values())))
-    with pytest.raises(InputError, match="no preset fits this model"):
-        Editor.from_pretrained(tmp_path)
+    assert Editor.from_pretrained(tmp_path).config.preset == unmeasured.NAME  # by itself it is none of those models
 
 
 def test_a_model_within_a_budget_is_planned_and_edited_with_the_data_sets_modules(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_shards_that_would_fit_do(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_preset_and_the_time_of_a_model_that_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     told = plan(capsys, "--model", PARITY / "llama-tiny" / "model", "--modules", "model.layers.1.mlp.down_proj")
-    assert "preset none: give --modules and --learning-rate" in told
+    assert "preset none: modules by their depth, unless --modules names them" in told
     assert re.search(r"time about \d+\.\d+ s a turn", told)
     assert "measured here" in told
 
@@ -61,7 +61,7 @@ def test_the_preset_and_the_time_of_a_model_that_is_there(capsys: pytest.Capture
     ("flags", "words"),
     [
         (["--model", "{tmp}"], ["has no config.json"]),
-        (["--model", LLAMA_70B], ["no preset fits this model"]),
+        (["--model", LLAMA_70B, "--preset", "refined"], ["no preset 'refined' fits this model"]),
         (["--model", LLAMA_70B, "--modules", "model.layers.90.mlp.down_proj"], ["no module 'model.layers.90.mlp.down_proj'"]),
         (["--model", LLAMA_70B, "--modules", TOP, "--shards", "65"], ["64 attention heads", "give 1 to 64"]),
         (["--model", LLAMA_70B, "--modules", TOP, "--device-memory", "lots"], ["expected a size like 6GiB"]),
