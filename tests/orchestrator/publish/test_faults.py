@@ -42,6 +42,7 @@ def live(publish: Run, answer: Answers) -> str:
     [
         ("rank", "LoRA rank 100 is greater than max_lora_rank 64"),
         ("unknown module", "expected target modules in"),
+        ("half written", "incomplete metadata, file not fully covered"),
         ("no lora", "takes no adapters while it runs; start it with --enable-lora"),
         ("dies after a load", "the connection broke"),
         ("slow /v1/load_lora_adapter", "/v1/load_lora_adapter: no answer within 0.5 s"),
