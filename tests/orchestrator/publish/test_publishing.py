@@ -45,7 +45,7 @@ def test_weights_are_loaded_in_a_pause_and_taken_back_to_the_unedited_ones(publi
     assert done.code == 0, done.stderr
     assert not vllm.is_paused
     calls = [call for call in vllm.calls if not call.startswith("/v1")]
-    assert calls == ["/version", "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/resume"]
+    assert calls == ["/version", "/is_paused", "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/resume"]
     prompt = json.loads((MODEL.parent / "edits.json").read_text())[0]["prompt"]
     unedited = write(MODEL, None, None, prompt, 8)
     assert write(MODEL, None, vllm.weights, prompt, 8) != unedited
