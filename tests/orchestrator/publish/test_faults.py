@@ -104,9 +104,7 @@ def test_a_load_that_fails_in_the_pause_ends_the_pause(how: str, publish: Run, v
     assert not vllm.is_paused
 
 
-def test_without_the_developer_mode_adapters_are_swapped_and_weights_are_refused(
-    publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str]
-) -> None:
+def test_without_the_developer_mode_weights_alone_are_refused(publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str]) -> None:
     vllm.faults.add("no dev mode")
     assert publish("--rank", 40).code == 0
     assert vllm.adapters["edited"].name == "0002-peft"
