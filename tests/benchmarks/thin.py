@@ -1,14 +1,14 @@
-"""A module's shift as thin factors, against a singular value decomposition of the whole matrix: time, memory and what each loses.
+"""A module's shift as thin factors, against a singular value decomposition of the whole matrix: processor time, memory and what is lost.
 
 python -m tests.benchmarks.thin [D_OUT D_IN ROWS]     2048 8192 500 by default; each way in a process of its own
 """
 
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,15 +42,18 @@ def dense(matrix: Tensor, tolerance: float) -> Tensor:
 def measured(way: Callable[[Tensor, float], Tensor], shape: tuple[int, int, int]) -> str:
     torch.set_num_threads(1)
     matrix, tolerance = shifted(*shape)
-    before, began = _peak(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before, began = _resident("VmRSS"), time.process_time()
     found = way(matrix, tolerance)
-    seconds, more = time.perf_counter() - began, _peak() - before
+    seconds, more = time.process_time() - began, _resident("VmHWM") - before
     error = float((found - matrix).norm() / matrix.norm())
-    return f"{way.__name__:10} {seconds:7.1f} s   {more:6.0f} MB more   relative error {error:.1e}"
+    return f"{way.__name__:10} {seconds:7.1f} processor seconds   {more:6.0f} MB more   relative error {error:.1e}"
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident(field: str) -> float:
+    """Memory of this process in MB: now, ``VmRSS``, or at its peak, ``VmHWM``."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
