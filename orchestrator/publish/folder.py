@@ -57,9 +57,12 @@ class FolderEngine:
         if link.exists() and not link.is_symlink():
             raise InputError(f"to: {link} is there and no link of this program; give another --name or folder")
         fresh = link.with_name(f".{link.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(copy.name)
-        fresh.replace(link)
+        try:
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(copy.name)
+            fresh.replace(link)
+        except OSError as error:
+            raise InputError(f"to: {link} could not be changed ({error.strerror or error}); it is as it was") from None
 
     def unload(self, name: str, folder: Path) -> None:
         (self._path / (name or _WEIGHTS)).unlink(missing_ok=True)

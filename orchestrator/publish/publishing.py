@@ -108,11 +108,16 @@ def publish(source: RunSource, engine: Engine, options: PublishOptions, progress
     former = store.served(publication.place)
     store.record(publication)
     outcome = _bring(engine, publication, folder, questions, options)
-    if outcome.publication.outcome == LIVE and former is not None:
-        store.record(replace(former, when=now(), outcome=f"replaced by {publication.number}"))
     if outcome.publication.outcome == FAILED and options.rollback:
         outcome = replace(outcome, publication=_restored(source, engine, outcome.publication, former, whole=whole))
-    store.record(outcome.publication)
+    replaced = [replace(former, when=now(), outcome=f"replaced by {publication.number}")] if former and outcome.publication.outcome == LIVE else []
+    try:
+        store.record(*replaced, outcome.publication)
+    except InputError as error:
+        if outcome.publication.outcome != LIVE:
+            raise
+        gone = _restored(source, engine, replace(publication, reason=str(error)), former, whole=whole)
+        raise InputError(f"publish: publication {publication.number} is not live ({gone.outcome}): {gone.reason}") from None
     return outcome
 
 
@@ -137,11 +142,11 @@ def take_back(source: RunSource, engine: Engine, store: Store, number: int) -> P
     engine.check()
     _serve_former(source, engine, gone, former, whole=engine.form(gone.how)[1])
     gone = replace(gone, when=now(), outcome=TAKEN_BACK)
-    store.record(gone)
     if former is None:
+        store.record(gone)
         return gone
     former = replace(former, when=now(), outcome=LIVE)
-    store.record(former)
+    store.record(gone, former)
     return former
 
 

@@ -7,6 +7,7 @@ It is beside the run's folder, so that a rollback or a replaced run leaves what 
 """
 
 import json
+import os
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -92,13 +93,24 @@ class Store:
             found[publication.number] = publication
         return [found[number] for number in sorted(found)]
 
-    def record(self, publication: Publication) -> None:
-        """Append a line, on the disk before this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / RECORD
-        with closing(LineFile(path, path.stat().st_size if path.exists() else 0)) as file:
-            file.add({**FORMAT.tag, **asdict(publication)})
-            file.sync()
+    def record(self, *publications: Publication) -> None:
+        """Append lines, on the disk before this returns: all of them, or none.
+
+        Raises:
+            InputError: They could not be written, for instance to a full disk.
+        """
+        path, length = self.folder / RECORD, 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            length = path.stat().st_size if path.exists() else 0
+            with closing(LineFile(path, length)) as file:
+                for publication in publications:
+                    file.add({**FORMAT.tag, **asdict(publication)})
+                file.sync()
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, length)
+            raise InputError(f"{path}: could not be written ({error.strerror or error}); make room there") from None
 
     def served(self, place: tuple[str, str, str]) -> Publication | None:
         """What is served in a place, as far as this record knows."""

@@ -128,6 +128,7 @@ def test_vllm_takes_adapters_and_weights_in_traffic(edited: Path, tmp_path: Path
             folders.append(tmp_path / f"to-{turn}")
             assert run_command_line("export", edited, "--as", "peft", "--to-turn", turn, "--measure", 0, "--output", folders[-1]).code == 0
         found = traffic(f"vllm://127.0.0.1:{port}", *folders, 1000)
+    print(f"requests during swaps: {json.dumps(found)}")
     assert set(found["answers"]) <= {"first", "second"}  # type: ignore[call-overload]
     assert sum(found["answers"].values()) == 1000  # type: ignore[attr-defined]
 

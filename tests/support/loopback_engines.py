@@ -25,7 +25,8 @@ RECORDED = ROOT / "tests" / "data" / "engines"
 def _model(base: Path, adapter: Path | None, weights: Path | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     if weights is not None:
-        model.load_state_dict(load_file(weights / "model.safetensors"), strict=False)
+        for file in weights.glob("*.safetensors"):
+            model.load_state_dict(load_file(file), strict=False)
     return model if adapter is None else PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
@@ -47,10 +48,12 @@ class LoopbackVllm:
     Attributes:
         adapters: Folder by name.
         weights: Folder of the weights that were loaded over the model's.
-        faults: What goes wrong: ``rank``, ``ignores loads``, ``dies after a load``, ``no lora``, ``no dev mode``.
+        faults: What goes wrong: ``rank``, ``unknown module``, ``half written``, ``ignores loads``, ``dies after a load``, ``dies in place``,
+            ``no lora``, ``no dev mode``, and ``slow`` with a path for an answer that takes longer than anyone waits.
         token: The key that it wants.
         calls: Paths that were called, in their order.
         port: Where it listens.
+        released: Set when the test waits no more.
     """
 
     def __init__(self, base: Path) -> None:
@@ -60,6 +63,7 @@ class LoopbackVllm:
         self.faults: set[str] = set()
         self.token: str | None = None
         self.calls: list[str] = []
+        self.released = threading.Event()
         self.is_paused, self.is_dead, self.port = False, False, 0
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
@@ -67,6 +71,12 @@ class LoopbackVllm:
         self.calls.append(path)
         if self.is_dead:
             raise ConnectionAbortedError
+        answer = self._answer(path, body)
+        if f"slow {path}" in self.faults:
+            self.released.wait(10)
+        return answer
+
+    def _answer(self, path: str, body: Any) -> tuple[int, Any]:
         match path.partition("?")[0]:
             case "/version":
                 return self._said("version")
@@ -84,6 +94,8 @@ class LoopbackVllm:
             case "/pause" if "no dev mode" not in self.faults:
                 self.is_paused = True
                 return self._said("paused")
+            case "/is_paused" if "no dev mode" not in self.faults:
+                return self._said("is paused" if self.is_paused else "is not paused")
             case "/resume":
                 self.is_paused = False
                 return self._said("resumed")
@@ -100,11 +112,11 @@ class LoopbackVllm:
             return self._said("loaded already", NAME=name)
         if not (folder / "adapter_config.json").is_file():
             return self._said("no such file", NAME=name)
-        if "rank" in self.faults:
-            return self._said("rank", NAME=name)
+        if fault := self.faults & {"rank", "unknown module", "half written"}:
+            return self._said(fault.pop(), NAME=name, PATH=str(folder))
         if "ignores loads" not in self.faults or name not in self.adapters:
             self.adapters[name] = folder
-        self.is_dead = "dies after a load" in self.faults
+        self.is_dead = "dies after a load" in self.faults or ("dies in place" in self.faults and in_place)
         return self._said("loaded", NAME=name)
 
     def _reload(self, folder: Path) -> tuple[int, Any]:
@@ -112,6 +124,7 @@ class LoopbackVllm:
             return self._said("no such weights")
         if "ignores loads" not in self.faults:
             self.weights = folder
+        self.is_dead = "dies in place" in self.faults
         return self._said("reloaded")
 
     def _complete(self, body: Any) -> tuple[int, Any]:
@@ -134,6 +147,63 @@ class LoopbackVllm:
         for name, value in names.items():
             content = content.replace(name, value) if isinstance(content, str) else content
         return content
+
+
+class LoopbackSglang(LoopbackVllm):
+    """SGLang 0.5.23 as its source says that it answers.
+
+    Its own faults: ``rank``, ``load fails`` where the adapter takes the place of another, ``request between`` an unloading and a loading.
+    """
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.recorded = json.loads((RECORDED / "sglang-0.5.23.json").read_text())
+        self.once_loaded: dict[str, Path] = {}
+
+    def answer(self, path: str, body: Any) -> tuple[int, Any]:
+        self.calls.append(path)
+        match path:
+            case "/server_info":
+                return self._said("server info", PATH=str(self.base))
+            case "/v1/models":
+                served = [self._filled(self.recorded["base"])]
+                served += [self._filled(self.recorded["adapter"], NAME=name, PATH=str(folder)) for name, folder in self.adapters.items()]
+                return 200, {"object": "list", "data": served}
+            case "/v1/completions":
+                base, _, name = body["model"].partition(":")
+                assert base == "base"
+                if name and name not in self.adapters and name in self.once_loaded:
+                    self.adapters[name] = self.once_loaded[name]
+                return self._complete({**body, "model": name or base})
+            case "/load_lora_adapter":
+                return self._load(body["lora_name"], Path(body["lora_path"]), in_place=False)
+            case "/unload_lora_adapter":
+                return self._unload(body["lora_name"])
+            case "/update_weights_from_disk":
+                if not list(Path(body["model_path"]).glob("*.safetensors")):
+                    return self._said("no such weights", PATH=body["model_path"])
+                self.weights = Path(body["model_path"])
+                return self._said("reloaded", NAME=body["weight_version"])
+        return self._said("no such route")
+
+    def _load(self, name: str, folder: Path, *, in_place: bool) -> tuple[int, Any]:
+        if name in self.adapters:
+            return self._said("loaded already", NAME=name)
+        if "rank" in self.faults:
+            return self._said("rank", NAME=name)
+        if "load fails" in self.faults and self.once_loaded.get(name, folder) != folder:
+            return self._said("no such file", NAME=name, PATH=str(folder))
+        self.adapters[name] = self.once_loaded[name] = folder
+        return self._said("loaded", NAME=name, PATH=str(folder))
+
+    def _unload(self, name: str) -> tuple[int, Any]:
+        if name not in self.adapters:
+            return self._said("no such adapter", NAME=name)
+        folder = self.adapters.pop(name)
+        if "request between" in self.faults and name == "edited":
+            self.faults.remove("request between")
+            self.adapters[name] = folder
+        return self._said("removed")
 
 
 class LoopbackLlamaCpp(LoopbackVllm):

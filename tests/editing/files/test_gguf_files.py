@@ -85,6 +85,39 @@ def test_a_base_that_is_not_the_run_s_model_is_one_line(wrong: str, tmp_path: Pa
     assert not (tmp_path / "edited.gguf").exists()
 
 
-def test_an_architecture_whose_layout_is_not_known_is_refused() -> None:
-    with pytest.raises(ModelError, match="GGUF's layout of gptj is not known here"):
-        GgufNames(AutoConfig.for_model("gptj"), "a model")
+@pytest.mark.parametrize(
+    "kind",
+    ["gptj", "gpt2", "gpt_neox", "falcon", "bloom", "opt", "mixtral", "qwen2_moe", "qwen3_moe", "phi", "smollm3", "granite", "cohere", "olmo2"],
+)
+def test_every_other_layout_is_refused_with_those_that_are_known(kind: str) -> None:
+    known = "llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, gemma3, gemma3_text"
+    with pytest.raises(ModelError) as raised:
+        GgufNames(AutoConfig.for_model(kind), "a model")
+    assert str(raised.value) == f"a model: GGUF's layout of {kind} is not known here, only that of {known}; export --as checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "tensor"),
+    [
+        ("mistral", "model.layers.1.self_attn.k_proj", "blk.1.attn_k.weight"),
+        ("qwen2", "model.layers.1.self_attn.q_proj", "blk.1.attn_q.weight"),
+        ("qwen3", "model.layers.1.mlp.gate_proj", "blk.1.ffn_gate.weight"),
+        ("gemma", "model.layers.1.self_attn.o_proj", "blk.1.attn_output.weight"),
+        ("gemma2", "model.layers.1.mlp.up_proj", "blk.1.ffn_up.weight"),
+        ("phi3", "model.layers.1.self_attn.qkv_proj", "blk.1.attn_qkv.weight"),
+        ("phi3", "model.layers.1.mlp.gate_up_proj", "blk.1.ffn_up.weight"),
+        ("gemma3_text", "model.layers.1.mlp.down_proj", "blk.1.ffn_down.weight"),
+        ("gemma3", "model.language_model.layers.1.mlp.down_proj", "blk.1.ffn_down.weight"),
+        ("gemma3", "language_model.model.layers.1.mlp.down_proj", "blk.1.ffn_down.weight"),
+    ],
+)
+def test_the_known_layouts_have_the_names_of_llama_cpp(kind: str, module: str, tensor: str) -> None:
+    names = GgufNames(AutoConfig.for_model(kind), "a model")
+    assert names.tensor(module) == tensor
+    weight = torch.arange(64.0).reshape(32, 2)
+    assert torch.equal(names.rows(module, weight), weight) == (kind != "mistral")  # of these, llama.cpp orders the rows of Mistral's alone
+
+
+def test_a_module_without_a_tensor_in_llama_cpp_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"model.layers.1.mlp.other: llama.cpp's llama has no tensor for it; export --as checkpoint"):
+        GgufNames(CONFIG, "tiny").tensor("model.layers.1.mlp.other")

@@ -1,11 +1,8 @@
 """Exports of a finished run: what engines load is the edited model, and the certificate says what it is and what was lost."""
 
 import json
-import resource
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.command_line import FinishedRun, Outcome
+from tests.support.failing_disk import files_of_at_most
 from tests.support.paths import PARITY
 
 MODEL = PARITY / "llama-tiny" / "model"
@@ -163,19 +161,6 @@ def test_a_full_disk_leaves_nothing(form: str, finished_run: FinishedRun, ultrae
     assert len(done.errors) == 1
     assert "could not be written" in done.errors[0]
     assert not list(tmp_path.iterdir())
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """Every write beyond it fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, previous)
 
 
 def test_a_folder_that_is_there_is_left_alone(finished_run: FinishedRun, ultraedit: Run, tmp_path: Path) -> None:

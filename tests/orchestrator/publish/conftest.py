@@ -1,16 +1,19 @@
 """A run whose edits can be told from the unedited model by their text, copied for each test, and engines that serve its base."""
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import run_command_line
-from tests.support.loopback_engines import LoopbackVllm, serving
+from tests.support.command_line import Outcome, run_command_line
+from tests.support.loopback_engines import LoopbackSglang, LoopbackVllm, serving
 from tests.support.paths import PARITY
 
 MODEL = PARITY / "llama-tiny" / "model"
+
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +39,33 @@ def vllm() -> Iterator[LoopbackVllm]:
     """A server that answers as vLLM does."""
     with serving(LoopbackVllm(MODEL)) as engine:
         yield engine
+
+
+@pytest.fixture
+def sglang() -> Iterator[LoopbackVllm]:
+    """A server that answers as SGLang's source says."""
+    with serving(LoopbackSglang(MODEL)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def publish(ultraedit: Run, run: Path, vllm: LoopbackVllm) -> Run:
+    """``ultraedit publish`` of the run to the server."""
+
+    def call(*options: object) -> Outcome:
+        return ultraedit("publish", run, "--to", f"vllm://127.0.0.1:{vllm.port}", "--verify", 8, "--timeout", 20, *options)
+
+    return call
+
+
+def outcomes(run: Path) -> dict[int, str]:
+    """The last word about each publication."""
+    lines = (run.with_name("run.published") / "publications.jsonl").read_text().splitlines()
+    return {line["number"]: line["outcome"] for line in map(json.loads, lines)}
+
+
+def refused(done: Outcome) -> str:
+    assert done.code == 1
+    assert len(done.errors) == 1
+    assert "live:" not in done.stdout
+    return done.errors[0]
