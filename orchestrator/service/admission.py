@@ -20,10 +20,10 @@ from orchestrator.service import versions
 from orchestrator.service.config import ServeConfig
 from orchestrator.service.database import Work
 from orchestrator.service.edits import request_of, rivals
-from orchestrator.service.gates import Before, Gates, Probe, Verdict
+from orchestrator.service.gates import Before, Gates, Verdict
 from orchestrator.service.head import ACTOR, Head
 from orchestrator.service.hooks import announce
-from orchestrator.service.probing import extra_probes, mark_probes, standing_probes
+from orchestrator.service.probing import Probe, extra_probes, mark_probes, standing_probes
 from orchestrator.service.rows import Row
 from orchestrator.service.states import CURRENT
 from orchestrator.service.tables import gate_failures

@@ -1,7 +1,7 @@
 """The configuration of a service: defaults, a YAML file, and command-line flags, in this order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from orchestrator.service.database import sqlite_url
 
 _OWN_RUN_OPTIONS = ("edits", "output", "format", "limit", "overwrite", "strict", "save", "warm_up")
 """Options of a run that a service sets itself, or has no use for."""
+
+RUN_FLAGS = ("preset", "modules", "learning_rate", "framings", "device", "device_memory", "shards", "replicas", "tracking_uri")
+"""Options of a run that the command line has; a YAML file may give any other under ``run``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,13 @@ class ServeConfig:
         }
         own = {"model": self.model, "edits": "live", "output": "live", "watch_every": 1}
         return {"tracking_uri": "none", "edits_per_turn": self.turn_edits, **self.run, **limits, **own}
+
+
+def plain_config(config: ServeConfig) -> dict[str, Any]:
+    """A configuration as JSON can have it, for :meth:`ServeConfig.build`."""
+    values = {**asdict(config), "state": str(config.state)}
+    values["gates"]["tasks"] = [dict(task) for task in values["gates"]["tasks"]]
+    return values
 
 
 def _gates(values: Any) -> GateLimits:

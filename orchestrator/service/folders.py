@@ -9,13 +9,14 @@ A writer never goes on in a folder of another one: it begins with a branch of it
 has lost its lease may still write is in a folder that nobody reads beyond the length that a version says.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from orchestrator.run.checkpoint import STATE, Checkpoint, Checkpoints
+from orchestrator.run.checkpoint import MANIFEST, STATE, Checkpoint, Checkpoints
 from orchestrator.run.directory import link_or_copy
 
 _JOURNAL = ("turns.jsonl", "rejected.jsonl")
@@ -46,6 +47,11 @@ class StateFolder:
     def has_state(self, version: int) -> bool:
         """Whether a version's weights are still there."""
         return self.state(version).is_file()
+
+    def manifest(self, version: int) -> dict[str, Any]:
+        """What a version's checkpoint says of its run."""
+        state: dict[str, Any] = json.loads((self._version(version) / MANIFEST).read_text(encoding="utf-8"))["state"]
+        return state
 
     def new_run(self, epoch: int) -> str:
         """A name for a new run's folder."""

@@ -21,25 +21,9 @@ from editing.monitoring.evaluation import EditResult
 from editing.turn import TokenizedEdit
 from orchestrator.run.live import LiveRun, Tried
 from orchestrator.service.config import GateLimits, TaskScore
+from orchestrator.service.probing import Probe
 
 _SLACK = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A question that must stay.
-
-    Attributes:
-        id: Its id; empty for one that an edit brought.
-        prompt: The question.
-        answer: What the model must say.
-        suite: What it belongs to.
-    """
-
-    id: str
-    prompt: str
-    answer: str
-    suite: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,8 +112,7 @@ class Head:
 
     def ledger(self) -> Ledger:
         """The ledger of the version, apart from the open one."""
-        checkpoint = self.folder.checkpoint(self.row)
-        return Ledger(self.folder.run(self.row["run"]) / "ledger", checkpoint.state["num_ledger_parts"])
+        return Ledger.first_parts(self.folder.run(self.row["run"]) / "ledger", self.folder.manifest(self.row["number"])["num_ledger_parts"])
 
     def clean(self, keep: int) -> None:
         """Remove the files of versions that are too old."""

@@ -2,15 +2,32 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
 from orchestrator.service.database import Work
 from orchestrator.service.edits import NotFound
-from orchestrator.service.gates import Probe
 from orchestrator.service.rows import all_rows
 from orchestrator.service.tables import probes
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A question that must stay.
+
+    Attributes:
+        id: Its id; empty for one that an edit brought.
+        prompt: The question.
+        answer: What the model must say.
+        suite: What it belongs to.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    suite: str = ""
 
 
 def add_probes(work: Work, wanted: Sequence[Mapping[str, Any]], suite: str) -> list[str]:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import insert, or_, select, update
@@ -307,7 +306,7 @@ class Writer:
         return {"version": number, "of": wanted, "withdrawn_since": sorted(withdrawn)}
 
     def _ledger_of(self, row: Row) -> Ledger:
-        return Ledger(self._folder.run(row["run"]) / "ledger", self._folder.checkpoint(row).state["num_ledger_parts"])
+        return Ledger.first_parts(self._folder.run(row["run"]) / "ledger", self._folder.manifest(row["number"])["num_ledger_parts"])
 
     def _start_of(self, row: Row, turn: int) -> Row:
         with self._database.reading() as connection:
@@ -471,13 +470,6 @@ def _wait_for_end(stop: threading.Event) -> None:
     """Stop when whoever started this process is gone."""
     sys.stdin.read()
     stop.set()
-
-
-def plain_config(config: ServeConfig) -> dict[str, Any]:
-    """A configuration as JSON can have it, for :meth:`ServeConfig.build`."""
-    values = {**asdict(config), "state": str(config.state)}
-    values["gates"]["tasks"] = [dict(task) for task in values["gates"]["tasks"]]
-    return values
 
 
 if __name__ == "__main__":
