@@ -15,6 +15,7 @@ from orchestrator.service.api.context import Context, Here, Reader
 from orchestrator.service.api.guard import Guard
 from orchestrator.service.api.limits import RateLimit
 from orchestrator.service.config import ServeConfig
+from orchestrator.service.console import routes
 from orchestrator.service.database import Database, Unavailable
 from orchestrator.service.folders import StateFolder
 from orchestrator.service.rows import first_row
@@ -50,9 +51,10 @@ def make_app(config: ServeConfig, database: Database) -> FastAPI:
     )
     limits = RateLimit(config.rate, config.burst), RateLimit(_STRANGERS_RATE, _STRANGERS_BURST)
     app.state.context = Context(config, database, StateFolder(config.state), speaking, *limits)
-    problems.install(app)
+    problems.install(app, routes.problem_page)
     for module in (edit_routes, version_routes, openai_routes, admin_routes):
         app.include_router(module.router)
+    routes.install(app)
     _add_health(app)
     hosts = {config.host, "127.0.0.1", "localhost", "[::1]", *(host.lower() for host in config.allowed_hosts)}
     app.add_middleware(Guard, hosts=hosts, max_body=config.max_body)

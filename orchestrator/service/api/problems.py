@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -57,17 +57,33 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, 
     return JSONResponse(body, status, dict(headers or {}), MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Have every error of an application answered as a problem."""
+def _described(error: UltraEditError) -> tuple[int, str, dict[str, str]]:
+    status, headers = status_and_headers(error)
+    return status, str(error), headers
 
-    @app.exception_handler(Problem)
-    async def on_problem(_: Request, error: Problem) -> Response:
-        return problem(error.status, str(error), error.headers, **error.more)
+
+def status_and_headers(error: UltraEditError) -> tuple[int, dict[str, str]]:
+    """Status and headers of the answer to an error."""
+    if isinstance(error, Problem):
+        return error.status, error.headers
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    return status, {"Retry-After": "1"} if status in (429, 503) else {}
+
+
+def install(app: FastAPI, as_page: Callable[[Request, UltraEditError], Response | None]) -> None:
+    """Have every error of an application answered as a problem.
+
+    Args:
+        app: The application.
+        as_page: Gives the answer as a page, where a person looks at one.
+    """
 
     @app.exception_handler(UltraEditError)
-    async def on_known(_: Request, error: UltraEditError) -> Response:
-        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        return problem(status, str(error), {"Retry-After": "1"} if status in (429, 503) else None)
+    def on_known(request: Request, error: UltraEditError) -> Response:
+        shown = as_page(request, error)
+        if shown is not None:
+            return shown
+        return problem(*_described(error), **(error.more if isinstance(error, Problem) else {}))
 
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, error: HTTPException) -> Response:
