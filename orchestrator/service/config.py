@@ -42,7 +42,7 @@ class GateLimits:
         edit_efficacy: Smallest efficacy of one edit; one below it is what "did it" in a turn whose mean is too small.
         old_efficacy_drop: Largest fall of the mean efficacy of a sample of older edits.
         old_sample: Size of that sample.
-        probes: Smallest share of the person's own probes that are answered as they must be, of those that were before.
+        probes: Smallest share of the person's own probes whose answer is as right as it was before the turn.
         retention: Smallest share of the built-in probes that keep the unedited model's answer.
         perplexity: Largest perplexity on a fixed text, as a multiple of the unedited model's.
         weight_growth: Largest growth of the norm of an edited weight, as a share.

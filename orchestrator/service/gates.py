@@ -75,9 +75,9 @@ class Gates:
         if len(chosen) > self._limits.old_sample:
             chosen = random.Random(len(chosen)).sample(chosen, self._limits.old_sample)
         edits = self._tokenized(chosen)
-        asked = [(probe, edit) for probe in probes for edit in self._tokenized([EditRequest(probe.prompt, probe.answer)])]
-        held = [pair for pair, result in zip(asked, self._evaluate([edit for _, edit in asked]), strict=True) if _stays(result)]
-        return Before(edits, _mean([result.efficacy for result in self._evaluate(edits)]), held, len(asked))
+        asked = self._tokenized([EditRequest(probe.prompt, probe.answer) for probe in probes])
+        held = [Held(*known) for known in zip(probes, asked, [result.efficacy for result in self._evaluate(asked)], strict=True)]
+        return Before(edits, _mean([result.efficacy for result in self._evaluate(edits)]), held)
 
     def judge(self, requests: Sequence[EditRequest], tried: Tried, before: "Before") -> Verdict:
         """Judge a turn that was applied and is not kept yet."""
@@ -85,7 +85,8 @@ class Gates:
             return Verdict(gate="refused", reason=tried.refused, figures={"refused": tried.refused})
         own = [result.efficacy for result in self._evaluate(self._tokenized(requests))]
         old = _mean([result.efficacy for result in self._evaluate(before.old)])
-        lost = [p for (p, _), r in zip(before.probes, self._evaluate([e for _, e in before.probes]), strict=True) if not _stays(r)]
+        now = self._evaluate([held.edit for held in before.probes])
+        lost = [held.probe for held, result in zip(before.probes, now, strict=True) if result.efficacy < held.efficacy - _SLACK]
         figures = {
             "efficacy": _mean(own),
             "old_efficacy": old,
@@ -137,31 +138,38 @@ class Gates:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A probe as it was answered before a turn.
+
+    Attributes:
+        probe: The probe.
+        edit: The same, tokenized.
+        efficacy: Share of the answer's tokens that were right.
+    """
+
+    probe: Probe
+    edit: TokenizedEdit
+    efficacy: float
+
+
+@dataclass(frozen=True, slots=True)
 class Before:
     """What was so before a turn.
 
     Attributes:
         old: The sample of older edits.
         efficacy: Their mean efficacy.
-        probes: Probes that were answered as they must be.
-        num_probes: Of so many.
+        probes: Questions that must stay.
     """
 
     old: Sequence[TokenizedEdit]
     efficacy: float | None
-    probes: Sequence[tuple[Probe, TokenizedEdit]]
-    num_probes: int
+    probes: Sequence[Held]
 
 
 def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as JSON can have them: what is not finite becomes a word."""
     return {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}
-
-
-def _stays(result: EditResult) -> bool:
-    """Whether a probe is answered as it must be: wholly, or as far as the unedited model answers it so."""
-    before = result.efficacy_before
-    return result.efficacy >= (1.0 if before is None else before) - _SLACK
 
 
 def _mean(values: Sequence[float]) -> float | None:
