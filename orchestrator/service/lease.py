@@ -55,7 +55,7 @@ class Lease:
             now = self._look()
             if now != seen:
                 seen, since = now, time.monotonic()
-            if (now is None or now[2] == "" or time.monotonic() - since > self._take_over) and self._take(now):
+            if (now is None or _is_gone(now[2]) or time.monotonic() - since > self._take_over) and self._take(now):
                 self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
                 self._thread.start()
                 return True
@@ -109,3 +109,17 @@ class Lease:
                     connection.execute(update(lease).where(lease.c.owner == self._owner, lease.c.epoch == self.epoch).values(**values))
             except Unavailable:  # the next one may go through; a holder that is silent for too long finds out at its next change
                 continue
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether nobody holds the lease, or a process of this machine that has died. Of another machine only its silence tells."""
+    host, pid, _ = owner.rsplit(":", 2) if owner else ("", "", "")
+    if not owner:
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return host == socket.gethostname()
+    except PermissionError:
+        return False
+    return False
