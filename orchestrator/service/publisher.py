@@ -15,6 +15,7 @@ from typing import Any
 
 from editing.errors import InputError, UltraEditError
 from orchestrator.publish.store import LIVE, Publication, Store
+from orchestrator.run.description import describe_run
 from orchestrator.run.directory import FORMAT, RUN, link_or_copy
 from orchestrator.run.journal import RunState
 from orchestrator.run.live import LiveRun
@@ -78,9 +79,8 @@ class Publisher:
         for name, length in (("turns.jsonl", state.turns_bytes), ("rejected.jsonl", state.rejected_bytes)):
             (partial / name).write_bytes((source / name).read_bytes()[:length])
         shutil.copytree(checkpoint.path, partial / "checkpoints" / checkpoint.path.name, copy_function=link_or_copy)
-        described = {"model": self._live.worker.describe(), "input": state.source, "base_fingerprint": state.base_fingerprint}
-        digests = {"digests_before": state.base_digests, "digests_after": row["digests"]}
-        values = {**FORMAT.tag, "config": self._live.config.as_dict(), **described, **digests, "mlflow_run_id": None}
+        described = describe_run(self._live.config, self._live.worker.describe(), state)
+        values = {**FORMAT.tag, **described, "digests_after": row["digests"], "mlflow_run_id": None}
         (partial / RUN).write_text(json.dumps(values, indent=2, default=str))
         shutil.rmtree(self._path, ignore_errors=True)
         partial.rename(self._path)

@@ -61,11 +61,10 @@ class Writer:
 
     def __init__(self, config: ServeConfig, should_stop: Callable[[], bool]) -> None:
         self._config, self._should_stop = config, should_stop
-        self._database = Database(config.database_url)
         self._folder = StateFolder(config.state)
+        self._database = Database(config.database_url)
         self._lease = Lease(self._database)
         self._run_config = RunConfig.build(config.run_options())
-        self._expected_expiry = 0.0
 
     def run(self) -> None:
         """Wait for the lease, then work until told to stop.
