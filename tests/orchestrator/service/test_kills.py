@@ -21,8 +21,8 @@ class Load:
         service: The service, which comes and goes.
     """
 
-    def __init__(self, service: LiveService, batch: int, most: int) -> None:
-        self._service, self._batch, self._most = service, batch, most
+    def __init__(self, service: LiveService, batch: int, most: int, pause: float) -> None:
+        self._service, self._batch, self._most, self._pause = service, batch, most, pause
         self.acknowledged: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -42,7 +42,7 @@ class Load:
                 assert not ids & self.acknowledged
                 self.acknowledged |= ids
                 number += 1
-            self._stop.wait(0.2)
+            self._stop.wait(self._pause)
 
     def _posted(self, number: int) -> list[StoredEdit]:
         edits = [fact(number * self._batch + i, source=f"batch {number}") for i in range(self._batch)]
@@ -58,13 +58,13 @@ class Load:
                 time.sleep(0.1)
 
 
-def run_killed(folder: Path, kills: int, seed: int, most: int) -> None:
+def run_killed(folder: Path, kills: int, seed: int, most: int, pause: float) -> None:
     service = LiveService(folder, rate=1e6, burst=10**6)
-    load, dice = Load(service, batch=3, most=most), random.Random(seed)
+    load, dice = Load(service, batch=3, most=most, pause=pause / 10), random.Random(seed)
     try:
         service.wait(lambda client: client.status()["version"] is not None)
         for number in range(kills):
-            time.sleep(dice.uniform(0, 4))
+            time.sleep(dice.uniform(0, pause))
             kill_one(service, ("writer", "api", "both")[number % 3])
             if number % 4 == 3:
                 service.wait(lambda client: client.status()["queue"] == 0 or client.status()["writer"]["doing"] != "", 60)
@@ -88,10 +88,10 @@ def kill_one(service: LiveService, which: str) -> None:
 
 
 def test_what_was_acknowledged_is_there_once_after_three_kills(tmp_path: Path) -> None:
-    run_killed(tmp_path, kills=3, seed=1, most=18)
+    run_killed(tmp_path, kills=3, seed=1, most=18, pause=4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_what_was_acknowledged_is_there_once_after_fifty_kills(tmp_path: Path) -> None:
-    run_killed(tmp_path, kills=50, seed=2, most=10**6)
+    run_killed(tmp_path, kills=50, seed=2, most=450, pause=14)
