@@ -116,7 +116,7 @@ class LiveRun:
         if found is None:
             raise InputError(f"{folder}: has no valid checkpoint of turn {turn}")
         state = RunState.from_stored(found)
-        check_same_run(state, settings_of(self.config, self.worker), self._fingerprint)
+        self._check_same(folder, state)
         self.worker.load_state(found.path / STATE, state.watch_state)
         self._enter(folder, state)
         self._last = found
@@ -182,6 +182,13 @@ class LiveRun:
         if self._tracked:
             self._tracker.close("FINISHED")
         self._coordinator.close()
+
+    def _check_same(self, folder: Path, state: RunState) -> None:
+        try:
+            check_same_run(state, settings_of(self.config, self.worker), self._fingerprint)
+        except InputError as error:  # which names options of a run that ends
+            told = str(error).removeprefix("resume: ").partition(";")[0]
+            raise InputError(f"{folder}: {told}; give the same, or begin in another folder") from None
 
     def _replay_turn(self, entries: Sequence[Entry]) -> None:
         state, tokenizer = self.journal.state, self.tokenizer

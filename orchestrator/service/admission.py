@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import insert
 
 from editing import EditRequest
-from editing.errors import OutOfMemory
+from editing.errors import OutOfMemory, first_line
 from orchestrator.run.live import Tried
 from orchestrator.service import versions
 from orchestrator.service.config import ServeConfig
@@ -79,6 +79,9 @@ class Admission:
             tried = self._head.run.try_turn(requests)
         except OutOfMemory as error:
             tried = Tried(None, None, refused=str(error))
+        except (RuntimeError, ValueError) as error:  # of a library, for edits that nobody foresaw: the others are not to wait behind them for ever
+            logger.error("writer    a turn failed in a way that was not foreseen", exc_info=error)
+            tried = Tried(None, None, refused=f"unexpected {type(error).__name__}: {first_line(error)}")
         return self._gates.judge(requests, tried, before)
 
     def _before(self, rows: Sequence[Row]) -> Before:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -263,9 +263,15 @@ class Writer:
         except (InputError, PublishFailed) as error:
             self._head.back()
             state, result = jobs.FAILED, {"reason": str(error)}
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # the job must not be tried again and again
+            self._finish(job, jobs.FAILED, {"reason": f"unexpected {type(error).__name__}; the writer's log has more"})
+            raise
+        self._finish(job, state, result)
+        return True
+
+    def _finish(self, job: Row, state: str, result: Mapping[str, Any]) -> None:
         with self._database.bookkeeping() as connection:
             jobs.finish(connection, job["id"], state, result, time.time())
-        return True
 
     def _dry_run(self, job: Row) -> dict[str, Any]:
         result = foresee(self._database, self._head, self._admission, job["arguments"]["edits"])
