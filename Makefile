@@ -1,5 +1,6 @@
 # make demo     edit Gemma 3 270M with 240 facts        make check    ruff and mypy
-# make test     all tests but the slow ones             make bench    this project against a plain baseline
+# make test     what to run before every commit         make bench    this project against a plain baseline
+# make test-thorough  real models on Ray, kills, large shapes: what takes half a minute or more each; make test-slow: up to an hour each
 # make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
@@ -22,7 +23,7 @@ WORKERS ?= 2
 # Environments of serving engines
 ENGINES := .cache/engines
 
-.PHONY: demo demo-live test test-slow test-engines fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
+.PHONY: demo demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -32,9 +33,11 @@ demo-live: $(READY)
 	$(BIN)/python -m orchestrator.demo.live
 
 # Two at a time: tests that share a cluster or a long reference run stay together (tests/support/side_by_side.py)
-test: $(READY)
-	@began=$$(date +%s); $(BIN)/python -m pytest -m "not slow" -n $(WORKERS); code=$$?; \
-	took=$$(( $$(date +%s) - began )); echo "make test took $$((took / 60)) min $$((took % 60)) s with $(WORKERS) workers"; exit $$code
+test: TESTS = not slow and not thorough
+test-thorough: TESTS = thorough and not slow
+test test-thorough: $(READY)
+	@began=$$(date +%s); $(BIN)/python -m pytest -m "$(TESTS)" -n $(WORKERS); code=$$?; \
+	took=$$(( $$(date +%s) - began )); echo "make $@ took $$((took / 60)) min $$((took % 60)) s with $(WORKERS) workers"; exit $$code
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -97,7 +100,7 @@ docs-serve: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs serve
 
 coverage: $(READY)
-	$(BIN)/python -m pytest -m "not slow" --cov=editing --cov=workers --cov=orchestrator --cov-report=term-missing:skip-covered --cov-report=html
+	$(BIN)/python -m pytest -m "not slow and not thorough" --cov=editing --cov=workers --cov=orchestrator --cov-report=term-missing:skip-covered --cov-report=html
 
 wheel-check: $(READY)
 	tests/wheel/check $(VENV)

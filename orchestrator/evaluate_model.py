@@ -2,7 +2,7 @@
 
 import logging
 import random
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from editing import InputError
@@ -10,13 +10,15 @@ from editing.config import RAW, Join
 from editing.datasets import BadRecord, EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
-from editing.model.framing import check_framings
-from editing.model.generation import generate
+from editing.model.framing import CHAT, check_framings, has_template
+from editing.model.generation import write
 from editing.model.joining import Joiner
-from editing.monitoring.evaluation import begins_with, predict_probes, score, summarize
+from editing.monitoring.evaluation import Means, predict_probes, score, summarize
+from editing.monitoring.texts import CHAT_TOKENS, RAW_TOKENS, Answers
 from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
 from orchestrator.run.intake import FirstLook, Intake
+from orchestrator.run.results import VERDICT_COLUMNS, Generated
 from orchestrator.tokenizing import RequestTokenizer
 from workers.engines.streamed import load_to_measure
 from workers.protocol import USUAL_EVALUATION
@@ -80,7 +82,8 @@ def measure_model(
     if not tokenized:
         raise InputError(f"{edits}: holds no edit that this model can be measured on; record {rejected[-1].number}: {rejected[-1].reason}")
     after = _predict(decoder, tokenized, "evaluating", progress)
-    generated = _generated(decoder, joiner, tokenized, generate, seed)
+    in_chat = framing == RAW and has_template(tokenizer)  # asked in another framing, everything is asked in that one
+    generated = _generated(decoder, joiner, tokenized, generate, seed, in_chat=in_chat)
     del decoder
     before = None
     if base is not None:
@@ -114,16 +117,19 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
     return predictions
 
 
-def _generated(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], count: int, seed: int) -> dict[str, Any]:
+def _generated(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], count: int, seed: int, *, in_chat: bool) -> dict[str, Any]:
+    """Means of what is said of generated text, over a sample of the edits."""
     chosen = random.Random(seed).sample(edits, min(count, len(edits)))
-    rephrased = [edit for edit in chosen if edit.request.rephrase]
-    return {
-        "efficacy_generated": _hits(chosen, generate(decoder, joiner, [e.request.prompt for e in chosen])),
-        "generalization_generated": _hits(rephrased, generate(decoder, joiner, [e.request.rephrase or "" for e in rephrased])),
-        "generated": len(chosen),
-    }
+    raw = _answers(decoder, joiner, chosen, RAW_TOKENS)
+    chat = _answers(decoder, joiner.framed(CHAT), chosen, CHAT_TOKENS) if in_chat else repeat(None)
+    verdicts = Means(VERDICT_COLUMNS)
+    for edit, answers, in_chat_too in zip(chosen, raw, chat, strict=False):
+        verdicts.add_values(Generated(answers, in_chat_too).verdicts(edit.request.target))
+    return {**{name: mean for name, mean in verdicts.means().items() if mean is not None}, "generated": len(chosen)}
 
 
-def _hits(edits: list[TokenizedEdit], texts: list[str]) -> float | None:
-    hits = [begins_with(text, edit.request.target) for edit, text in zip(edits, texts, strict=True)]
-    return sum(hits) / len(hits) if hits else None
+def _answers(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], tokens: int) -> list[Answers]:
+    rephrased = {k: edit.request.rephrase for k, edit in enumerate(edits) if edit.request.rephrase}
+    written = write(decoder, joiner, [*(e.request.prompt for e in edits), *rephrased.values()], max_new_tokens=tokens)
+    in_other_words = dict(zip(rephrased, written[len(edits) :], strict=True))
+    return [Answers(written[k], in_other_words.get(k)) for k in range(len(edits))]

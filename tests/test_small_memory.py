@@ -13,6 +13,7 @@ SHAPE = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 56
 
 
 @pytest.mark.long
+@pytest.mark.thorough
 def test_a_billion_weights_are_edited_in_a_fifth_of_their_memory(tmp_path: Path) -> None:
     write_random(tmp_path / "model", LlamaConfig(**SHAPE, vocab_size=16384), torch.float32)
     size = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))

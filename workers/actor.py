@@ -12,6 +12,7 @@ import ray
 import torch
 
 from editing import InputError, TurnReport, UltraEditError
+from editing.model.generation import Written
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
@@ -65,8 +66,8 @@ class RemoteWorker:
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return self.worker.evaluate(edits)
 
-    def generate(self, prompts: Sequence[str], unedited: bool, max_new_tokens: int) -> list[str]:
-        return self.worker.generate(prompts, unedited=unedited, max_new_tokens=max_new_tokens)
+    def write(self, prompts: Sequence[str], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
+        return self.worker.write(prompts, framing=framing, unedited=unedited, max_new_tokens=max_new_tokens)
 
     def digest(self) -> dict[str, str]:
         return self.worker.digest()

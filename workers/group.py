@@ -18,8 +18,10 @@ import ray
 import torch
 
 from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerLost
+from editing.config import RAW
 from editing.errors import ran_out_of_memory
 from editing.memory.calibration import USUAL_LOOKAHEAD
+from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.monitoring.evaluation import EditResult
@@ -138,9 +140,9 @@ class WorkerGroup(Worker):
         parts = self._get_all([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
         return [result for part in parts[:: self._cluster_spec.shards] for result in part]
 
-    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
+    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         shares = self._split(prompts)
-        asked = [actor.generate.remote(share, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
+        asked = [actor.write.remote(share, framing, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
         return [text for part in self._get_all(asked)[:: self._cluster_spec.shards] for text in part]
 
     def digest(self) -> dict[str, str]:

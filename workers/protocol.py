@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from editing import TurnReport
+from editing.config import RAW
 from editing.files.pretrained import DTypeName
+from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
@@ -126,8 +128,8 @@ class Worker(Protocol):
         """Metrics of edits, before the first edit and now."""
         ...
 
-    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
-        """Greedy text after prompts, from the model as it is now or as it was before the first edit."""
+    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+        """Greedy text after prompts in a framing, from the model as it is now or as it was before the first edit."""
         ...
 
     def digest(self) -> dict[str, str]:

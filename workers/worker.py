@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from editing import TurnReport
-from editing.config import MethodOptions
-from editing.model.generation import generate
+from editing.config import RAW, MethodOptions
+from editing.model.generation import Written, write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
@@ -129,10 +129,10 @@ class LocalWorker(Worker):
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return evaluate(self.editor, edits)
 
-    def generate(self, prompts: Sequence[str], *, unedited: bool = False, max_new_tokens: int = 12) -> list[str]:
+    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
-            return generate(editor.decoder, editor.joiner, prompts, max_new_tokens=max_new_tokens)
+            return write(editor.decoder, editor.joiner.framed(framing), prompts, max_new_tokens=max_new_tokens)
 
     def digest(self) -> dict[str, str]:
         return self.editor.digests()

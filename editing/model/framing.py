@@ -21,6 +21,9 @@ import yaml
 from editing.config import AUTO, RAW
 from editing.errors import InputError, first_line
 
+CHAT = "chat"
+"""The framing of one question in the model's chat template."""
+
 PLACE = "{prompt}"
 """Stands for the prompt in a framing."""
 
@@ -65,7 +68,7 @@ def resolve_framings(framings: Sequence[str], tokenizer: Any) -> tuple[str, ...]
     """Framings with ``auto`` replaced: raw, and chat where the tokenizer has a chat template."""
     if tuple(framings) != (AUTO,):
         return expanded(framings)
-    return (RAW, "chat") if has_template(tokenizer) else (RAW,)
+    return (RAW, CHAT) if has_template(tokenizer) else (RAW,)
 
 
 def check_framings(framings: Sequence[str]) -> None:

@@ -25,8 +25,26 @@ _PAD = 0
 """What stands where no token is: any token that the model has an embedding for. The tokenizer's own pad may have none."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model wrote.
+
+    Attributes:
+        text: The text, without what ends it.
+        stopped: Whether the model ended it by itself.
+    """
+
+    text: str
+    stopped: bool
+
+
 def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
+    """The texts of :func:`write`."""
+    return [written.text for written in write(decoder, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)]
+
+
+@torch.no_grad()
+def write(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[Written]:
     """What the model writes after each prompt, read as typed. Of a prompt that fills the context, the end is kept.
 
     Args:
@@ -44,7 +62,7 @@ def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_ne
     else:
         written = _guessed(decoder, encoded, max_new_tokens)
     ends = set(_end_tokens(decoder.model))
-    return [joiner.tokenizer.decode(_until_end(ids, ends), skip_special_tokens=True) for ids in written]
+    return [Written(joiner.tokenizer.decode(_until_end(ids, ends), skip_special_tokens=True), not ends.isdisjoint(ids)) for ids in written]
 
 
 def _cached(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:

@@ -11,18 +11,15 @@ averaged over edits, as in the published evaluation:
     specificity             locality prompt   against the locality answer, which the unedited model may not know either
     locality_retention      locality prompt   share of probes where every token is still the unedited model's choice
 
-Generated metrics decode greedily after the prompt alone: ``efficacy_generated`` and ``generalization_generated`` are the shares of
-prompts whose text begins with the target.
+What text that the model generates says is told in :mod:`editing.monitoring.texts`.
 
 Where prompts and answers meet by the published rule (:mod:`editing.model.joining`), the metrics named ``..._as_typed`` are the
 same of the text as a person types it. Generated text always follows a prompt as typed.
 """
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from editing.blanks import bare, ends_word
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.editor import Editor
 from editing.model.decoder import Decoder
@@ -147,9 +144,13 @@ class Means:
 
     def add(self, row: object) -> None:
         """Add the fields of a row. ``None`` counts as no value."""
+        self.add_values({name: getattr(row, name) for name in self._sums})
+
+    def add_values(self, values: Mapping[str, float | None]) -> None:
+        """Add values by name; those that are missing, or ``None``, count as no value."""
         self.count += 1
         for name, sums in self._sums.items():
-            if (value := getattr(row, name)) is not None:
+            if (value := values.get(name)) is not None:
                 sums[0] += value
                 sums[1] += 1
 
@@ -176,17 +177,6 @@ def summarize(results: Iterable[EditResult]) -> dict[str, float | None]:
     for result in results:
         summary.add(result)
     return summary.means()
-
-
-def begins_with(text: str, target: str) -> bool:
-    """Whether generated text begins with the target, as whole words; of both without the blanks at their edges, and with one blank for
-    any number of them, in composed letters."""
-    text, target = _plain(text), _plain(target)
-    return text.startswith(target) and ends_word(target, text[len(target) : len(target) + 1])
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", bare(text)).split())
 
 
 def _by_edit(owners: Owners, predictions: Sequence[tuple[int, ...]], count: int) -> Predictions:

@@ -23,6 +23,19 @@ _TEXT_WIDTH = 48
 _EDIT_COLUMNS = ("turn", "id", Column("prompt", text=True), Column("target", text=True), Column("outcome", text=True))
 
 _METRICS = (
+    ("chat_exact", "chats that are answered with the target and nothing else"),
+    ("chat_contained", "chats with the target in the answer"),
+    ("chat_rephrased_exact", "rephrased prompts in chat: the target and nothing else"),
+    ("chat_rephrased_contained", "rephrased prompts in chat: the target in the answer"),
+    ("chat_stopped", "answers in chat that end by themselves"),
+    ("chat_repeats", "answers in chat that say the same three times running"),
+    ("chat_retention", "locality probes in chat whose answer is still the unedited model's own"),
+    ("efficacy_generated", "edits whose generated text begins with the target"),
+    ("generalization_generated", "rephrased prompts whose generated text does"),
+    ("generated_contained", "edits with the target in the generated text"),
+    ("generated_rephrased_contained", "rephrased prompts with the target in the generated text"),
+    ("generated_stopped", "generated texts that end by themselves"),
+    ("generated_repeats", "generated texts that say the same three times running"),
     ("efficacy", "right answer tokens on the edits"),
     ("efficacy_as_typed", "the same on the text as it is typed, not as it was published"),
     ("generalization", "the same on the rephrased prompts"),
@@ -33,8 +46,6 @@ _METRICS = (
     ("specificity", "right answer tokens on the locality probes"),
     ("specificity_as_typed", "the same on the text as it is typed"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
-    ("efficacy_generated", "edits whose generated text begins with the target"),
-    ("generalization_generated", "rephrased prompts whose generated text does"),
 )
 
 
@@ -139,9 +150,13 @@ def metrics_table(metrics: dict[str, Any]) -> Sheet:
     table = Sheet("metric", Column("before", right=True), Column("now", right=True), Column("what it is", text=True), title=f"Metrics{evaluated}")
     for name, meaning in _METRICS:
         if metrics.get(name) is not None and (metrics.get("otherwise_tokenized") or not name.endswith("_as_typed")):
-            sample = f" ({metrics['generated']} edits)" if name.endswith("_generated") else ""
+            sample = f" ({metrics['generated']} edits)" if _is_of_text(name) and metrics["generated"] != metrics.get("evaluated") else ""
             table.add(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
     return table
+
+
+def _is_of_text(name: str) -> bool:
+    return name.endswith("_generated") or name.startswith(("chat_", "generated_"))
 
 
 def _milestones(metrics: dict[str, Any]) -> list[Sheet]:
@@ -155,18 +170,21 @@ def _milestones(metrics: dict[str, Any]) -> list[Sheet]:
 
 
 def _texts(path: Path, samples: int) -> list[Any]:
-    columns = ["prompt", "target", "text_before", "text_after", "efficacy_generated", "efficacy_before"]
-    rows = [row for row in pq.ParquetFile(path).read(columns).to_pylist() if row["text_after"] is not None]
+    file = pq.ParquetFile(path)
+    # in chat where the model is one: that is what who asks it sees. Runs of earlier versions have no such columns
+    in_chat = "chat_text_after" in file.schema_arrow.names and file.read(["chat_text_after"])[0].null_count < file.metadata.num_rows
+    before, after, right = ("chat_text_before", "chat_text_after", "chat_contained") if in_chat else ("text_before", "text_after", "efficacy_generated")
+    rows = [row for row in file.read(["prompt", "target", before, after, right, "efficacy_before"]).to_pylist() if row[after] is not None]
     rows.sort(key=lambda row: row["efficacy_before"] or 0)  # what the model did not know yet comes first; ties keep their order
     step = max(1, len(rows) // max(1, samples))
     chosen = rows[::step][:samples]
     if not chosen:
         return []
     texts = (Column(name, cut=name != "target", text=name == "target") for name in ("prompt", "target", "before", "now"))
-    table = Sheet(*texts, "", title="What the model writes")
+    table = Sheet(*texts, "", title="What the model answers in chat" if in_chat else "What the model writes")
     for row in chosen:
-        mark = Text("ok", "green") if row["efficacy_generated"] else Text("no", "red")
-        table.add(" ".join(row["prompt"].split()), row["target"], _one_line(row["text_before"]), _one_line(row["text_after"]), mark)
+        mark = Text("ok", "green") if row[right] else Text("no", "red")
+        table.add(" ".join(row["prompt"].split()), row["target"], _one_line(row[before] or ""), _one_line(row[after]), mark)
     return [table, ""]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from editing.monitoring.evaluation import begins_with
+from editing.monitoring.texts import begins_with
 from orchestrator.run.ledger import Entry
 
 EDIT, PROBE = "edit", "locality probe"

@@ -1,7 +1,7 @@
 """Evaluates the edits of the ledger, all of them or a seeded sample, and generates text for a sample of them."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
@@ -10,10 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from editing.blanks import bare
+from editing.config import RAW
+from editing.datasets import BadRecord, NumberedRequest
+from editing.model.framing import CHAT, has_template
 from editing.monitoring.evaluation import EditResult, Means, Summary
+from editing.monitoring.texts import CHAT_TOKENS, RAW_TOKENS, Answers
+from editing.requests import EditRequest
+from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
 from orchestrator.run.ledger import Entry, Ledger
-from orchestrator.run.results import EditRow, EditsFile, Generated
+from orchestrator.run.results import VERDICT_COLUMNS, EditRow, EditsFile, Generated
 from orchestrator.run.run_config import RunConfig
 from orchestrator.tokenizing import RequestTokenizer
 from workers.protocol import Worker
@@ -90,8 +96,8 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
     evaluated = np.full_like(standing.applied, config.eval) if config.eval_sample is None else standing.sample(config.eval_sample, config.seed)
     written = standing.sample(config.generate if config.eval else 0, config.seed)
     results = _results(worker, compress(_entries(ledger), evaluated & config.eval))
-    texts = _texts(worker, compress(_entries(ledger), written))
-    summary, texts_right = Summary(), Means(("efficacy_generated", "generalization_generated"))
+    texts = _Texts(worker).of(compress(_entries(ledger), written))
+    summary, verdicts = Summary(), Means((*VERDICT_COLUMNS, "chat_retention"))
     with EditsFile(path) as file, progress.bar("evaluating", len(standing.applied)) as advance:
         entries = zip(_entries(ledger), standing.overwritten, evaluated & config.eval, written, strict=True)
         rows = (EditRow(e, bool(o), next(results) if r else None, next(texts) if t else None) for e, o, r, t in entries)
@@ -101,10 +107,10 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                 if row.stands and row.result:
                     summary.add(row.result)
                 if row.stands and row.generated:
-                    texts_right.add(row)
+                    verdicts.add_values(row.verdicts)
             advance(len(chunk))
-    counts = {"generated": texts_right.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
-    return {**summary.means(), **texts_right.means(), **counts}
+    counts = {"generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
+    return {**summary.means(), **{name: mean for name, mean in verdicts.means().items() if mean is not None}, **counts}
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
@@ -126,14 +132,46 @@ def _results(worker: Worker, entries: Iterable[Entry]) -> Iterator[EditResult]:
         yield from worker.evaluate([tokenizer.tokenize(entry.request, entry.record) for entry in chunk])
 
 
-def _texts(worker: Worker, entries: Iterable[Entry]) -> Iterator[Generated]:
-    for chunk in _chunks(entries, worker.edits_at_a_time):
+class _Texts:
+    """Has the model write for some edits: as they are typed and, where it has a template, in chat."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        joiner = worker.joiner
+        self._in_chat = RequestTokenizer(joiner.framed(CHAT), worker.max_tokens) if has_template(joiner.tokenizer) else None
+
+    def of(self, entries: Iterable[Entry]) -> Iterator[Generated]:
+        """What the model writes for each entry."""
+        for chunk in _chunks(entries, self._worker.edits_at_a_time):
+            raw = self._answers(chunk, RAW, RAW_TOKENS)
+            if self._in_chat is None:
+                yield from map(Generated, raw)
+            else:
+                yield from map(Generated, raw, self._answers(chunk, CHAT, CHAT_TOKENS), self._retained(chunk, self._in_chat))
+
+    def _answers(self, chunk: Sequence[Entry], framing: str, tokens: int) -> list[Answers]:
         prompts = [entry.request.prompt for entry in chunk]
-        before = worker.generate(prompts, unedited=True)
-        with_rephrase = [k for k, entry in enumerate(chunk) if entry.request.rephrase]
-        after = worker.generate([*prompts, *(chunk[k].request.rephrase or "" for k in with_rephrase)])  # at once: it may have to read the model
-        rephrased = dict(zip(with_rephrase, after[len(prompts) :], strict=True))
-        yield from (Generated(before[k], after[k], rephrased.get(k)) for k in range(len(chunk)))
+        before = self._worker.write(prompts, framing=framing, unedited=True, max_new_tokens=tokens)
+        rephrased = {k: entry.request.rephrase for k, entry in enumerate(chunk) if entry.request.rephrase}
+        # both at once: it may have to read the model
+        after = self._worker.write([*prompts, *rephrased.values()], framing=framing, max_new_tokens=tokens)
+        in_other_words = dict(zip(rephrased, after[len(prompts) :], strict=True))
+        return [Answers(after[k], in_other_words.get(k), before[k]) for k in range(len(chunk))]
+
+    def _retained(self, chunk: Sequence[Entry], tokenizer: RequestTokenizer) -> list[bool | None]:
+        """Whether each entry's locality probe is retained in chat; ``None`` where it has none, or is too long in chat."""
+        probes = ((k, entry, entry.request.locality_prompt) for k, entry in enumerate(chunk))
+        asked = {k: _in_chat(tokenizer, entry, prompt) for k, entry, prompt in probes if prompt is not None}
+        fitting = {k: edit for k, edit in asked.items() if not isinstance(edit, BadRecord)}
+        results = self._worker.evaluate(list(fitting.values())) if fitting else []
+        retained = {k: result.locality_retained for k, result in zip(fitting, results, strict=True)}
+        return [retained.get(k) for k in range(len(chunk))]
+
+
+def _in_chat(tokenizer: RequestTokenizer, entry: Entry, prompt: str) -> TokenizedEdit | BadRecord:
+    """An edit with its locality probe, which is what is asked for here, and no other."""
+    request = EditRequest(prompt, entry.request.target, locality_prompt=prompt, locality_answer=entry.request.locality_answer)
+    return tokenizer.tokenize_record(NumberedRequest(entry.record, request))
 
 
 def _entries(ledger: Ledger) -> Iterator[Entry]:

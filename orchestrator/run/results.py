@@ -9,17 +9,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing.datasets.writing import REQUEST_COLUMNS
-from editing.monitoring.evaluation import EditResult, begins_with
+from editing.monitoring.evaluation import EditResult
+from editing.monitoring.texts import VERDICTS, Answers
 from orchestrator.run.ledger import Entry
+
+_NAMES = {"generated_begins": "efficacy_generated", "generated_rephrased_begins": "generalization_generated"}
+"""Columns that do not have the name of their framing and verdict, since they are older than the other verdicts."""
+
+VERDICT_COLUMNS = tuple(_NAMES.get(name, name) for name in (f"{way}_{verdict}" for way in ("chat", "generated") for verdict in VERDICTS))
+"""What is said of the texts. Those that begin with ``chat`` are asked in the model's chat template, the others as they are typed."""
+
+TEXT_COLUMNS = ("text_before", "text_after", "rephrase_text_after", "chat_text_before", "chat_text_after", "chat_rephrase_text_after")
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the model wrote for one edit."""
+    """What the model wrote for one edit.
 
-    text_before: str
-    text_after: str
-    rephrase_text_after: str | None
+    Attributes:
+        raw: After prompts as they are typed.
+        chat: After prompts in the model's chat template, if it has one.
+        chat_retention: Whether at the locality probe, asked in chat, every token is still the unedited model's own choice.
+    """
+
+    raw: Answers
+    chat: Answers | None = None
+    chat_retention: bool | None = None
+
+    def texts(self) -> dict[str, str | None]:
+        """The texts, by column."""
+        written = [w for one in (self.raw, self.chat) for w in ((one.before, one.after, one.rephrased) if one else (None, None, None))]
+        return {column: None if w is None else w.text for column, w in zip(TEXT_COLUMNS, written, strict=True)}
+
+    def verdicts(self, target: str) -> dict[str, bool | None]:
+        """What is said of them, by column."""
+        ways = (("chat", self.chat), ("generated", self.raw))
+        found = {f"{way}_{name}": value for way, one in ways if one for name, value in one.verdicts(target).items()}
+        return {_NAMES.get(name, name): value for name, value in found.items()} | {"chat_retention": self.chat_retention}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +70,9 @@ class EditRow:
         return self.entry.applied and not self.overwritten
 
     @property
-    def efficacy_generated(self) -> bool | None:
-        return None if self.generated is None else begins_with(self.generated.text_after, self.entry.request.target)
-
-    @property
-    def generalization_generated(self) -> bool | None:
-        if self.generated is None or self.generated.rephrase_text_after is None:
-            return None
-        return begins_with(self.generated.rephrase_text_after, self.entry.request.target)
+    def verdicts(self) -> dict[str, bool | None]:
+        """What is said of its texts, by column; nothing if none was generated."""
+        return self.generated.verdicts(self.entry.request.target) if self.generated else {}
 
     def as_dict(self) -> dict[str, object]:
         """The row as it is written."""
@@ -63,9 +84,8 @@ class EditRow:
             "applied": self.entry.applied,
             "overwritten": self.overwritten,
             **(asdict(self.result) if self.result else {}),
-            **(asdict(self.generated) if self.generated else {}),
-            "efficacy_generated": self.efficacy_generated,
-            "generalization_generated": self.generalization_generated,
+            **(self.generated.texts() if self.generated else {}),
+            **self.verdicts,
         }
 
 
@@ -79,9 +99,8 @@ SCHEMA = pa.schema(
         ("overwritten", _YES_NO),
         *((name, kind) for name, kind in REQUEST_COLUMNS if name != "id"),
         *((f.name, _YES_NO if f.name == "locality_retained" else _SHARE) for f in fields(EditResult)),
-        *((f.name, _TEXT) for f in fields(Generated)),
-        ("efficacy_generated", _YES_NO),
-        ("generalization_generated", _YES_NO),
+        *((name, _TEXT) for name in TEXT_COLUMNS),
+        *((name, _YES_NO) for name in (*VERDICT_COLUMNS, "chat_retention")),
     ]
 )
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from editing import Editor, EditorConfig, TurnRefused
 from editing.model.generation import generate
-from editing.monitoring.evaluation import begins_with, evaluate, summarize
+from editing.monitoring.evaluation import evaluate, summarize
 from editing.monitoring.health import Health
+from editing.monitoring.texts import begins_with
 from editing.monitoring.watch import Watch
 from editing.turn import PreparedTurn, TokenizedEdit, in_turns
 

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from editing import TurnRefused
+from editing.config import RAW
+from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
@@ -78,8 +80,8 @@ class ScriptedWorker:
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return [EditResult(1.0, None, None, None, 0.0, None, None)] * len(edits)
 
-    def generate(self, prompts: Sequence[str], *, unedited: bool = False) -> list[str]:
-        return [" old" if unedited else f" {p[-1]}!" for p in prompts]
+    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+        return [Written(" old" if unedited else f" {p[-1]}!", stopped=True) for p in prompts]
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

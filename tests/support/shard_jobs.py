@@ -173,8 +173,8 @@ def _outcome(worker: LocalWorker, prepared: PreparedTurn, edits: tuple[Tokenized
     return {
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
         "vitals": worker.measure_health(prepared).as_dict(),
-        "generated": worker.generate(PROMPTS, max_new_tokens=6),
-        "generated_before": worker.generate(PROMPTS, unedited=True, max_new_tokens=6),
+        "generated": worker.write(PROMPTS, max_new_tokens=6),
+        "generated_before": worker.write(PROMPTS, unedited=True, max_new_tokens=6),
     }
 
 

@@ -52,7 +52,7 @@ def test_a_grid_survives_the_loss_of_a_shard_and_of_a_replica_at_every_phase(vic
     assert_recovers(faults, GRID, grid, tmp_path / "out")
 
 
-@pytest.mark.parametrize("phase", [p if p == "apply" else pytest.param(p, marks=pytest.mark.slow) for p in PHASES])
+@pytest.mark.parametrize("phase", [pytest.param(p, marks=pytest.mark.thorough if p == "apply" else pytest.mark.slow) for p in PHASES])
 def test_a_killed_coordinators_run_goes_on_on_the_same_shards_to_the_same_bits(phase: str, two_shards: Path, tmp_path: Path) -> None:
     process = start_faulty(tmp_path / "out", [Fault(phase, 5, rank=0, victim="coordinator")], *SHARDS)
     process.communicate(timeout=240)
@@ -61,6 +61,7 @@ def test_a_killed_coordinators_run_goes_on_on_the_same_shards_to_the_same_bits(p
     assert_same(tmp_path / "out", two_shards)
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_out_of_memory_is_named_with_its_node_its_turn_and_advice(tmp_path: Path) -> None:
     """Its address space ends where it is when the second turn begins, which needs some 100 MB for activations."""
     wide = TinyModel("wide", "llama", (), {"tie_word_embeddings": False, "intermediate_size": 8_000})

@@ -77,6 +77,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         child.kill()
 
 
+@pytest.mark.thorough
 def test_a_killed_coordinators_run_goes_on_on_another_topology(stopped: tuple[Path, list[psutil.Process]], whole: Path) -> None:
     out, children = stopped
     assert len(children) > 2
@@ -96,6 +97,7 @@ def test_control_c_ends_every_process(tmp_path: Path) -> None:
     assert still_running(children, timeout=90) == []
 
 
+@pytest.mark.thorough
 def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "out"
     process = start(out, "--replicas", "2", "--worker-timeout", "30")
@@ -139,6 +141,7 @@ def test_a_worker_without_memory_is_named_with_what_to_do(cause: Exception) -> N
     assert "more --shards" in told
 
 
+@pytest.mark.thorough
 def test_a_killed_coordinator_leaves_no_process(stopped: tuple[Path, list[psutil.Process]]) -> None:
     """Last, since Ray's processes miss their master for a minute before they end."""
     assert still_running(stopped[1], timeout=240) == []

@@ -11,7 +11,7 @@ from editing import EditorConfig, EditRequest, InputError, InvalidRequest
 from editing.blanks import as_read, bare, between, ends_word
 from editing.model.joining import Joiner
 from editing.model.tokenization import encode
-from editing.monitoring.evaluation import begins_with
+from editing.monitoring.texts import begins_with
 from editing.subjects import subject_span
 from editing.turn import in_turns, tokenize
 from tests.support.paths import PARITY

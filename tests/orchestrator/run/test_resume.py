@@ -65,6 +65,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.thorough
 def test_fifty_kills_at_random_moments_end_in_the_undisturbed_bits(edits: Path, undisturbed: Path, tmp_path: Path) -> None:
     began = time.perf_counter()
     assert finish(arguments(edits, tmp_path / "timed")) == 0
@@ -289,6 +290,7 @@ def test_resuming_what_is_complete_changes_nothing(edits: Path, tmp_path: Path, 
 
 
 @pytest.mark.long
+@pytest.mark.thorough
 def test_a_soak_in_small_holds(tmp_path: Path) -> None:
     from tests.benchmarks.soak import soak
 

@@ -13,7 +13,7 @@ from tests.support.live_service import LiveService
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")]
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")]
 
 PAGES = ("edits", "new", "versions", "versions/0", "probes", "chat", "health")
 

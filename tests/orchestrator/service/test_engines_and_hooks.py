@@ -101,7 +101,7 @@ def test_a_full_disk_stops_the_writer_until_there_is_room_and_loses_nothing(tmp_
     check(tmp_path / "serve.yaml", tmp_path / "replay", set(ids))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_version_is_live_once_an_engine_serves_it_and_a_canary_is_promoted_or_dropped(tmp_path: Path) -> None:
     engine = LoopbackVllm(MODEL)
     with serving(engine):

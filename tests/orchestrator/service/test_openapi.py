@@ -9,7 +9,7 @@ import pytest
 from tests.support.live_service import LiveService, fact, write_model
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_no_request_that_the_document_allows_or_forbids_is_a_500(tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     service = LiveService(tmp_path, write_model(tmp_path / "model"), rate=1e6, burst=10**6)

@@ -38,7 +38,7 @@ def test_a_restarted_server_is_an_error_that_passes(server: Postgres) -> None:
     database.close()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_second_service_takes_over_and_nothing_is_lost_when_the_server_restarts(server: Postgres, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     shared = {"database": server.url, "state": str(tmp_path / "state")}

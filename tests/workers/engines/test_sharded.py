@@ -33,7 +33,12 @@ SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0,
 
 REPLICATED = ["even", "uneven", "one-group", "one-edit", "all", "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
 REPLICATED += ["preserving", "sketching", "subjects", "solved", "subject-by-subject"]
-of_shards = pytest.mark.parametrize("num_shards", [1, 2], ids=["of-one-shard", "of-two-shards"])
+
+
+@pytest.fixture(scope="module", params=[pytest.param(1, id="of-one-shard"), pytest.param(2, id="of-two-shards", marks=pytest.mark.thorough)])
+def num_shards(request: pytest.FixtureRequest) -> int:
+    """Of each replica."""
+    return int(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +158,19 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
 
 
 @pytest.fixture(scope="module")
-def replicas(replica_jobs: list[Job], folder: Path) -> dict[int, dict[str, list[Record]]]:
-    """Records of two replicas, of one and of two shards each."""
-    made = {shards: folder / f"replicas-of-{shards}" for shards in (1, 2)}
-    for path in made.values():
-        path.mkdir()
-    return {shards: run_on_shards(replica_jobs, shards, path, num_replicas=2) for shards, path in made.items()}
+def replicas(num_shards: int, replica_jobs: list[Job], folder: Path) -> dict[str, list[Record]]:
+    """Records of two replicas."""
+    of_shards = folder / f"replicas-of-{num_shards}"
+    of_shards.mkdir()
+    return run_on_shards(replica_jobs, num_shards, of_shards, num_replicas=2)
 
 
-@of_shards
 @pytest.mark.parametrize("name", REPLICATED)
 def test_two_replicas_equal_one(
-    name: str, num_shards: int, replicas: dict[int, dict[str, list[Record]]], replica_jobs: list[Job], on_whole_model: Callable[[Job], Record]
+    name: str, replicas: dict[str, list[Record]], replica_jobs: list[Job], on_whole_model: Callable[[Job], Record]
 ) -> None:
     (job,) = (job for job in replica_jobs if job.name == name)
-    whole, records = on_whole_model(job), replicas[num_shards][name]
+    whole, records = on_whole_model(job), replicas[name]
     for record in records:
         assert_close_weights(record, whole)
         assert record.values["digests"] == records[0].values["digests"]
@@ -175,17 +178,15 @@ def test_two_replicas_equal_one(
     _assert_same_values(whole.values, records[0].values)
 
 
-@of_shards
 @pytest.mark.parametrize("name", ["even", "uneven", "one-group", "one-edit", "all"])
-def test_lookahead_gives_the_same_bits_on_replicas(name: str, num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
-    ahead, one_by_one = (replicas[num_shards][found][0].values for found in (name, f"{name}-one-by-one"))
+def test_lookahead_gives_the_same_bits_on_replicas(name: str, replicas: dict[str, list[Record]]) -> None:
+    ahead, one_by_one = (replicas[found][0].values for found in (name, f"{name}-one-by-one"))
     assert one_by_one["digests"] == ahead["digests"]
     assert one_by_one["reports"] == ahead["reports"]
 
 
-@of_shards
-def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: dict[int, dict[str, list[Record]]]) -> None:
-    for record in replicas[num_shards]["thin"]:
+def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: dict[str, list[Record]]) -> None:
+    for record in replicas["thin"]:
         smallest = min(t.numel() for name, t in record.tensors.items() if name.startswith("weight."))
         assert record.values["sent"], "the count sees nothing"
         assert max(record.values["sent"]) < smallest / num_shards / 2  # a shard's own part of a weight would be seen
@@ -198,6 +199,7 @@ def test_two_shards_equal_one(
     assert_same(on_whole_model(job_of(model)), two[model.name])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", FOUR, ids=lambda m: m.name)
 def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
