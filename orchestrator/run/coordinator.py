@@ -167,7 +167,7 @@ class Coordinator:
         with self.progress.bar("editing", schedule.num_edits) as advance:
             for window in schedule.windows:
                 recorder.begin_window(window)
-                self._run_window(window, recorder, governor, advance)
+                self.run_window(window, recorder, governor, advance)
                 recorder.end_window(window)
                 if governor.stop_reason:
                     break
@@ -183,7 +183,18 @@ class Coordinator:
         self.has_checkpoint = True
         return written
 
-    def _run_window(self, window: Window, recorder: TurnRecorder, governor: Governor, advance: Callable[[int], None]) -> None:
+    def run_window(self, window: Window, recorder: TurnRecorder, governor: Governor, advance: Callable[[int], None]) -> None:
+        """Run the turns of one window, up to the one at which the governor stops.
+
+        Args:
+            window: The window, which the recorder has begun.
+            recorder: Writes down what the turns did.
+            governor: Judges the model after each of them.
+            advance: Moves a bar on by a number of edits.
+
+        Raises:
+            OutOfMemory: Naming the turn.
+        """
         if not window.turns:
             return
         with _naming_turn(window.turns[0]):

@@ -95,7 +95,7 @@ class RunDirectory:
         """Start with a copy of the journal of the finished run at :attr:`path`, which stays as it is."""
         for name in JOURNAL:
             if (self.path / name).is_dir():  # files in there are written once, so that a link is as good as a copy
-                shutil.copytree(self.path / name, self.staging / name, copy_function=_link)
+                shutil.copytree(self.path / name, self.staging / name, copy_function=link_or_copy)
             elif (self.path / name).is_file():
                 shutil.copyfile(self.path / name, self.staging / name)
 
@@ -231,7 +231,8 @@ def _has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("turn-*"))
 
 
-def _link(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """Have a file under another name too; a copy where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:  # a file system without links

@@ -110,6 +110,13 @@ class Ledger:
             (folder / name).unlink()
         self._pending: list[dict[str, Any]] = []
 
+    @classmethod
+    def first_parts(cls, folder: Path, num_parts: int) -> "Ledger":
+        """The first parts of a ledger that goes on after them, to be read only."""
+        ledger = cls(folder)
+        ledger.num_parts = min(num_parts, ledger.num_parts)
+        return ledger
+
     def add_turn(self, turn: "Turn", *, source: int, window: int, turn_number: int, outcome: str) -> None:
         """Append one turn's edits in the order of their records, superseded ones included."""
         place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}

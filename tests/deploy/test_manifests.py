@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from orchestrator.cli.main import edit
+from orchestrator.cli.serve_command import serve_command
 from orchestrator.run.run_config import RunConfig
+from orchestrator.service.config import ServeConfig
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -176,10 +178,25 @@ def test_the_image_is_pinned_small_and_without_root() -> None:
     (base,) = (line for line in lines if line.startswith("FROM "))
     assert re.fullmatch(r"FROM python:3\.11\.\d+-slim-\w+", base)
     assert [line for line in lines if line.startswith("USER ")] == ["USER 1000"]
-    assert any("-c constraints.txt" in line and "[distributed,tracking]" in line for line in lines)
+    assert any("-c constraints.txt" in line and "[distributed,tracking,service,export]" in line for line in lines)
     for line in lines:
         if line.startswith("COPY "):
             assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
+
+
+def test_live_editing_follows_kubernetes_schemas_and_its_commands_exist() -> None:
+    documents = list(yaml.safe_load_all((DEPLOY / "live.yaml").read_text()))
+    for document in documents:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    deployments = [document for document in documents if document["kind"] == "Deployment"]
+    assert {deployment["spec"]["replicas"] for deployment in deployments} == {2}
+    for deployment in deployments:
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        program, verb, *arguments = container["command"]
+        assert (program, verb) == ("ultraedit", "serve")
+        serve_command.make_context("serve", arguments)
+    settings = yaml.safe_load(next(document["data"]["serve.yaml"] for document in documents if document["kind"] == "ConfigMap"))
+    assert ServeConfig.build(settings).allowed_hosts == ("ultraedit-live",)
 
 
 def test_the_script_is_valid_bash() -> None:

@@ -1,0 +1,1 @@
+"""What answers over HTTP: the API under /v1, health and metrics. The console is beside it, in ``orchestrator/service/console``."""
