@@ -130,8 +130,8 @@ class Admission:
         """What the model writes after the first prompts, before the first edit and now."""
         shown = rows[:_SHOWN_TEXTS]
         prompts = [row["prompt"] for row in shown]
-        before, after = (self._head.run.worker.generate(prompts, unedited=unedited) for unedited in (True, False))
-        return {row["id"]: {"text_before": b, "text_after": a} for row, b, a in zip(shown, before, after, strict=True)}
+        before, after = (self._head.run.worker.write(prompts, unedited=unedited) for unedited in (True, False))
+        return {row["id"]: {"text_before": b.text, "text_after": a.text} for row, b, a in zip(shown, before, after, strict=True)}
 
     def _note_failure(self, rows: Sequence[Row], verdict: Verdict) -> None:
         logger.warning("gate      a turn of %d edits is undone: %s: %s", len(rows), verdict.gate, verdict.reason)

@@ -161,10 +161,10 @@ class Writer:
             rows = unanswered(connection)
         if not rows:
             return False
-        texts = self._live.worker.generate([row["prompt"] for row in rows], unedited=True, max_new_tokens=6)
+        texts = self._live.worker.write([row["prompt"] for row in rows], unedited=True, max_new_tokens=6)
         with self._database.bookkeeping() as connection:
-            for row, text in zip(rows, texts, strict=True):
-                answer_probe(connection, row["id"], text.strip() or text or ".")
+            for row, written in zip(rows, texts, strict=True):
+                answer_probe(connection, row["id"], written.text.strip() or written.text or ".")
         return True
 
     def _expire(self) -> bool:
@@ -240,9 +240,9 @@ class Writer:
         for a in range(0, len(rows), worker.edits_at_a_time):
             some = rows[a : a + worker.edits_at_a_time]
             results = worker.evaluate([tokenizer.tokenize(request_of(row), 0) for row in some])
-            texts = worker.generate([row["prompt"] for row in some])
-            for row, result, text in zip(some, results, texts, strict=True):
-                found[row["id"]] = {"efficacy": result.efficacy, "efficacy_unedited": result.efficacy_before, "text_after": text}
+            texts = worker.write([row["prompt"] for row in some])
+            for row, result, written in zip(some, results, texts, strict=True):
+                found[row["id"]] = {"efficacy": result.efficacy, "efficacy_unedited": result.efficacy_before, "text_after": written.text}
         return found
 
     def _close_pending(self, rows: Sequence[Row]) -> None:

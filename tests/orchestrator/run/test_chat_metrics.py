@@ -27,7 +27,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(chat_model: Path, tmp_path: Path, ultraedit: Callable[..., Outcome], write_jsonl: Any) -> tuple[Path, Outcome]:
-    fields = {"prompt": "prompt", "target": "ans", "rephrase": "rephrase_prompt", "locality_prompt": "locality_prompt"}
+    fields = {"prompt": "prompt", "target": "ans", "rephrase": "rephrase_prompt", "locality_prompt": "loc"}
     records = [{new: r[old] for new, old in fields.items() if r.get(old)} for r in RECORDS[:8]]
     settings = ["--modules", "model.layers.{1,2}.mlp.{gate,up}_proj", "--learning-rate", "3e-3", "--tracking-uri", "none"]
     out = tmp_path / "out"

@@ -49,7 +49,7 @@ def test_an_edit_that_breaks_what_must_stay_is_quarantined_and_its_neighbours_go
     known, neighbours = next(facts), [next(facts), next(facts)]
     client.wait(client.add(known).id)
     probe = client.add_probes([{"prompt": known.prompt, "answer": known.target}], "must-stay")[0]
-    wrong = Edit(known.prompt, neighbours[0].target)
+    wrong = Edit(known.prompt, next(other.target for other in facts if other.target != known.target))
     try:
         edits = client.add_all([neighbours[0], wrong, neighbours[1]])
         ends = [client.wait(edit.id) for edit in edits]
