@@ -173,8 +173,8 @@ def _outcome(worker: LocalWorker, prepared: PreparedTurn, edits: tuple[Tokenized
     return {
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
         "vitals": worker.measure_health(prepared).as_dict(),
-        "generated": worker.write(PROMPTS, max_new_tokens=6),
-        "generated_before": worker.write(PROMPTS, unedited=True, max_new_tokens=6),
+        "generated": [asdict(w) for w in worker.write(PROMPTS, max_new_tokens=6)],
+        "generated_before": [asdict(w) for w in worker.write(PROMPTS, unedited=True, max_new_tokens=6)],
     }
 
 

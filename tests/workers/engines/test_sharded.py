@@ -32,7 +32,7 @@ SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0,
 
 
 REPLICATED = ["even", "uneven", "one-group", "one-edit", "all", "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
-REPLICATED += ["preserving", "sketching", "subjects", "solved", "subject-by-subject"]
+REPLICATED += ["preserving", "sketching", "subjects", "solved", "strength", "subject-by-subject"]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(1, id="of-one-shard"), pytest.param(2, id="of-two-shards", marks=pytest.mark.thorough)])
@@ -98,6 +98,7 @@ def variants(job_of: Callable[..., Job], folder: Path) -> list[Job]:
         job_of(BY_NAME["llama-uneven"], "sketching", options=SKETCH, state_after=str(folder / "sketching")),
         job_of(llama, "subjects", options=SUBJECTS, last_turn=2, state_after=str(folder / "subjects")),
         job_of(llama, "solved", options=SOLVED, last_turn=2),
+        job_of(llama, "strength", options={**EXACT, "strength": 0.05}, last_turn=2),
         job_of(llama, "refusals", measured=False, extra="refusals"),
     ]
 
@@ -151,7 +152,13 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
     one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1, measured=False) for job in jobs]
     methods = [
         job_of(llama, name, options=options, last_turn=2)
-        for name, options in (("preserving", EXACT), ("sketching", SKETCH), ("subjects", SUBJECTS), ("solved", SOLVED))
+        for name, options in (
+            ("preserving", EXACT),
+            ("sketching", SKETCH),
+            ("subjects", SUBJECTS),
+            ("solved", SOLVED),
+            ("strength", {**EXACT, "strength": 0.05}),
+        )
     ]
     methods.append(job_of(llama, "subject-by-subject", options={**SUBJECTS, "group_size": 1}))  # the last turn is one edit, and has none
     return [*jobs, *parity_jobs, *(job_of(BY_NAME[name]) for name in ("gptj", "gemma3")), *methods, thin, *one_by_one]
@@ -205,7 +212,9 @@ def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], 
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@pytest.mark.parametrize("name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects", "solved"])
+@pytest.mark.parametrize(
+    "name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects", "solved", "strength"]
+)
 def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
@@ -328,7 +337,8 @@ def _assert_same_values(whole: dict[str, Any], shard: dict[str, Any]) -> None:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["conditions"] == pytest.approx(theirs["conditions"], rel=0.1)  # an estimate, and of another system in the other form
         assert ours["weight_growth"] == pytest.approx(theirs["weight_growth"], abs=1e-6)
-        rounded = dict.fromkeys(("shift_norms", "loss", "conditions", "weight_growth"), 0)
+        assert ours["rate"] == (None if theirs["rate"] is None else pytest.approx(theirs["rate"], rel=1e-5))
+        rounded = dict.fromkeys(("shift_norms", "loss", "conditions", "weight_growth", "rate"), 0)
         assert ours | rounded == theirs | rounded
 
 
