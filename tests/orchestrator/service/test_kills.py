@@ -116,6 +116,7 @@ def kill_one(service: LiveService, which: str, server: Postgres | None) -> None:
         service.start()
 
 
+@pytest.mark.thorough
 def test_what_was_acknowledged_is_there_once_after_three_kills(tmp_path: Path) -> None:
     run_killed(tmp_path, kills=3, seed=1, most=18, pause=4)
 
