@@ -168,8 +168,5 @@ def turn_begun(service: LiveService) -> dict[str, Any]:
 @pytest.mark.parametrize("kills", [3, pytest.param(24, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_what_was_acknowledged_is_there_once_after_kills_of_shards_and_connections(kills: int, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    server = Postgres(tmp_path / "postgres")
-    try:
+    with Postgres.running() as server:
         run_killed(tmp_path, kills=kills, seed=3, most=9 * kills, pause=10, which=ON_POSTGRESQL, server=server)
-    finally:
-        server.stop()
