@@ -16,6 +16,7 @@ from editing import EditRequest
 from editing.config import DEFAULT_BATCH_TOKENS, EVERYDAY
 from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
+from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence, encode
@@ -132,7 +133,7 @@ def sample(bench: Bench, begins: Sequence[str], *, tokens: int, seed: int) -> li
     input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
     torch.manual_seed(seed)
-    output = bench.model.generate(
-        input_ids=input_ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0
-    )
+    options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
+    with full_speed(bench.decoder.device, bench.model):
+        output = bench.model.generate(input_ids=input_ids, attention_mask=mask, **options)
     return [bench.tokenizer.decode(ids[width - len(own) :], skip_special_tokens=True) for ids, own in zip(output.tolist(), encoded, strict=True)]

@@ -23,6 +23,7 @@ import click
 from editing import Editor, EditorConfig
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.model.generation import generate
+from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed, perplexity
 from editing.monitoring.evaluation import predict_probes, score, summarize
 from editing.monitoring.health import fixed_text
@@ -70,7 +71,8 @@ def measure(bench: Bench, setting: Setting, edits: Sequence[TokenizedEdit], size
     perplexity_before = bench.once("perplexity", lambda: _perplexity(bench))
     bench.borrowed, began = 0.0, time.process_time()
     try:
-        ask = METHODS[setting.method](bench, edits, **setting.options)
+        with full_speed(bench.decoder.device, bench.model):
+            ask = METHODS[setting.method](bench, edits, **setting.options)
         seconds = time.process_time() - began + bench.borrowed
         as_probed = [as_asked(edit, ask, bench) for edit in chosen]
         means = summarize(score(as_probed, predict_probes(bench.decoder, as_probed), before))
