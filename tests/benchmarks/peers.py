@@ -44,9 +44,8 @@ def ultraedit(bench: Bench, edits: Sequence[TokenizedEdit], **options: Any) -> A
     """Write edits by this project, turn by turn."""
     holds = options.get("preserve", "none") != "none"
     editor = Editor(bench.model, bench.tokenizer, EditorConfig(**options, **({"preserve_text": bench.text} if holds else {})))
-    began = time.process_time()
-    editor.prepare_reference_text()
-    bench.borrowed -= time.process_time() - began
+    which = ("reference", tuple(editor.modules), editor.config.preserve, bench.text)
+    editor._reference = bench.once(which, editor.prepare_reference_text)  # of the unedited model, so the same for every setting
     for turn in in_turns(edits, editor.config.edits_per_turn):
         editor.apply_turn(editor.prepare([turn])[0], measure=False)
     return str
@@ -153,9 +152,20 @@ def _perplexity(bench: Bench) -> float:
 @click.option("--generated", default=50, show_default=True, help="Edits for which text is generated.")
 @click.option("--text-tokens", default=16, show_default=True, help="Tokens of each of these texts.")
 @click.option("--own-text", default=512, show_default=True, help="Tokens that the model writes after each passage's beginning, to be held.")
+@click.option("--stages", default="tune,report", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
-    model: str, settings: Path, counterfact: Path, only: str, tune_size: int, size: int, seeds: str, own_text: int, out: Path, **look: int
+    model: str,
+    settings: Path,
+    counterfact: Path,
+    only: str,
+    tune_size: int,
+    size: int,
+    seeds: str,
+    own_text: int,
+    stages: str,
+    out: Path,
+    **look: int,
 ) -> None:
     plan = Plan(
         model=model,
@@ -164,7 +174,7 @@ def main(
         tune_sizes=[tune_size],
         sizes=[size],
         seeds=[int(seed) for seed in seeds.split(",")],
-        stages=("tune", "report"),
+        stages=stages.split(","),
         look=Sizes(evaluated=size, **look),
     )
     Comparison(plan, out, text_tokens=own_text).run()
