@@ -2,10 +2,10 @@
 
     value     z_i = h_i + d_i at the subject's last token, after the last of the layers: d_i by Adam down
               mean over contexts of -log p(target) + kl * KL(p(. | "<subject> is a") before | after) + decay * |d|^2 / |h|^2,
-              held within |d| <= bound * |h|; an edit whose -log p is below ``enough`` takes no further step           MEMIT, eq. 8; ROME, eq. 4
-    residual  layer by layer from the lowest, (z_i - h_i now) / (layers left)                                          MEMIT, eq. 20
-    MEMIT     S = (weight * C + K'K)^-1 K'R                   C the mean of k k' over a text                           MEMIT, eq. 14
-    AlphaEdit S = (P K'K + ridge * I)^-1 P K'R                P projects onto the eigenvectors of C with small values  AlphaEdit, eq. 14
+              held within |d| <= bound * |h|; an edit whose -log p is below ``enough`` takes no further step
+    residual  layer by layer from the lowest, (z_i - h_i now) / (layers left)
+    MEMIT     S = (weight * C + K'K)^-1 K'R                   C the mean of k k' over a text
+    AlphaEdit S = (P K'K + ridge * I)^-1 P K'R                P projects onto the eigenvectors of C with small values
 
 Keys K (n x d_in) and residuals R (n x d_out) are rows; S (d_in x d_out) is added, transposed, to a down projection's weight. This is one batch of
 edits, so AlphaEdit's keys of earlier batches are none.
@@ -110,7 +110,7 @@ def _write(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: 
     targets = bench.once(("values", values, tuple(edit.request for edit in edits)), lambda: find_values(bench, edits, values), of_edits=True)
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         keys = _mean_keys(bench, edits, values, name)
-        now = _at_subjects(bench, _site(bench, values), _sequences(bench, edits, ""), "output")
+        now = _at_subjects(bench, _site(bench, values), values.layers[-1], _sequences(bench, edits, ""), "output")
         change = shift(name, keys, (targets - now) / left)
         bench.linear(name).weight.data.add_(change.T.to(torch.float32))
 
@@ -121,7 +121,7 @@ def find_values(bench: Bench, edits: Sequence[TokenizedEdit], values: Values) ->
     prompts = [sequence for context in _contexts(values) for sequence in _sequences(bench, edits, context)]
     known = [bench.sequence(f"{edit.request.subject or edit.request.prompt} is a", None, edit.request.subject) for edit in edits]
     prefixed = run_prefix(bench.decoder, [*prompts, *known], stop=last, batch_tokens=BATCH_TOKENS)
-    search = _Search(bench, site, values, prefixed, len(edits), _at_subjects(bench, site, prompts[: len(edits)], "output"))
+    search = _Search(bench, site, values, prefixed, len(edits), _at_subjects(bench, site, last, prompts[: len(edits)], "output"))
     for _ in range(values.steps):
         if not search.step():
             break
@@ -226,13 +226,14 @@ def _sequences(bench: Bench, edits: Sequence[TokenizedEdit], context: str) -> li
 
 def _mean_keys(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, name: str) -> Tensor:
     """Keys ``(n, d_in)`` at the subjects, means over the contexts."""
-    several = [_at_subjects(bench, bench.linear(name), _sequences(bench, edits, context), "input") for context in _contexts(values)]
+    layer = int(name.split(".")[0])
+    several = [_at_subjects(bench, bench.linear(name), layer, _sequences(bench, edits, context), "input") for context in _contexts(values)]
     return torch.stack(several).mean(0)
 
 
 @torch.no_grad()
-def _at_subjects(bench: Bench, module: nn.Module, sequences: Sequence[AnswerSequence], what: str) -> Tensor:
-    """A module's input or output ``(n, d)`` at the subjects' last tokens, with the weights as they are now."""
+def _at_subjects(bench: Bench, module: nn.Module, layer: int, sequences: Sequence[AnswerSequence], what: str) -> Tensor:
+    """The input or output ``(n, d)`` of a module of a layer at the subjects' last tokens, with the weights as they are now."""
     found: list[Tensor] = []
 
     def record(_module: nn.Module, inputs: Any, output: Any) -> None:
@@ -243,7 +244,7 @@ def _at_subjects(bench: Bench, module: nn.Module, sequences: Sequence[AnswerSequ
     handle = module.register_forward_hook(record)
     try:
         for batch in batches(sequences, batch_tokens=BATCH_TOKENS, device=bench.decoder.device):
-            bench.decoder.suffix(batch.input_ids, None, 0)
+            bench.decoder.prefix(batch.input_ids, layer + 1)
             rows |= dict(zip(batch.indices, found.pop()[batch.subjects], strict=True))
     finally:
         handle.remove()

@@ -112,7 +112,7 @@ def test_values_are_within_the_bound_and_make_the_targets_likelier(bench: Bench,
         values = Values(layers=layers, steps=steps, contexts=1, bound=4.0, decay=0.0)
         found = find_values(bench, edits, values)
         site = bench.linear("1.mlp.down_proj") if layers == (1,) else bench.decoder.layers[2]
-        start = _at_subjects(bench, site, _sequences(bench, edits, ""), "output")
+        start = _at_subjects(bench, site, layers[-1], _sequences(bench, edits, ""), "output")
         assert torch.all((found - start).norm(dim=1) <= 4.0 * start.norm(dim=1) * 1.001)
         losses.append(_nats(bench, edits, site, found - start))
     assert losses[1] < losses[0] - 0.1
@@ -138,9 +138,9 @@ def _nats(bench: Bench, edits: list[TokenizedEdit], site: nn.Module, change: tor
 def test_memit_without_text_writes_the_values(bench: Bench, edits: list[TokenizedEdit]) -> None:
     values = Values(layers=(1,), steps=5, contexts=0)
     wanted = find_values(bench, edits, values)
-    before = _at_subjects(bench, bench.linear("1.mlp.down_proj"), _sequences(bench, edits, ""), "output")
+    before = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _sequences(bench, edits, ""), "output")
     memit(bench, edits, weight=1e-7, layers=[1], steps=5, contexts=0)
-    after = _at_subjects(bench, bench.linear("1.mlp.down_proj"), _sequences(bench, edits, ""), "output")
+    after = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _sequences(bench, edits, ""), "output")
     assert (after - wanted).norm() < 0.01 * (before - wanted).norm()
 
 
