@@ -1,7 +1,7 @@
 """MEMIT (Meng et al., arXiv 2210.07229) and AlphaEdit (Fang et al., arXiv 2410.02355), written from the papers' formulas.
 
     value     z_i = h_i + d_i at the subject's last token, after the last of the layers: d_i by Adam down
-              mean over contexts of -log p(target) + kl * KL(p(. | "<subject> is a") before | after) + decay * |d|^2 / |h|^2,
+              mean over contexts of -log p(target) + kl * KL(p(. | "<subject> is a") with d_i | without) + decay * |d|^2 / |h|^2,
               held within |d| <= bound * |h|; an edit whose -log p is below ``enough`` takes no further step
     residual  layer by layer from the lowest, (z_i - h_i now) / (layers left)
     MEMIT     S = (weight * C + K'K)^-1 K'R                   C the mean of k k' over a text
@@ -170,7 +170,7 @@ class _Search:
             lengths = torch.bincount(sequence_of_row).float()
             losses = F.cross_entropy(logits, batch.labels, reduction="none") / lengths[sequence_of_row] / asked
             known_rows = is_known[sequence_of_row]
-            divergence = F.kl_div(logits[known_rows].log_softmax(-1), self._known[owners[is_known]], log_target=True, reduction="sum")
+            divergence = F.kl_div(self._known[owners[is_known]], logits[known_rows].log_softmax(-1), log_target=True, reduction="sum")
             (losses[~known_rows].sum() + self._values.kl * divergence).backward()
             nats.index_add_(0, owners[sequence_of_row][~known_rows], losses[~known_rows].detach())
         (self._values.decay * (change / self._norms).square().sum()).backward()

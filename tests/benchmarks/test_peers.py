@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from editing.datasets import EditFile, NumberedRequest
 from editing.files import pretrained
+from editing.model.tokenization import AnswerSequence
 from editing.turn import TokenizedEdit, tokenize
 from tests.benchmarks import peers
 from tests.benchmarks.peer_bench import Bench, as_asked
@@ -119,20 +121,28 @@ def test_values_are_within_the_bound_and_make_the_targets_likelier(bench: Bench,
 
 
 def _nats(bench: Bench, edits: list[TokenizedEdit], site: nn.Module, change: torch.Tensor) -> float:
-    total = 0.0
+    nats = []
     for sequence, own in zip(_sequences(bench, edits, ""), change, strict=True):
+        logits = _logits_with(bench, sequence, own, site)[sequence.first_row :]
+        nats.append(float(nn.functional.cross_entropy(logits, torch.tensor(sequence.answer_ids))))
+    return sum(nats) / len(nats)
 
-        def add(_module: nn.Module, _inputs: object, output: object, at: int = sequence.subject or 0, own: torch.Tensor = own) -> object:
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()  # type: ignore[union-attr]
-            hidden[0, at] += own
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-        handle = site.register_forward_hook(add)
-        with torch.no_grad():
-            logits = bench.model(input_ids=torch.tensor([sequence.input_ids])).logits[0, sequence.first_row :]
+@torch.no_grad()
+def _logits_with(bench: Bench, sequence: AnswerSequence, change: torch.Tensor, site: nn.Module | None = None) -> torch.Tensor:
+    """Logits of one sequence, with a change at its subject after a module, by default the MLP of layer 1."""
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[0, sequence.subject] += change
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = (site or bench.linear("1.mlp.down_proj")).register_forward_hook(add)
+    try:
+        found: torch.Tensor = bench.model(input_ids=torch.tensor([sequence.input_ids])).logits[0]
+    finally:
         handle.remove()
-        total += float(nn.functional.cross_entropy(logits, torch.tensor(sequence.answer_ids)))
-    return total / len(edits)
+    return found
 
 
 def test_memit_without_text_writes_the_values(bench: Bench, edits: list[TokenizedEdit]) -> None:
@@ -186,3 +196,18 @@ def test_a_comparison_in_small(tmp_path: Path) -> None:
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 12
     assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["stage"] == "tune"
     assert all(word in (tmp_path / "peers.md").read_text() for word in ("## report", "## tune", "alphaedit", "| prompt | target | before | after |"))
+
+
+def test_what_the_subject_is_stays_where_that_weighs_much(bench: Bench, edits: list[TokenizedEdit]) -> None:
+    free, held = (find_values(bench, edits, Values(layers=(1,), steps=10, contexts=0, bound=4.0, decay=0.0, kl=kl)) for kl in (0.0, 1e4))
+    start = find_values(bench, edits, Values(layers=(1,), steps=0, contexts=0))
+    known = [bench.sequence(f"{edit.request.subject} is a", None, edit.request.subject) for edit in edits]
+
+    def divergence(found: torch.Tensor) -> float:
+        total = 0.0
+        for sequence, change in zip(known, found - start, strict=True):
+            logits = [_logits_with(bench, sequence, own)[-1].log_softmax(-1) for own in (torch.zeros_like(change), change)]
+            total += float(nn.functional.kl_div(*logits, log_target=True, reduction="sum"))
+        return total
+
+    assert divergence(held) < 0.5 * divergence(free)
