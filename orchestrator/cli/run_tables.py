@@ -167,7 +167,7 @@ def tasks_table(metrics: dict[str, Any]) -> Sheet:
     columns = (Column(name, right=True) for name in ("before", "now", "standard error"))
     table = Sheet("task", *columns, title="Tasks of lm-evaluation-harness")
     for name, before, now, error in task_rows(metrics):
-        table.add(name, *map(_share, (before, now, error)))
+        table.add(name, *map(share, (before, now, error)))
     return table
 
 

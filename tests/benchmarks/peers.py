@@ -5,7 +5,7 @@
 
 Tuned and reported as by :mod:`tests.benchmarks.quality`: a setting is chosen on a fifth of the subjects, by the harmonic mean of efficacy and
 retention, and reported on the rest. Every peer that holds a text holds the same one: the everyday text and what the model writes by itself after
-the beginnings of its passages. Perplexity is of the fixed text, which nobody holds. Facts that are retrieved stand before every
+the beginnings of its passages. Perplexity is of the held-out text, which nobody holds. Facts that are retrieved stand before every
 probe, locality too; a text that is no prompt has none before it, so perplexity says nothing of retrieval. Seconds are the processor's, for all
 edits, without what is done once for a model.
 
@@ -21,12 +21,11 @@ from typing import Any
 import click
 
 from editing import Editor, EditorConfig
-from editing.config import DEFAULT_BATCH_TOKENS
+from editing.config import DEFAULT_BATCH_TOKENS, HELD_OUT
 from editing.model.generation import generate
 from editing.model.matmul import full_speed
-from editing.model.prefix import Prefixed, perplexity
 from editing.monitoring.evaluation import predict_probes, score, summarize
-from editing.monitoring.health import fixed_text
+from editing.monitoring.held_out import perplexity_of, read_passages
 from editing.monitoring.texts import begins_with
 from editing.turn import TokenizedEdit, in_turns
 from tests.benchmarks.peer_bench import Ask, Bench, as_asked, write_own_text
@@ -137,8 +136,7 @@ def _share(edits: Sequence[TokenizedEdit], texts: Sequence[str | None]) -> float
 
 
 def _perplexity(bench: Bench) -> float:
-    text = Prefixed([fixed_text(bench.joiner, bench.decoder.max_tokens)], None)
-    return perplexity(bench.decoder, text, start=0, batch_tokens=DEFAULT_BATCH_TOKENS)
+    return perplexity_of(bench.decoder, bench.joiner, read_passages(HELD_OUT), batch_tokens=DEFAULT_BATCH_TOKENS)
 
 
 @click.command()
