@@ -15,6 +15,7 @@ from editing import InputError, TurnReport, UltraEditError
 from editing.model.generation import Written
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
+from editing.requests import Asked
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.process_groups import Placement
 from workers.protocol import Worker, WorkerSpec
@@ -66,7 +67,7 @@ class RemoteWorker:
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return self.worker.evaluate(edits)
 
-    def write(self, prompts: Sequence[str], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
         return self.worker.write(prompts, framing=framing, unedited=unedited, max_new_tokens=max_new_tokens)
 
     def digest(self) -> dict[str, str]:

@@ -26,6 +26,7 @@ from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
+from editing.requests import Asked
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.actor import RemoteWorker
 from workers.cluster import Cluster, ClusterSpec
@@ -140,7 +141,7 @@ class WorkerGroup(Worker):
         parts = self._get_all([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
         return [result for part in parts[:: self._cluster_spec.shards] for result in part]
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         shares = self._split(prompts)
         asked = [actor.write.remote(share, framing, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
         return [text for part in self._get_all(asked)[:: self._cluster_spec.shards] for text in part]

@@ -12,6 +12,7 @@ from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
+from editing.requests import Asked
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 
 USUAL_EVALUATION = 200
@@ -128,7 +129,7 @@ class Worker(Protocol):
         """Metrics of edits, before the first edit and now."""
         ...
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         """Greedy text after prompts in a framing, from the model as it is now or as it was before the first edit."""
         ...
 

@@ -16,6 +16,7 @@ from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.watch import Watch
+from editing.requests import Asked
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.engines.engine import Engine
@@ -129,7 +130,7 @@ class LocalWorker(Worker):
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return evaluate(self.editor, edits)
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
             return write(editor.decoder, editor.joiner.framed(framing), prompts, max_new_tokens=max_new_tokens)
