@@ -53,4 +53,6 @@ def test_a_model_that_cannot_write_a_chat_refuses_it_in_one_line() -> None:
     with pytest.raises(InvalidRequest, match=r"^messages: this model's chat template refuses these messages: System role not supported$"):
         tokenize(chatting(NO_SYSTEM), CHAT, max_tokens=None)
     with pytest.raises(InvalidRequest, match=r"^messages: this model's chat template does not write what the user asks once$"):
-        tokenize(chatting(TEMPLATE.replace("message.content", "'x'")), EditRequest(target="Lyon", messages=(Message("user", "Hm?"),)), max_tokens=None)
+        tokenize(
+            chatting(TEMPLATE.replace("message.content", "'x'")), EditRequest(target="Lyon", messages=(Message("user", "Hm?"),)), max_tokens=None
+        )

@@ -130,3 +130,25 @@ def test_the_later_answer_to_a_chat_wins(edit: Callable[..., Path], tmp_path: Pa
     out = edit("run", write_jsonl(tmp_path / "e.jsonl", records), "--no-eval")
     turns = map(json.loads, (out / "turns.jsonl").read_text().splitlines())
     assert [(c["record"], c["earlier_record"]) for turn in turns for c in turn["conflicts"]] == [(5, 2)]
+
+
+def test_layers_read_from_disk_give_the_bits_of_a_model_in_memory(
+    edits: Path, edit: Callable[..., Path], ultraedit: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, chat_model: Path
+) -> None:
+    monkeypatch.setattr("workers.engines.streamed.process_bytes", lambda _: 0)
+    told = ultraedit("edit", "--model", chat_model, "--edits", edits, "--output", "nowhere", *SETTINGS, "--device-memory", "1KB").stderr
+    smallest = told.partition("the smallest that works is ")[2].partition("MiB")[0] + "MiB"
+    few = ["--limit", "8", "--generate", "3"]
+    whole, streamed = edit("whole", edits, *few), edit("streamed", edits, *few, "--device-memory", smallest)
+    assert digests(streamed) == digests(whole)
+    columns = ["id", "efficacy", "chat_text_before", "chat_text_after"]
+    assert pq.read_table(streamed / "edits.parquet", columns=columns) == pq.read_table(whole / "edits.parquet", columns=columns)
+
+
+@pytest.mark.distributed
+@pytest.mark.thorough
+def test_two_shards_give_what_one_gives(edits: Path, edit: Callable[..., Path]) -> None:
+    pytest.importorskip("deepspeed")
+    one, two = edit("one", edits), edit("two", edits, "--shards", "2")
+    columns = ["id", "efficacy", "efficacy_before", "chat_text_after"]
+    assert pq.read_table(two / "edits.parquet", columns=columns) == pq.read_table(one / "edits.parquet", columns=columns)
