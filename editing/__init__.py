@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from editing.config import EditorConfig
     from editing.editor import Editor
     from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
-    from editing.requests import EditRequest
+    from editing.requests import EditRequest, Message
     from editing.turn import TurnReport
 
 _MODULES = {

@@ -34,7 +34,7 @@ class RemoteWorker:
         address = ray.util.get_node_ip_address()
         with socket.socket() as listener:
             listener.bind((address, 0))
-            return address, int(listener.getsockname()[1]), Path(self._spec.model).is_dir()
+            return address, int(listener.getsockname()[1]), Path(self._spec.model).exists()
 
     def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
         """Load this shard; returns what the group has to know about the model, on world rank 0."""

@@ -58,7 +58,7 @@ class WorkerGroup(Worker):
 
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
-        if Path(self.spec.model).is_dir():  # else the workers check: they may have a folder that this process has not
+        if Path(self.spec.model).exists():  # else the workers check: they may have a folder that this process has not
             check_num_shards(self.spec.model, self._cluster_spec.shards)
         self._cluster = cluster = Cluster(self._cluster_spec)
         try:
@@ -79,7 +79,7 @@ class WorkerGroup(Worker):
     def _check_model(self, seen: list[bool]) -> None:
         """A model that is a folder, not an id of the Hub, must be visible on every node."""
         model = self.spec.model
-        if not all(seen) and (any(seen) or Path(model).is_dir() or Path(model).is_absolute()):
+        if not all(seen) and (any(seen) or Path(model).exists() or Path(model).is_absolute()):
             raise InputError(
                 f"{model}: {self._name(seen.index(False))} has no such folder; put the model on storage that all nodes share, "
                 "under the same path on each"
