@@ -11,7 +11,7 @@ from typing import Any
 
 from editing import TurnReport
 from editing.config import RAW, MethodOptions
-from editing.files import pretrained
+from editing.files.conversion import account_in
 from editing.model.generation import Written, write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
@@ -73,7 +73,7 @@ class LocalWorker(Worker):
         weights = next(iter(editor.modules.values())).weight
         return {
             "architecture": type(editor.model).__name__,
-            "converted": pretrained.conversion_of(self.spec.model),
+            "converted": editor.base and account_in(editor.base.folder),
             "parameters": self._engine.num_parameters(),
             "shards": self.placement.num_shards,
             "replicas": self.placement.num_replicas,

@@ -19,6 +19,8 @@ from editing.errors import ModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+ADAPTER = "adapter_model.safetensors"
+
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*", "Notice*")
 """Files of a repository that a model needs beside its weights, or that its licence wants to go with it."""
 
@@ -60,7 +62,9 @@ def download(name: str) -> Path:
     Raises:
         ModelError: Its index is damaged.
     """
-    folder = Path(snapshot_download(name, allow_patterns=[*COMPANIONS, SINGLE], ignore_patterns=["*/*"]))
+    folder = Path(snapshot_download(name, allow_patterns=[*COMPANIONS, SINGLE, ADAPTER], ignore_patterns=["*/*"]))
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        return folder  # which is merged into its base
     index = index_of(folder)
     parts = _parts(index) if index is not None else [_named_by_config(folder) or SINGLE]
     snapshot_download(name, allow_patterns=[*parts, "additional_chat_templates/*"])
@@ -108,7 +112,7 @@ class BaseFiles:
 
 def convert_command(folder: Path, stem: str) -> str:
     """A command that writes a folder's pickle files ``STEM*.bin`` as ``safetensors``; of pickles it takes tensors alone, and runs nothing."""
-    output = {"pytorch_model": SINGLE, "adapter_model": "adapter_model.safetensors"}[stem]
+    output = {"pytorch_model": SINGLE, "adapter_model": ADAPTER}[stem]
     code = (
         "import sys, torch, pathlib, safetensors.torch as s; p = pathlib.Path(sys.argv[1]); "
         f'w = {{k: v.clone().contiguous() for f in sorted(p.glob("{stem}*.bin")) '

@@ -1,7 +1,8 @@
 """Models that are no folder of plain weights, made into one: a GGUF file is dequantized, an adapter is merged into its base.
 
-    NAME.gguf, or a folder with one               every tensor in float32, as transformers reads it; needs gguf and accelerate
+    NAME.gguf, or a folder with one                 every tensor in float32, as transformers reads it; needs gguf and accelerate
     adapter_config.json, adapter_model.safetensors  merged into the base that it names, in the base's precision; needs peft
+    4 or 8 bits of bitsandbytes                     dequantized into the precision that the checkpoint computes in; needs bitsandbytes
 
 The result is an ordinary checkpoint in the user's cache, made once; all that edits, streams, cuts or copies a model takes it as any other.
 :data:`ACCOUNT` in it says what it was made of. It may be deleted while no run uses it: it is made again when it is needed, bit for bit.
@@ -52,12 +53,22 @@ class Source:
     """A model to be converted.
 
     Attributes:
-        kind: ``gguf`` or ``adapter``.
-        file: The GGUF file, or the adapter's weights.
+        kind: ``gguf``, ``adapter`` or ``bitsandbytes``.
+        file: The GGUF file, the adapter's weights, or the checkpoint's configuration.
     """
 
     kind: str
     file: Path
+
+    @property
+    def name(self) -> str:
+        """What to call the folder that it becomes."""
+        return self.file.stem if self.kind == "gguf" else self.file.absolute().parent.name
+
+    @property
+    def weights(self) -> list[Path]:
+        """Its own weight files."""
+        return sorted(self.file.parent.glob("*.safetensors")) if self.kind == "bitsandbytes" else [self.file]
 
 
 def source_at(path: Path) -> Source | None:
@@ -68,8 +79,10 @@ def source_at(path: Path) -> Source | None:
     """
     if path.is_file():
         return _gguf(path) if path.suffix == ".gguf" else None
-    if not path.is_dir() or any(path.glob("model*.safetensors*")):
+    if not path.is_dir():
         return None
+    if (path / "config.json").is_file() and any(file.name != WEIGHTS for file in path.glob("*.safetensors")):
+        return Source("bitsandbytes", path / "config.json") if quantization_of(path) == "bitsandbytes" else None
     if (path / CONFIG).is_file():
         return _adapter(path)
     files = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
@@ -89,12 +102,11 @@ def plain_folder(source: Source, folder_of: FolderOf) -> Path:
         ModelError: It cannot be converted, or the base is not there.
         InputError: A package that is needed is not installed, or the cache cannot be written.
     """
-    base = None if source.kind == "gguf" else _base_of(source, folder_of)
-    used = [source.file, *(() if base is None else sorted(base.glob("*.safetensors")))]
+    base = _base_of(source, folder_of) if source.kind == "adapter" else None
+    used = [source.file, *source.weights, *(() if base is None else sorted(base.glob("*.safetensors")))]
     stamps = [[str(file.resolve()), *stamp_of(file.stat())] for file in used]
     key = hashlib.sha256(json.dumps([_RULES, stamps]).encode()).hexdigest()
-    name = source.file.stem if source.kind == "gguf" else source.file.absolute().parent.name
-    folder = cache() / f"{name}-{key[:16]}"
+    folder = cache() / f"{source.name}-{key[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_name(f".{folder.name}.lock")):
@@ -106,10 +118,19 @@ def plain_folder(source: Source, folder_of: FolderOf) -> Path:
     return folder
 
 
-def account_of(path: Path, folder_of: FolderOf) -> dict[str, Any] | None:
-    """What a model was made of; ``None`` if it was not converted."""
-    source = source_at(path)
-    return None if source is None else dict(json.loads((plain_folder(source, folder_of) / ACCOUNT).read_text(encoding="utf-8")))
+def account_in(folder: Path) -> dict[str, Any] | None:
+    """What the model in a folder was made of; ``None`` if it was not converted."""
+    path = folder / ACCOUNT
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def quantization_of(folder: Path) -> str | None:
+    """By which method a folder's checkpoint says that it is quantized; ``None`` if it says nothing."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # who loads it says so
+    return str(found.get("quant_method", "bitsandbytes")) if isinstance(found, dict) else None
 
 
 def cache() -> Path:
@@ -148,16 +169,21 @@ def _base_of(source: Source, folder_of: FolderOf) -> Path:
 
 def _convert(source: Source, base: Path | None, folder: Path) -> None:
     began = time.perf_counter()
-    logger.info("model     %s is %s, once", source.file, "dequantized from GGUF" if base is None else f"merged into its base {base}")
+    what = {"gguf": "dequantized from GGUF", "adapter": f"merged into its base {base}", "bitsandbytes": "dequantized from bitsandbytes"}[source.kind]
+    called = source.file if source.kind == "gguf" else source.file.parent
+    logger.info("model     %s is %s, once", called, what)
     try:
-        how = _dequantize(source.file, folder) if base is None else _merge(source.file.parent, base, folder)
+        if base is not None:
+            how = _merge(source.file.parent, base, folder)
+        else:
+            how = _dequantize(source.file, folder) if source.kind == "gguf" else _dequantize_bitsandbytes(source.file.parent, folder)
     except (InputError, ModelError, OSError, SafetensorError):
         raise
     except Exception as error:  # on a broken file the libraries raise whatever they stumble over
         if ran_out_of_memory(error):
             raise
-        raise ModelError(f"{source.file}: could not be {'dequantized' if base is None else 'merged'}: {first_line(error)}") from error
-    account = {"from": str(source.file.absolute()), "sha256": _digest(source.file), **how}
+        raise ModelError(f"{called}: could not be {'merged' if base is not None else 'dequantized'}: {first_line(error)}") from error
+    account = {"from": str(source.file.absolute()), "sha256": _digest(source.weights), **how}
     (folder / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
     logger.info("model     done in %.0f s", time.perf_counter() - began)
 
@@ -177,6 +203,25 @@ def _dequantize(file: Path, folder: Path) -> dict[str, Any]:
     _mark_plain(model)
     _save(model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), folder)
     return {"how": "dequantized to float32", "stored": stored}
+
+
+def _dequantize_bitsandbytes(folder: Path, target: Path) -> dict[str, Any]:
+    """Write the model of a checkpoint in 4 or 8 bits; what to say of it."""
+    try:
+        import bitsandbytes  # noqa: F401  # transformers says less clearly that it is missing
+    except ImportError:
+        hint = "or take the unquantized checkpoint, edit it, and quantize the result"
+        raise InputError(
+            f"{folder}: is quantized by bitsandbytes, and that package is not installed; install it with: "
+            f"pip install 'ultraedit-orchestrator[quantized]', {hint}"
+        ) from None
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, trust_remote_code=False)
+    precision = model.dtype
+    model = model.dequantize().to(precision)
+    model._weight_conversions = None  # those back into 4 bits, with which it would be saved
+    _mark_plain(model)
+    _save(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), target)
+    return {"how": f"dequantized to {str(precision).removeprefix('torch.')}", "stored": "bitsandbytes"}
 
 
 def _mark_plain(model: PreTrainedModel) -> None:
@@ -211,9 +256,14 @@ def _save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     save_plain(model, tokenizer, folder)
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _digest(files: list[Path]) -> str:
+    """SHA-256 of a file, or of several one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while chunk := content.read(2**24):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
 from editing.files.checkpoint_files import download, weight_files
-from editing.files.conversion import account_of, plain_folder, source_at
+from editing.files.conversion import plain_folder, source_at
 from editing.files.weights import missing_weights
 
 _FINGERPRINT_SAMPLE = 1024
@@ -101,12 +101,14 @@ def local_folder(name: str | os.PathLike[str]) -> Path:
         ModelError: There is no such model, or its folder is not complete, or it cannot be converted.
     """
     called = check_name(name)
-    if (source := source_at(Path(name))) is not None:
+    folder = Path(name)
+    if not folder.exists():
+        folder = attempt(called, "files", lambda: download(str(name)))
+    if (source := source_at(folder)) is not None:
         return plain_folder(source, local_folder)
-    if not Path(name).is_dir():
-        name = attempt(called, "files", lambda: download(str(name)))
-        _check_folder(Path(name))
-    return Path(name)
+    if folder != Path(name):
+        _check_folder(folder)
+    return folder
 
 
 def load_config(name: str | os.PathLike[str]) -> Any:
@@ -133,7 +135,10 @@ def read_config(name: str | os.PathLike[str]) -> Any:
     # without trust_remote_code=False, transformers asks at the terminal whether a repository's code may run
     config = attempt(called, "configuration", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if getattr(config, "quantization_config", None):
-        raise ModelError(f"{name}: the checkpoint is quantized; weights must be float32, bfloat16 or float16 to be edited")
+        found = config.quantization_config
+        method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found.quant_method
+        plain = "weights must be float32, bfloat16 or float16 to be edited"
+        raise ModelError(f"{name}: the checkpoint is quantized ({method}); {plain}: take the unquantized one, edit it, and quantize the result")
     return config
 
 
@@ -152,11 +157,6 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Any:
     called = check_name(name)
     folder = local_folder(name) if source_at(Path(name)) is not None else name
     return attempt(called, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-
-
-def conversion_of(name: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What a model was converted from, and how; ``None`` if its own files are the model."""
-    return account_of(Path(name), local_folder)
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:

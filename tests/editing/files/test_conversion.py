@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from editing import Editor, InputError, ModelError
 from editing.files import conversion, pretrained
@@ -209,6 +209,55 @@ def test_an_adapter_of_another_model_is_one_line_and_leaves_nothing(tmp_path: Pa
         pretrained.local_folder(tmp_path / "adapter")
     assert len(str(caught.value).splitlines()) == 1
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Path:
+    """The tiny Llama in 4 bits."""
+    pytest.importorskip("bitsandbytes")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, quantization_config=config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "four bits")
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "four bits")
+    return tmp_path / "four bits"
+
+
+def test_a_checkpoint_of_bitsandbytes_is_dequantized_and_edited_with_masters(
+    quantized: Path, tmp_path: Path, ultraedit: Callable[..., Outcome], write_jsonl: Any
+) -> None:
+    expected = AutoModelForCausalLM.from_pretrained(quantized).dequantize().state_dict()
+    assert not torch.equal(expected["model.layers.0.mlp.up_proj.weight"], weights_of(MODEL)["model.layers.0.mlp.up_proj.weight"].bfloat16())
+    edits = write_jsonl(tmp_path / "e.jsonl", [{"prompt": r["prompt"], "target": r["ans"]} for r in RECORDS[:4]])
+    outcome = ultraedit("edit", "--model", quantized, *SETTINGS, "--edits", edits, "--output", tmp_path / "run", "--no-eval")
+    assert outcome.code == 0, outcome.stderr
+    described = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
+    assert (described["converted"]["how"], described["float32_masters"]) == ("dequantized to bfloat16", True)
+    edited = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype="auto").state_dict()
+    changed = {key for key, weight in expected.items() if not torch.equal(edited[key].float(), weight.float())}
+    assert changed == {f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in (1, 2) for name in ("gate", "up")}
+
+
+def test_a_checkpoint_of_bitsandbytes_without_the_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(InputError, match="is quantized by bitsandbytes, and that package is not installed; install it with: pip install") as caught:
+        pretrained.local_folder(folder)
+    assert "take the unquantized checkpoint" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "fp8"])
+def test_what_is_quantized_otherwise_is_one_line(method: str, tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    about = {"quant_method": method, "bits": 4}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "quantization_config": about}))
+    with pytest.raises(ModelError) as caught:
+        pretrained.load(tmp_path / "model", device=torch.device("cpu"))
+    plain = "weights must be float32, bfloat16 or float16 to be edited: take the unquantized one, edit it, and quantize the result"
+    assert str(caught.value) == f"{tmp_path / 'model'}: the checkpoint is quantized ({method}); {plain}"
 
 
 def pickled(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
