@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from editing.config import EditorConfig
     from editing.editor import Editor
     from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
-    from editing.requests import EditRequest, Message
+    from editing.messages import Message
+    from editing.requests import EditRequest
     from editing.turn import TurnReport
 
 _MODULES = {
@@ -24,7 +25,7 @@ _MODULES = {
     "EditorConfig": "config",
     "InputError": "errors",
     "InvalidRequest": "errors",
-    "Message": "requests",
+    "Message": "messages",
     "ModelError": "errors",
     "OutOfMemory": "errors",
     "TurnRefused": "errors",

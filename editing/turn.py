@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from editing.messages import Asked
 from editing.method.rows import Site
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.model.tokenization import AnswerSequence, encode
-from editing.requests import Asked, EditRequest
+from editing.requests import EditRequest
 
 TYPED = "typed:"
 """Before the name of a probe: the same, as it is typed."""
@@ -246,7 +247,7 @@ def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, cont
         InvalidRequest: As for :func:`editing.model.tokenization.encode`.
     """
     prompt, target = context + request.prompt, request.target
-    forms = joiner.forms_of(request)
+    forms = joiner.forms_of(request.asked)
     ends = [form.end(target) if joiner.ends else "" for form in forms]
     return tuple(encode(form, prompt, target + end, subject=request.subject, max_tokens=max_tokens) for form, end in zip(forms, ends, strict=True))
 

@@ -249,7 +249,7 @@ def broken_index(model: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "no folder": (shutil.rmtree, ["expected a folder with a model, found nothing"]),
+    "no folder": (shutil.rmtree, ["expected a folder with a model, or a GGUF file, found nothing"]),
     "no config.json": (lambda m: (m / "config.json").unlink(), ["config.json"]),
     "a config.json that is not JSON": (lambda m: (m / "config.json").write_text("{"), ["configuration", "JSON"]),
     "a config.json of a wrong type": (lambda m: change_json(m / "config.json", hidden_size="wide"), ["configuration", "hidden_size"]),

@@ -12,10 +12,10 @@ import ray
 import torch
 
 from editing import InputError, TurnReport, UltraEditError
+from editing.messages import Asked
 from editing.model.generation import Written
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
-from editing.requests import Asked
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.process_groups import Placement
 from workers.protocol import Worker, WorkerSpec

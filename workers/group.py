@@ -21,12 +21,12 @@ from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerL
 from editing.config import RAW
 from editing.errors import ran_out_of_memory
 from editing.memory.calibration import USUAL_LOOKAHEAD
+from editing.messages import Asked
 from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
-from editing.requests import Asked
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.actor import RemoteWorker
 from workers.cluster import Cluster, ClusterSpec

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 from editing import TurnReport
 from editing.config import RAW
 from editing.files.pretrained import DTypeName
+from editing.messages import Asked
 from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
-from editing.requests import Asked
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 
 USUAL_EVALUATION = 200

@@ -12,12 +12,12 @@ from typing import Any
 from editing import TurnReport
 from editing.config import RAW, MethodOptions
 from editing.files.conversion import account_in
+from editing.messages import Asked
 from editing.model.generation import Written, write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.watch import Watch
-from editing.requests import Asked
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.engines.engine import Engine

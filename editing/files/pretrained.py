@@ -145,7 +145,8 @@ def read_config(name: str | os.PathLike[str]) -> Any:
 def context_length(config: Any) -> int | None:
     """Tokens that a model takes at most, or ``None`` where its configuration states no limit."""
     text = config.get_text_config(decoder=True)
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")  # the last is MPT's
+    return next((limit for name in names if (limit := getattr(text, name, None))), None)
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> Any:

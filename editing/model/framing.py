@@ -20,7 +20,7 @@ import yaml
 
 from editing.config import AUTO, RAW
 from editing.errors import InputError, InvalidRequest, first_line
-from editing.requests import Message
+from editing.messages import Message
 
 CHAT = "chat"
 """The framing of one question in the model's chat template."""

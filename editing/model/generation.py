@@ -15,12 +15,12 @@ import torch
 from transformers import GenerationConfig
 
 from editing.config import DEFAULT_BATCH_TOKENS
+from editing.messages import Asked
 from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed, predict
 from editing.model.tokenization import AnswerSequence
-from editing.requests import Asked
 
 _PAD = 0
 """What stands where no token is: any token that the model has an embedding for. The tokenizer's own pad may have none."""

@@ -24,8 +24,8 @@ from typing import Any
 
 from editing.blanks import BLANKS, as_read, bare, between, joins_words
 from editing.config import RAW, Join
+from editing.messages import Asked
 from editing.model.framing import Frame, frame, frame_of_chat
-from editing.requests import Asked, EditRequest
 from editing.subjects import subject_span
 
 Ids = tuple[int, ...]
@@ -123,13 +123,13 @@ class Joiner:
         """
         return (self, asked) if isinstance(asked, str) else (FramedJoiner(self.as_typed, frame_of_chat(asked, self.tokenizer)), asked[-1].content)
 
-    def forms_of(self, request: EditRequest) -> "tuple[Joiner, ...]":
-        """A joiner for each way in which a request is written: a chat is written as it stands, and in no other way.
+    def forms_of(self, asked: Asked) -> "tuple[Joiner, ...]":
+        """A joiner for each way in which an edit is written: a chat is written as it stands, and in no other way.
 
         Raises:
             InvalidRequest: As for :meth:`asking`.
         """
-        return (self.asking(request.messages)[0],) if request.messages else self.forms
+        return self.forms if isinstance(asked, str) else (self.asking(asked)[0],)
 
     def text(self, prompt: str) -> str:
         """The part of a prompt that is encoded."""

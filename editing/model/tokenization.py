@@ -15,10 +15,10 @@ from torch import Tensor
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
+from editing.messages import Asked
 from editing.method.rows import SITES, Site
 from editing.model.joining import Joined, Joiner
 from editing.ranges import consecutive
-from editing.requests import Asked
 
 _MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""

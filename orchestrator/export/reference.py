@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.files import pretrained
+from editing.messages import Asked
 from editing.model.decoder import Decoder
 from editing.model.generation import generate
 from editing.model.joining import Joiner
 from editing.model.prefix import perplexity, run_prefix
 from editing.monitoring.evaluation import Predictions, predict_probes, score, summarize
 from editing.monitoring.health import fixed_text
-from editing.requests import Asked
 from orchestrator.export.source import RunSource
 from orchestrator.run.ledger import Entry
 from orchestrator.tokenizing import RequestTokenizer

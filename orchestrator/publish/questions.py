@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from editing.messages import Asked
 from editing.monitoring.texts import begins_with
-from editing.requests import Asked
 from orchestrator.run.ledger import Entry
 
 EDIT, PROBE = "edit", "locality probe"
