@@ -81,6 +81,7 @@ def test_a_second_run_gives_the_same_bits(gemma: Path) -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.thorough
 def test_bfloat16_reaches_what_float32_does(gemma: Path) -> None:
     """The same edits in half precision, with float32 masters of the edited modules."""
     editor = Editor.from_pretrained(gemma, dtype="bfloat16")

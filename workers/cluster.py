@@ -21,7 +21,7 @@ from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoTyp
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from editing.errors import InputError
+from editing.errors import InputError, WorkerLost, first_line
 
 logger = logging.getLogger("ultraedit")
 
@@ -153,6 +153,7 @@ def connect(address: str, num_cpus: int) -> None:
 
     Raises:
         InputError: No cluster answers there.
+        WorkerLost: A ``local`` one did not start.
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
@@ -168,7 +169,10 @@ def connect(address: str, num_cpus: int) -> None:
 def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
     # 127.0.0.1 itself would be replaced by this machine's outer address
     loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
+    except Exception as error:  # a plain one, where its processes did not answer in time: a busy machine's may the next time
+        raise WorkerLost(f"ray did not start on this machine: {first_line(error)}") from None
 
 
 def _probe(address: str) -> None:

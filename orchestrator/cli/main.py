@@ -20,7 +20,7 @@ from orchestrator.cli.plan_command import plan_command
 from orchestrator.cli.publish_command import publish_command, published_command
 from orchestrator.cli.run_commands import demo, remove, rollback
 from orchestrator.cli.serve_command import audit, serve_command
-from orchestrator.cli.show_commands import diff, history, show
+from orchestrator.cli.show_commands import compare, diff, history, show
 from orchestrator.cli.tune_command import tune_command
 
 __all__ = ["cli", "edit", "main"]
@@ -31,7 +31,7 @@ _COMPLETE = "_ULTRAEDIT_COMPLETE"
 
 @click.group(cls=Group, context_settings=SETTINGS)
 @click.command_panel("Edit a model", commands=["edit", "rollback", "remove", "demo"])
-@click.command_panel("Look at results", commands=["show", "history", "diff", "evaluate", "apply"])
+@click.command_panel("Look at results", commands=["show", "history", "diff", "compare", "evaluate", "apply"])
 @click.command_panel("Into service", commands=["export", "verify", "publish", "published", "serve", "audit"])
 @click.command_panel("Prepare", commands=["data", "plan", "tune"])
 @click.version_option(package_name="ultraedit-orchestrator")
@@ -46,7 +46,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 for _command in (
     *(edit, rollback, remove, demo),
-    *(show, history, diff, evaluate, apply),
+    *(show, history, diff, compare, evaluate, apply),
     *(export_command, verify_command, publish_command, published_command, serve_command, audit),
     *(data, plan_command, tune_command),
 ):

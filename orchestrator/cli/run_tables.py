@@ -22,7 +22,7 @@ _TEXT_WIDTH = 48
 
 _EDIT_COLUMNS = ("turn", "id", Column("prompt", text=True), Column("target", text=True), Column("outcome", text=True))
 
-_METRICS = (
+METRICS = (
     ("chat_exact", "chats that are answered with the target and nothing else"),
     ("chat_contained", "chats with the target in the answer"),
     ("chat_rephrased_exact", "rephrased prompts in chat: the target and nothing else"),
@@ -47,6 +47,7 @@ _METRICS = (
     ("specificity_as_typed", "the same on the text as it is typed"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
 )
+"""Metrics in the order in which they are shown, and what each one is: first what who asks the served model sees."""
 
 
 def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
@@ -55,7 +56,7 @@ def show_run(path: Path, console: Console, *, samples: int = 12) -> None:
     Raises:
         InputError: ``path`` holds no finished run.
     """
-    run, metrics = read_run(path), _read(path, "metrics.json")
+    run, metrics = read_run(path), read_json(path, "metrics.json")
     try:
         tables = [metrics_table(metrics), *_milestones(metrics)]
         parts = [*_texts(path / "edits.parquet", samples), *(part for t in tables if t.rows for part in (t, "")), *_places(path, run, metrics)]
@@ -88,7 +89,7 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
         InputError: ``path`` holds no finished run, or it has no such turns.
     """
     read_run(path)
-    turns = {row["turn"]: row for row in _turns(path)}
+    turns = {row["turn"]: row for row in read_turns(path)}
     last = max(turns, default=0)
     if not turn_a < turn_b <= last:
         raise InputError(f"turns: expected two turns from 0 to {last}, the earlier one first, found {turn_a} and {turn_b}")
@@ -101,7 +102,7 @@ def show_diff(path: Path, turn_a: int, turn_b: int, console: Console, *, samples
     health = Sheet("", Column(f"turn {turn_a}", right=True), Column(f"turn {turn_b}", right=True), title="Health")
     then, now = (_last(turns, turn, "vitals") for turn in (turn_a, turn_b))
     for name in sorted(then.keys() | now.keys()):
-        health.add(name.replace("_", " "), _share(then.get(name)), _share(now.get(name)))
+        health.add(name.replace("_", " "), share(then.get(name)), share(now.get(name)))
     console.print(health)
     measured = (f"growth, turn {turn_a}", f"growth, turn {turn_b}", "shifts between, sum of norms")
     weights = Sheet("module", *(Column(name, right=True) for name in measured), title="Weights")
@@ -125,7 +126,12 @@ def _ledger(path: Path) -> Iterator[Entry]:
     yield from Ledger(path / "ledger")
 
 
-def _turns(path: Path) -> list[dict[str, Any]]:
+def read_turns(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``turns.jsonl``.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
     try:
         with (path / "turns.jsonl").open(encoding="utf-8") as lines:
             return [dict(json.loads(line)) for line in lines]
@@ -148,10 +154,10 @@ def metrics_table(metrics: dict[str, Any]) -> Sheet:
     """Metrics, each with what it says; the unedited model's beside it where it was measured."""
     evaluated = f" of {metrics['evaluated']} edits" if metrics.get("evaluated") else ""
     table = Sheet("metric", Column("before", right=True), Column("now", right=True), Column("what it is", text=True), title=f"Metrics{evaluated}")
-    for name, meaning in _METRICS:
+    for name, meaning in METRICS:
         if metrics.get(name) is not None and (metrics.get("otherwise_tokenized") or not name.endswith("_as_typed")):
             sample = f" ({metrics['generated']} edits)" if _is_of_text(name) and metrics["generated"] != metrics.get("evaluated") else ""
-            table.add(name, _share(metrics.get(f"{name}_before")), _share(metrics[name]), meaning + sample)
+            table.add(name, share(metrics.get(f"{name}_before")), share(metrics[name]), meaning + sample)
     return table
 
 
@@ -165,7 +171,7 @@ def _milestones(metrics: dict[str, Any]) -> list[Sheet]:
     columns = (Column(name.replace("_", " "), right=True) for name in ("edits", "evaluated", *names))
     table = Sheet(*columns, title="On the way")
     for row in metrics["milestones"]:
-        table.add(str(row["edits"]), str(row["evaluated"]), *(_share(row.get(name)) for name in names))
+        table.add(str(row["edits"]), str(row["evaluated"]), *(share(row.get(name)) for name in names))
     return [table]
 
 
@@ -207,7 +213,12 @@ def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[st
     return lines
 
 
-def _read(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object among a run's files.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
     try:
         return dict(json.loads((path / name).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -221,5 +232,6 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1].rstrip() + "…"
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A share as it is shown; nothing for what was not measured."""
     return "" if value is None else f"{value:.3f}"

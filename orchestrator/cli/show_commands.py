@@ -1,4 +1,4 @@
-"""Commands that read a finished run: ``show``, ``history``, ``diff``. They load neither the model nor torch."""
+"""Commands that read finished runs: ``show``, ``history``, ``diff``, ``compare``. They load neither the model nor torch."""
 
 from pathlib import Path
 
@@ -39,3 +39,15 @@ def diff(run_dir: Path, turn_a: int, turn_b: int, samples: int) -> None:
     from orchestrator.cli.run_tables import show_diff
 
     show_diff(run_dir, turn_a, turn_b, screen(), samples=samples)
+
+
+@command("compare")
+@click.argument("run_dirs", nargs=-1, required=True, metavar="RUN_DIR RUN_DIR...", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, an object for each run.")
+def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
+    """Show finished runs side by side: metrics, health, seconds, memory."""
+    from orchestrator.cli.compare_tables import compare_runs
+
+    if len(run_dirs) < 2:
+        raise click.UsageError("expected two runs or more; ultraedit show RUN_DIR prints a single one")
+    compare_runs(run_dirs, screen(), as_json=as_json)

@@ -65,6 +65,7 @@ def _converted(folder: Path, called: str, fetch: Callable[[Path], None], progres
         raise
     progress.console.print(f"converting {called} from GGUF to safetensors, once; about a minute")
     _convert(partial, folder.name)
+    shutil.rmtree(folder, ignore_errors=True)  # without config.json it is what an interrupted removal left
     partial.rename(folder)
     return folder
 

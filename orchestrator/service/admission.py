@@ -142,6 +142,14 @@ class Admission:
             work.connection.execute(insert(gate_failures).values(**row, gates=dict(verdict.figures)))
             work.note(gate=verdict.gate, reason=verdict.reason, edits=[row["id"] for row in rows])
 
+    def set_aside(self, rows: Sequence[Row], reason: str) -> None:
+        """Quarantine edits that no gate has seen."""
+        with self._head.database.changing(ACTOR, "quarantined", rows[0]["id"]) as work:
+            self._head.lease.check(work.connection)
+            for row in rows:
+                work.change(row, "quarantined", reason)
+            announce(work, "edit.quarantined", {"edits": [row["id"] for row in rows], "reason": reason})
+
     def _set_aside(self, rows: Sequence[Row], verdict: Verdict, by_own_efficacy: Mapping[str, float] | None = None) -> None:
         after = "failed" if verdict.gate == "refused" else "quarantined"
         with self._head.database.changing(ACTOR, after, rows[0]["id"]) as work:

@@ -27,6 +27,7 @@ from orchestrator.run.run_config import RunConfig
 from orchestrator.run.topology import make_worker
 from orchestrator.service import jobs, versions
 from orchestrator.service.admission import Admission
+from orchestrator.service.attempts import DEATHS, Attempts
 from orchestrator.service.config import ServeConfig
 from orchestrator.service.database import Database, DiskFull, Unavailable, Work
 from orchestrator.service.edits import EXPIRE, request_of, take_out
@@ -94,6 +95,7 @@ class Writer:
             self._head = Head(self._database, self._folder, self._lease, self._live)
             self._admission = Admission(self._config, self._head, Gates(self._live, self._config.gates))
             self._publisher = Publisher(self._folder, self._live)
+            self._attempts = Attempts(self._database)
             self._retrying(lambda: self._head.open(keep=self._config.keep_versions))
             logger.info("writer    ready at version %d", self._head.row["number"])
             while not self._should_stop():
@@ -398,11 +400,16 @@ class Writer:
 
     def _turn(self) -> bool:
         """Write the edits that wait, if they are enough or have waited long enough."""
-        rows = self._due()
+        rows, deadly = self._attempts.choose(self._due())
+        if deadly:
+            self._admission.set_aside(deadly, f"{DEATHS} writers in a row died while they wrote it; their logs may say why")
+            self._attempts.forget()
+            return True
         if not rows:
             return False
         self._lease.doing = f"writing a turn of {len(rows)} edits"
-        self._admission.admit(rows)
+        with self._attempts.noted(rows):
+            self._admission.admit(rows)
         self._head.clean(self._config.keep_versions)
         return True
 

@@ -78,6 +78,7 @@ def the_error(process: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["ray://", pytest.param("", marks=pytest.mark.slow)], ids=["client", "driver"])
 def test_a_run_from_outside_gives_the_weights_of_one_process(
     scheme: str, cluster: LoopbackCluster, flags: list[str], ultraedit: Callable[..., Outcome], tmp_path: Path

@@ -51,6 +51,7 @@ def _script(arguments: list[str], environment: dict[str, str], folder: Path) -> 
     return subprocess.run([str(SUBMIT), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
 
 
+@pytest.mark.thorough
 def test_a_job_that_crashed_and_was_sent_again_gives_the_weights_of_one_process(
     cluster: LoopbackCluster, llama_tiny: Path, edit_flags: list[str], ultraedit: Callable[..., Outcome], tmp_path: Path
 ) -> None:

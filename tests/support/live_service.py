@@ -83,6 +83,11 @@ class LiveService:
                 return child
         return None
 
+    def shards(self) -> list[psutil.Process]:
+        """The processes that hold a shard of the model."""
+        writer = self.writer()
+        return [p for p in writer.children(recursive=True) if "ray::RemoteWorker" in " ".join(p.cmdline())] if writer is not None else []
+
     def wait(self, true: Callable[[Client], Any], seconds: float = 120) -> Any:
         """What a condition gives once it is true."""
         deadline = time.monotonic() + seconds

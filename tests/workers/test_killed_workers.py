@@ -39,6 +39,7 @@ def assert_recovers(faults: list[Fault], topology: tuple[object, ...], undisturb
     assert_same(out, undisturbed)
 
 
+@pytest.mark.thorough
 def test_killed_shards_are_replaced_and_the_bits_are_the_same(two_shards: Path, tmp_path: Path) -> None:
     """The same topology twice gives the same bits too, or this could not hold."""
     assert_recovers([Fault("solve", 4, rank=1), Fault("checkpoint", 6, rank=0)], SHARDS, two_shards, tmp_path / "out")

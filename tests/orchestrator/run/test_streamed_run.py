@@ -48,7 +48,9 @@ def outcome(path: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"], SOLVED], ids=["published", "at-subjects", "solved"]
+    "flags",
+    [[], ["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"], pytest.param(SOLVED, marks=pytest.mark.thorough)],
+    ids=["published", "at-subjects", "solved"],
 )
 def test_a_streamed_run_gives_what_a_run_in_memory_gives(
     flags: list[str], tmp_path: Path, smallest: Callable[..., str], capsys: pytest.CaptureFixture[str]

@@ -18,10 +18,9 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(not postgres.is_installed(), 
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Postgres]:
-    started = Postgres(tmp_path / "postgres")
-    yield started
-    started.stop()
+def server() -> Iterator[Postgres]:
+    with Postgres.running() as server:
+        yield server
 
 
 def test_a_restarted_server_is_an_error_that_passes(server: Postgres) -> None:

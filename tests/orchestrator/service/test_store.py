@@ -4,14 +4,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import DatabaseError
 
+from editing.errors import WorkerLost
 from orchestrator.service import audit, edits, tokens
 from orchestrator.service import database as database_module
+from orchestrator.service.attempts import Attempts
 from orchestrator.service.database import Database, DiskFull, Unavailable, sqlite_url
 from orchestrator.service.edits import Draft, Filter, KeyReused
 from orchestrator.service.lease import Lease, LeaseLost
@@ -194,3 +197,29 @@ def test_an_update_beside_the_history_is_found(database: Database) -> None:
         connection.execute(update(table).values(state="live"))
     with database.reading() as connection, pytest.raises(audit.Altered, match="is live, and its history says queued"):
         audit.verify(connection)
+
+
+def test_a_turn_that_writers_die_of_is_tried_again_then_halved_then_set_aside(database: Database) -> None:
+    due = [{"id": name} for name in "abcde"]
+    tried, aside = [], ""
+    for _ in range(20):
+        now, deadly = (attempts := Attempts(database)).choose(due)
+        if deadly:
+            aside = "".join(row["id"] for row in deadly)
+            break
+        tried.append("".join(row["id"] for row in now))
+        with pytest.raises(WorkerLost), attempts.noted(now):
+            raise WorkerLost("the memory is full")
+    assert (tried, aside) == (["abcde", "abcde", "ab", "ab", "a", "a"], "a")
+
+
+@pytest.mark.parametrize("error", [None, Unavailable("busy")], ids=["done", "an error that passes"])
+def test_a_turn_that_ends_without_a_death_leaves_no_trace(error: Exception | None, database: Database) -> None:
+    due, attempts = [{"id": name} for name in "abc"], Attempts(database)
+    for _ in range(2):
+        with pytest.raises(WorkerLost), attempts.noted(due):
+            raise WorkerLost("a")
+    with suppress(Unavailable), attempts.noted(due):
+        if error is not None:
+            raise error
+    assert attempts.choose(due) == (due, [])
