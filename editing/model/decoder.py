@@ -50,6 +50,13 @@ class Decoder:
         return self.head.weight is self.table.weight
 
     @property
+    def head_dtype(self) -> torch.dtype:
+        """Precision in which the head computes."""
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
+
+    @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)
@@ -125,7 +132,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
-        logits: Tensor = self.head(hidden.to(self.head.weight.dtype))  # Mamba's hidden states are float32, whatever the model is
+        logits: Tensor = self.head(hidden.to(self.head_dtype))  # Mamba's hidden states are float32, whatever the model is
         if cap := getattr(self.config, "final_logit_softcapping", None) or getattr(self.config, "logits_soft_cap", None):  # Gemma, RecurrentGemma
             logits = torch.tanh(logits / cap) * cap
         if scale := getattr(self.config, "logit_scale", None):  # Cohere
@@ -171,7 +178,7 @@ class Decoder:
     def _tolerance(self, expected: Tensor) -> float:
         """What rounding may make of logits. On most machines both ways give the same bits; a part that is left out may change little, too."""
         largest = expected.abs().max().item()
-        return 1e-4 * largest if self.head.weight.dtype == torch.float32 else 1e-3 * max(1.0, largest)
+        return 1e-4 * largest if self.head_dtype == torch.float32 else 1e-3 * max(1.0, largest)
 
     @property
     def _unsupported(self) -> str:
