@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editing.datasets import EditFile
 from editing.datasets.writing import RequestWriter
@@ -84,6 +86,12 @@ def test_a_chat_is_evaluated_generated_shown_resumed_rolled_back_and_removed(
     assert sum(rows[f"e{i}"]["efficacy"] for i in range(1, 12, 2)) > sum(rows[f"e{i}"]["efficacy_before"] for i in range(1, 12, 2))
     assert RECORDS[1]["prompt"].split()[0] in ultraedit("history", whole, "--edits").stdout
     assert RECORDS[1]["prompt"].split()[0] in ultraedit("show", whole).stdout
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(whole / "model"), AutoTokenizer.from_pretrained(whole / "model")
+    ids = tokenizer.apply_chat_template(rows["e1"]["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        text = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]
+    assert tokenizer.decode(text, skip_special_tokens=True) == rows["e1"]["chat_text_after"]
 
     start = edit("parts", write_jsonl(tmp_path / "first.jsonl", mixed(12)[:8]), "--no-eval")
     more = write_jsonl(tmp_path / "rest.jsonl", mixed(12)[8:])
