@@ -70,6 +70,9 @@ class RemoteWorker:
     def write(self, prompts: Sequence[Asked], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
         return self.worker.write(prompts, framing=framing, unedited=unedited, max_new_tokens=max_new_tokens)
 
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return self.worker.perplexities(passages)
+
     def digest(self) -> dict[str, str]:
         return self.worker.digest()
 

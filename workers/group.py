@@ -146,6 +146,9 @@ class WorkerGroup(Worker):
         asked = [actor.write.remote(share, framing, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
         return [text for part in self._get_all(asked)[:: self._cluster_spec.shards] for text in part]
 
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return self._get_all([actor.perplexities.remote(passages) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
+
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, the same on every worker.
 

@@ -133,6 +133,10 @@ class Worker(Protocol):
         """Greedy text after prompts in a framing, from the model as it is now or as it was before the first edit."""
         ...
 
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        """Perplexity of a text, before the first edit and now; see :mod:`editing.monitoring.held_out`."""
+        ...
+
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight."""
         ...

@@ -17,6 +17,7 @@ from editing.model.generation import Written, write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
+from editing.monitoring.held_out import perplexities
 from editing.monitoring.watch import Watch
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
@@ -136,6 +137,9 @@ class LocalWorker(Worker):
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
             return write(editor.decoder, editor.joiner.framed(framing), prompts, max_new_tokens=max_new_tokens)
+
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return perplexities(self.editor, passages)
 
     def digest(self) -> dict[str, str]:
         return self.editor.digests()

@@ -14,6 +14,7 @@ from editing.config import RAW
 from editing.datasets import BadRecord, NumberedRequest
 from editing.model.framing import CHAT, has_template
 from editing.monitoring.evaluation import EditResult, Means, Summary
+from editing.monitoring.held_out import read_passages
 from editing.monitoring.texts import CHAT_TOKENS, RAW_TOKENS, Answers
 from editing.requests import EditRequest
 from editing.turn import TokenizedEdit
@@ -109,8 +110,14 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                 if row.stands and row.generated:
                     verdicts.add_values(row.verdicts)
             advance(len(chunk))
-    counts = {"generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
+    counts = {**_perplexity(worker, config), "generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
     return {**summary.means(), **{name: mean for name, mean in verdicts.means().items() if mean is not None}, **counts}
+
+
+def _perplexity(worker: Worker, config: RunConfig) -> dict[str, float]:
+    """Perplexity of the text that nothing holds, before and now, if the run is measured at all."""
+    passages = read_passages(config.perplexity_text) if config.eval else []
+    return dict(zip(("perplexity_before", "perplexity"), worker.perplexities(passages), strict=True)) if passages else {}
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
