@@ -2,7 +2,7 @@
 
 import logging
 import random
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 from editing import InputError
@@ -59,7 +59,7 @@ def measure_model(
         perplexity_text: Text whose perplexity is measured: ``held-out``, ``none`` or a file.
         seed: Seed of that sample.
         join: How prompts and answers meet.
-        framing: How every prompt is asked: a shipped framing's name, or a definition.
+        framing: How every prompt is asked: a shipped framing's name, or a definition. A chat is asked as it stands.
         progress: Shows a person how far it is.
 
     Returns:
@@ -130,16 +130,20 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
 def _generated(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], count: int, seed: int, *, in_chat: bool) -> dict[str, Any]:
     """Means of what is said of generated text, over a sample of the edits."""
     chosen = random.Random(seed).sample(edits, min(count, len(edits)))
-    raw = _answers(decoder, joiner, chosen, RAW_TOKENS)
-    chat = _answers(decoder, joiner.framed(CHAT), chosen, CHAT_TOKENS) if in_chat else repeat(None)
+    chats = [edit for edit in chosen if edit.request.messages]
+    typed = [edit for edit in chosen if not edit.request.messages]
+    raw = _answers(decoder, joiner, typed, RAW_TOKENS)
+    asked_too = _answers(decoder, joiner.framed(CHAT), typed, CHAT_TOKENS) if in_chat else [None] * len(typed)
+    answered = _answers(decoder, joiner.framed(CHAT), chats, CHAT_TOKENS) if chats else []
+    generated = [*map(Generated, raw, asked_too), *(Generated(None, answers) for answers in answered)]
     verdicts = Means(VERDICT_COLUMNS)
-    for edit, answers, in_chat_too in zip(chosen, raw, chat, strict=False):
-        verdicts.add_values(Generated(answers, in_chat_too).verdicts(edit.request.target))
+    for edit, one in zip([*typed, *chats], generated, strict=True):
+        verdicts.add_values(one.verdicts(edit.request.target))
     return {**{name: mean for name, mean in verdicts.means().items() if mean is not None}, "generated": len(chosen)}
 
 
 def _answers(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], tokens: int) -> list[Answers]:
     rephrased = {k: edit.request.rephrase for k, edit in enumerate(edits) if edit.request.rephrase}
-    written = write(decoder, joiner, [*(e.request.prompt for e in edits), *rephrased.values()], max_new_tokens=tokens)
+    written = write(decoder, joiner, [*(e.request.asked for e in edits), *rephrased.values()], max_new_tokens=tokens)
     in_other_words = dict(zip(rephrased, written[len(edits) :], strict=True))
     return [Answers(written[k], in_other_words.get(k)) for k in range(len(edits))]
