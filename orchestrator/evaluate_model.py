@@ -2,7 +2,7 @@
 
 import logging
 import random
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 from editing import InputError
@@ -48,28 +48,32 @@ def measure_model(
 ) -> dict[str, Any]:
     """Metrics of a model on a file of edits. One model is in memory at a time, or as much of it as a budget has room for.
 
-    Args:
-        model: Folder or Hub id of the model.
-        edits: File with the edits and their probes, or folder of parts.
-        base: The unedited model, if there is one to compare with.
-        format: Record format of ``edits``.
-        limit: Use only the first N usable edits.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: ``auto``, ``float32`` or ``bfloat16``.
-        device_memory: Memory that may be used, as for a run.
-        generate: Size of the seeded sample of edits for which text is generated.
-        perplexity_text: Text whose perplexity is measured: ``held-out``, ``none`` or a file.
-        seed: Seed of that sample.
-        join: How prompts and answers meet.
-        framing: How every prompt is asked: a shipped framing's name, or a definition.
-        tasks: Tasks of lm-evaluation-harness that the model is measured on too, and the unedited one.
-        progress: Shows a person how far it is.
+        Args:
+            model: Folder or Hub id of the model.
+            edits: File with the edits and their probes, or folder of parts.
+            base: The unedited model, if there is one to compare with.
+            format: Record format of ``edits``.
+            limit: Use only the first N usable edits.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: ``auto``, ``float32`` or ``bfloat16``.
+            device_memory: Memory that may be used, as for a run.
+            generate: Size of the seeded sample of edits for which text is generated.
+            perplexity_text: Text whose perplexity is measured: ``held-out``, ``none`` or a file.
+            seed: Seed of that sample.
+            join: How prompts and answers meet.
+    <<<<<<< HEAD
+            framing: How every prompt is asked: a shipped framing's name, or a definition.
+            tasks: Tasks of lm-evaluation-harness that the model is measured on too, and the unedited one.
+    =======
+            framing: How every prompt is asked: a shipped framing's name, or a definition. A chat is asked as it stands.
+    >>>>>>> main
+            progress: Shows a person how far it is.
 
-    Returns:
-        Means of the metrics, and the numbers of edits and of rejected records.
+        Returns:
+            Means of the metrics, and the numbers of edits and of rejected records.
 
-    Raises:
-        UltraEditError: A model or the file cannot be used.
+        Raises:
+            UltraEditError: A model or the file cannot be used.
     """
     check_framings([framing])
     passages = read_passages(perplexity_text)
@@ -136,16 +140,20 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
 def _generated(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], count: int, seed: int, *, in_chat: bool) -> dict[str, Any]:
     """Means of what is said of generated text, over a sample of the edits."""
     chosen = random.Random(seed).sample(edits, min(count, len(edits)))
-    raw = _answers(decoder, joiner, chosen, RAW_TOKENS)
-    chat = _answers(decoder, joiner.framed(CHAT), chosen, CHAT_TOKENS) if in_chat else repeat(None)
+    chats = [edit for edit in chosen if edit.request.messages]
+    typed = [edit for edit in chosen if not edit.request.messages]
+    raw = _answers(decoder, joiner, typed, RAW_TOKENS)
+    asked_too = _answers(decoder, joiner.framed(CHAT), typed, CHAT_TOKENS) if in_chat else [None] * len(typed)
+    answered = _answers(decoder, joiner.framed(CHAT), chats, CHAT_TOKENS) if chats else []
+    generated = [*map(Generated, raw, asked_too), *(Generated(None, answers) for answers in answered)]
     verdicts = Means(VERDICT_COLUMNS)
-    for edit, answers, in_chat_too in zip(chosen, raw, chat, strict=False):
-        verdicts.add_values(Generated(answers, in_chat_too).verdicts(edit.request.target))
+    for edit, one in zip([*typed, *chats], generated, strict=True):
+        verdicts.add_values(one.verdicts(edit.request.target))
     return {**{name: mean for name, mean in verdicts.means().items() if mean is not None}, "generated": len(chosen)}
 
 
 def _answers(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], tokens: int) -> list[Answers]:
     rephrased = {k: edit.request.rephrase for k, edit in enumerate(edits) if edit.request.rephrase}
-    written = write(decoder, joiner, [*(e.request.prompt for e in edits), *rephrased.values()], max_new_tokens=tokens)
+    written = write(decoder, joiner, [*(e.request.asked for e in edits), *rephrased.values()], max_new_tokens=tokens)
     in_other_words = dict(zip(rephrased, written[len(edits) :], strict=True))
     return [Answers(written[k], in_other_words.get(k)) for k in range(len(edits))]

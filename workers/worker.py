@@ -11,6 +11,8 @@ from typing import Any
 
 from editing import TurnReport
 from editing.config import RAW, MethodOptions
+from editing.files.conversion import account_in
+from editing.messages import Asked
 from editing.model.generation import Written, write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
@@ -72,6 +74,7 @@ class LocalWorker(Worker):
         weights = next(iter(editor.modules.values())).weight
         return {
             "architecture": type(editor.model).__name__,
+            "converted": editor.base and account_in(editor.base.folder),
             "parameters": self._engine.num_parameters(),
             "shards": self.placement.num_shards,
             "replicas": self.placement.num_replicas,
@@ -130,7 +133,7 @@ class LocalWorker(Worker):
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return evaluate(self.editor, edits)
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
             return write(editor.decoder, editor.joiner.framed(framing), prompts, max_new_tokens=max_new_tokens)
