@@ -48,32 +48,28 @@ def measure_model(
 ) -> dict[str, Any]:
     """Metrics of a model on a file of edits. One model is in memory at a time, or as much of it as a budget has room for.
 
-        Args:
-            model: Folder or Hub id of the model.
-            edits: File with the edits and their probes, or folder of parts.
-            base: The unedited model, if there is one to compare with.
-            format: Record format of ``edits``.
-            limit: Use only the first N usable edits.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            dtype: ``auto``, ``float32`` or ``bfloat16``.
-            device_memory: Memory that may be used, as for a run.
-            generate: Size of the seeded sample of edits for which text is generated.
-            perplexity_text: Text whose perplexity is measured: ``held-out``, ``none`` or a file.
-            seed: Seed of that sample.
-            join: How prompts and answers meet.
-    <<<<<<< HEAD
-            framing: How every prompt is asked: a shipped framing's name, or a definition.
-            tasks: Tasks of lm-evaluation-harness that the model is measured on too, and the unedited one.
-    =======
-            framing: How every prompt is asked: a shipped framing's name, or a definition. A chat is asked as it stands.
-    >>>>>>> main
-            progress: Shows a person how far it is.
+    Args:
+        model: Folder or Hub id of the model.
+        edits: File with the edits and their probes, or folder of parts.
+        base: The unedited model, if there is one to compare with.
+        format: Record format of ``edits``.
+        limit: Use only the first N usable edits.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device_memory: Memory that may be used, as for a run.
+        generate: Size of the seeded sample of edits for which text is generated.
+        perplexity_text: Text whose perplexity is measured: ``held-out``, ``none`` or a file.
+        seed: Seed of that sample.
+        join: How prompts and answers meet.
+        framing: How every prompt is asked: a shipped framing's name, or a definition. A chat is asked as it stands.
+        tasks: Tasks of lm-evaluation-harness that the model is measured on too, and the unedited one.
+        progress: Shows a person how far it is.
 
-        Returns:
-            Means of the metrics, and the numbers of edits and of rejected records.
+    Returns:
+        Means of the metrics, and the numbers of edits and of rejected records.
 
-        Raises:
-            UltraEditError: A model or the file cannot be used.
+    Raises:
+        UltraEditError: A model or the file cannot be used.
     """
     check_framings([framing])
     passages = read_passages(perplexity_text)
