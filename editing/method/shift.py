@@ -92,6 +92,8 @@ class Shift:
             exact: ``(d_out, d_in)``, the weight that the shift is added to.
             stored: ``(d_out, d_in)``, the model's weight; the same tensor where it has the factors' dtype.
         """
+        if not self.left.shape[1]:
+            return False
         for a in range(0, len(exact), _BLOCK_ROWS):  # the first block mostly decides
             rows = slice(a, a + _BLOCK_ROWS)
             shifted = exact[rows].float().addmm(self.right.T[rows], self.left.T)

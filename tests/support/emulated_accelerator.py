@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from editing.files import pretrained
+from editing.memory import streaming
 
 NAME = "emu"
 _ROOT = str(Path(__file__).parents[2])
@@ -38,7 +39,18 @@ _CPU = torch.device("cpu")
 _PLACEMENT = {"device", "pin_memory", "non_blocking"}
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 _INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default, torch.ops.aten._index_put_impl_.default}
-_WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_linalg_check_errors", "_unique2", "unique_dim", "unique_consecutive"}
+_WAITS = {
+    "_local_scalar_dense",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "_linalg_check_errors",
+    "_linalg_eigh",
+    "_linalg_svd",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+}
 _LIBRARY = torch.library.Library("aten", "IMPL")
 _FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray}
 
@@ -210,9 +222,40 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _LateCopy:
+    """Copies of streamed layers, as :class:`editing.memory.streaming._CudaCopy` makes them: each happens as late as it may."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size = size
+        self._pinned: Tensor | None = None
+        self._queued: tuple[Tensor, Tensor] | None = None
+
+    def host_memory(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def pinned(self) -> Tensor:
+        self.wait()
+        if self._pinned is None:
+            self._pinned = self.host_memory(self._size)
+        return self._pinned
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        self._queued = source, target
+
+    def wait(self) -> None:
+        if self._queued is not None:
+            (source, target), self._queued = self._queued, None
+            target.copy_(source)
+
+    def release(self) -> None: ...
+
+
 @cache
-def _register() -> None:
-    """Make the device's name known to torch. Once in a process, for good."""
+def register() -> None:
+    """Make the device's name known to torch: once in a process, for good, and before the first backward pass of any test in it.
+
+    So these tests have a process of their own (:mod:`tests.support.emulated_jobs`).
+    """
     _setup_privateuseone_for_python_backend(NAME)
     _LIBRARY.impl("silu_backward", lambda *_: None, "PrivateUse1")
 
@@ -220,14 +263,15 @@ def _register() -> None:
 @contextmanager
 def accelerator() -> Iterator[Traffic]:
     """Within this context, and this thread, there is the device ``emu``; yields what goes between host and device, counted from 0."""
-    _register()
+    register()
     _traffic.clear()
     choose = pretrained.choose_device
 
     def choose_device(name: str = "auto") -> torch.device:
         return torch.device(NAME, 0) if name == NAME else choose(name)
 
-    with mock.patch.object(pretrained, "choose_device", choose_device), _Functions(), _Operators():
+    patched = mock.patch.object(pretrained, "choose_device", choose_device), mock.patch.object(streaming, "_CudaCopy", _LateCopy)
+    with patched[0], patched[1], _Functions(), _Operators():
         yield _traffic
 
 
