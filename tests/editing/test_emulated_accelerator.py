@@ -5,13 +5,30 @@ The accelerator is emulated (:mod:`tests.support.emulated_accelerator`): no tens
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import emulated_checks, emulated_jobs
-from tests.support.forked import CONTEXT
+
+pytestmark = pytest.mark.long
+
+CEILINGS = {
+    "passes with a margin": (15, 13, 10),
+    "preserve sketch": (3, 9, 3),
+    "whiten": (3, 9, 3),
+    "subject, solved": (27, 13, 8),
+    "everything": (33, 17, 12),
+}
+"""Copies to the device, waits and copies to the host that a turn may take beside one copy and one wait for each batch that runs through layers.
+
+The wait of a batch is transformers' own. A further pass or a step of the solved targets adds to them, edits and modules do not. But for
+eigenvectors, for which the host waits module by module.
+"""
+
+ONE_PASS = (3, 5, 3)
 
 Apart = Callable[..., Any]
 
@@ -19,7 +36,7 @@ Apart = Callable[..., Any]
 @pytest.fixture(scope="module")
 def apart() -> Iterator[Apart]:
     """Runs a function in the one process that has the device."""
-    with ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=emulated_jobs.prepare) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=emulated_jobs.prepare) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
@@ -28,12 +45,12 @@ def test_it_is_as_strict_as_a_gpu_and_counts(apart: Apart, check: Callable[[], N
     apart(check)
 
 
-@pytest.mark.parametrize("name", emulated_jobs.OPTIONS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough) if n == "everything" else n for n in emulated_jobs.OPTIONS])
 def test_turns_give_the_cpus_bits_within_the_ceiling(apart: Apart, name: str) -> None:
     expected, _ = apart(emulated_jobs.edit, name, "cpu")
     found, taken = apart(emulated_jobs.edit, name, "emu")
     assert found == expected
-    check_ceiling(taken)
+    check_ceiling(taken, CEILINGS.get(name, ONE_PASS))
 
 
 @pytest.mark.parametrize(("num_edits", "batch_tokens"), [(3, 8192), (7, 8192), (7, 32)])
@@ -43,13 +60,10 @@ def test_copies_and_waits_grow_with_batches_alone(apart: Apart, num_edits: int, 
     assert taken["captures"] == 1
 
 
-def check_ceiling(taken: dict[str, int]) -> None:
-    """Per batch that runs through layers: one copy to the device, and one wait, which is transformers' own. The rest per capture or turn."""
-    runs, captures = taken["runs"], taken["captures"]
-    print(taken)
-    assert 0 < taken["to_device"] <= runs + 5 * captures
-    assert 0 < taken["waits"] <= runs + 5 * captures
-    assert 0 < taken["to_host"] <= 1 + 3 * captures
+def check_ceiling(taken: dict[str, int], ceiling: tuple[int, int, int] = ONE_PASS) -> None:
+    found = (taken["to_device"] - taken["runs"], taken["waits"] - taken["runs"], taken["to_host"])
+    assert taken["runs"] > 0
+    assert all(0 < took <= at_most for took, at_most in zip(found, ceiling, strict=True)), f"found {found}, expected at most {ceiling}"
 
 
 def test_what_comes_after_the_edits_is_the_same(apart: Apart, tmp_path: Path) -> None:
@@ -66,9 +80,8 @@ def test_layers_stream_to_it(apart: Apart, streamed: int, pinned: bool) -> None:
 
 def test_a_run_of_the_command_line_is_the_same(apart: Apart, tmp_path: Path) -> None:
     expected, found = [apart(emulated_jobs.run, _made(tmp_path / device), device) for device in ("cpu", "emu")]
-    assert found[0] == [0, 0]
-    assert found[1].endswith("float32 on emu:0")
-    assert found[2:] == expected[2:]
+    assert found[0].endswith("float32 on emu:0")
+    assert found[1:] == expected[1:]
 
 
 def _made(folder: Path) -> Path:
