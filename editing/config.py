@@ -31,8 +31,9 @@ PreserveForm = Literal["off", "auto", "exact", "sketch"]
 RAW, AUTO = "raw", "auto"
 """Values of ``framings`` that name no template: the prompt as typed, and this with a chat where the model has a template for one."""
 
-NONE, EVERYDAY = "none", "everyday"
-"""Values of ``preserve_text`` that name no file: no text, and the text that ships with the project."""
+NONE, EVERYDAY, HELD_OUT = "none", "everyday", "held-out"
+"""Texts that are no file: none, what the ridge may preserve (``preserve_text``), and what nothing holds (``perplexity_text``). The last two ship
+with the project."""
 
 DEFAULT_BATCH_TOKENS = 2048
 """Padded tokens in one physical batch: enough for full matrix-multiply speed on a CPU, and small in memory."""

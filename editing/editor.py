@@ -30,7 +30,7 @@ from editing.edited_weights import EditedWeights
 from editing.errors import InputError, ModelError, TurnRefused
 from editing.files import pretrained
 from editing.files.checkpoint_files import BaseFiles
-from editing.files.saving import save_edited
+from editing.files.saving import save_edited, save_plain
 from editing.files.weights import keys_in_files
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
@@ -330,7 +330,7 @@ class Editor:
         if any(shard.axis for shard in self.shards.values()):
             raise ModelError(f"{folder}: this process holds one shard of the model, which cannot be saved by itself; save from all shards")
         if self.base is None:
-            pretrained.save(self.model, self.tokenizer, Path(folder))
+            save_plain(self.model, self.tokenizer, Path(folder))
             return
         self.base.check_in_place()
         weights = {f"{name}.weight": weight for name, weight in self.weights.items()}

@@ -6,6 +6,7 @@ it into token sequences; :mod:`editing.model.token_keys` runs the model over the
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ from editing.model.tokenization import AnswerSequence
 
 _MAX_TOKENS = 512
 """Tokens of a passage; a longer one is cut into several."""
+
+_SHIPPED = {EVERYDAY: "passages.txt"}
 
 _EXPECTED = "expected passages with empty lines between them"
 
@@ -50,24 +53,29 @@ class ReferenceText:
         return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(Joiner.of(tokenizer), text, max_tokens)) if text else cls()
 
 
-def read_text(source: str) -> str:
+def read_text(source: str, *, option: str = "preserve_text", shipped: Mapping[str, str] = _SHIPPED) -> str:
     """The text of a name or of a UTF-8 file; empty for ``none``.
+
+    Args:
+        source: The name or the file.
+        option: The option that has it, for messages.
+        shipped: Files that come with the project, by the names that may be given.
 
     Raises:
         InputError: There is no such file, or it is not text.
     """
     if source == NONE:
         return ""
-    if source == EVERYDAY:
-        return resources.files("editing.probes").joinpath("passages.txt").read_text(encoding="utf-8")
+    if source in shipped:
+        return resources.files("editing.probes").joinpath(shipped[source]).read_text(encoding="utf-8")
     try:
         text = Path(source).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"preserve_text: {source}: {error.strerror or error}; expected a text file, {EVERYDAY} or {NONE}") from None
+        raise InputError(f"{option}: {source}: {error.strerror or error}; expected a text file, {', '.join(shipped)} or {NONE}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"preserve_text: {source}: is no UTF-8 text (byte {error.start}); {_EXPECTED}") from None
+        raise InputError(f"{option}: {source}: is no UTF-8 text (byte {error.start}); {_EXPECTED}") from None
     if not text.strip():
-        raise InputError(f"preserve_text: {source}: is empty; {_EXPECTED}")
+        raise InputError(f"{option}: {source}: is empty; {_EXPECTED}")
     return text
 
 

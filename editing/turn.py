@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from editing.messages import Asked
 from editing.method.rows import Site
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
@@ -25,7 +26,7 @@ class TokenizedEdit:
 
     Attributes:
         request: The request.
-        sequence: Prompt and target, the probe of efficacy.
+        sequence: Prompt and target, the probe of efficacy; of a chat in the model's template.
         rephrase: Rephrased prompt and target, the probe of generalization, or ``None``.
         locality: Locality prompt and answer, the probe of specificity and retention, or ``None``. Where the request
             has no locality answer, the sequence has one row and no meaningful answer.
@@ -234,7 +235,7 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
 
 
 def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, context: str = "") -> tuple[AnswerSequence, ...]:
-    """Prompt and target of a request in each of the joiner's framings, which may be of another length than the request's.
+    """Prompt and target of a request in each of the joiner's framings, which may be of another length than the request's; a chat as it stands.
 
     Args:
         joiner: The model's joiner.
@@ -246,14 +247,13 @@ def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, cont
         InvalidRequest: As for :func:`editing.model.tokenization.encode`.
     """
     prompt, target = context + request.prompt, request.target
-    ends = [form.end(target) if joiner.ends else "" for form in joiner.forms]
-    return tuple(
-        encode(form, prompt, target + end, subject=request.subject, max_tokens=max_tokens) for form, end in zip(joiner.forms, ends, strict=True)
-    )
+    forms = joiner.forms_of(request.asked)
+    ends = [form.end(target) if joiner.ends else "" for form in forms]
+    return tuple(encode(form, prompt, target + end, subject=request.subject, max_tokens=max_tokens) for form, end in zip(forms, ends, strict=True))
 
 
 def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, record: int) -> TokenizedEdit:
-    def encoded(prompt: str, answer: str | None, prompt_field: str, answer_field: str = "target", subject: str | None = None) -> AnswerSequence:
+    def encoded(prompt: Asked, answer: str | None, prompt_field: str, answer_field: str = "target", subject: str | None = None) -> AnswerSequence:
         return encode(joiner, prompt, answer, subject=subject, max_tokens=max_tokens, prompt_field=prompt_field, answer_field=answer_field)
 
     def answered(kind: str) -> tuple[AnswerSequence, ...]:
@@ -263,7 +263,7 @@ def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, rec
     r = request
     return TokenizedEdit(
         request,
-        encoded(r.prompt, r.target, "prompt", subject=r.subject),
+        encoded(r.asked, r.target, "messages" if r.messages else "prompt", subject=r.subject),
         None if r.rephrase is None else encoded(r.rephrase, r.target, "rephrase"),
         None if r.locality_prompt is None else encoded(r.locality_prompt, r.locality_answer, "locality_prompt", "locality_answer"),
         tuple(encoded(prompt, r.target, "persona") for prompt in r.persona),

@@ -2,11 +2,11 @@
 
 import logging
 import random
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 from editing import InputError
-from editing.config import RAW, Join
+from editing.config import DEFAULT_BATCH_TOKENS, HELD_OUT, RAW, Join
 from editing.datasets import BadRecord, EditFile
 from editing.files import pretrained
 from editing.model.decoder import Decoder
@@ -14,6 +14,7 @@ from editing.model.framing import CHAT, check_framings, has_template
 from editing.model.generation import write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import Means, predict_probes, score, summarize
+from editing.monitoring.held_out import perplexity_of, read_passages
 from editing.monitoring.texts import CHAT_TOKENS, RAW_TOKENS, Answers
 from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
@@ -37,6 +38,7 @@ def measure_model(
     dtype: pretrained.DTypeName = "auto",
     device_memory: str | None = None,
     generate: int = 50,
+    perplexity_text: str = HELD_OUT,
     seed: int = 0,
     join: Join = "raw",
     framing: str = RAW,
@@ -54,9 +56,10 @@ def measure_model(
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device_memory: Memory that may be used, as for a run.
         generate: Size of the seeded sample of edits for which text is generated.
+        perplexity_text: Text whose perplexity is measured: ``held-out``, ``none`` or a file.
         seed: Seed of that sample.
         join: How prompts and answers meet.
-        framing: How every prompt is asked: a shipped framing's name, or a definition.
+        framing: How every prompt is asked: a shipped framing's name, or a definition. A chat is asked as it stands.
         progress: Shows a person how far it is.
 
     Returns:
@@ -66,6 +69,7 @@ def measure_model(
         UltraEditError: A model or the file cannot be used.
     """
     check_framings([framing])
+    passages = read_passages(perplexity_text)
     look = FirstLook(EditFile(edits, format, seed=seed))
     tokenizer, decoder = _load(model, device, dtype, device_memory)
     joiner = Joiner(tokenizer, join, num_embeddings=decoder.config.vocab_size)
@@ -84,14 +88,20 @@ def measure_model(
     after = _predict(decoder, tokenized, "evaluating", progress)
     in_chat = framing == RAW and has_template(tokenizer)  # asked in another framing, everything is asked in that one
     generated = _generated(decoder, joiner, tokenized, generate, seed, in_chat=in_chat)
+    confusion = _perplexity("perplexity", decoder, joiner, passages)
     del decoder
     before = None
     if base is not None:
         _, base_decoder = _load(base, device, dtype, device_memory)
         before = _predict(base_decoder, tokenized, "base model", progress)
+        confusion |= _perplexity("perplexity_before", base_decoder, joiner, passages)
     otherwise = sum(not edit.sequence.whole for edit in tokenized)
     counts = {"edits": len(tokenized), "otherwise_tokenized": otherwise, "rejected": len(rejected)}
-    return {**summarize(score(tokenized, after, before)), **generated, **counts}
+    return {**summarize(score(tokenized, after, before)), **generated, **confusion, **counts}
+
+
+def _perplexity(name: str, decoder: Decoder, joiner: Joiner, passages: list[str]) -> dict[str, float]:
+    return {name: perplexity_of(decoder, joiner, passages, batch_tokens=DEFAULT_BATCH_TOKENS)} if passages else {}
 
 
 def _load(name: str, device: str, dtype: pretrained.DTypeName, device_memory: str | None) -> tuple[Any, Decoder]:
@@ -120,16 +130,20 @@ def _predict(decoder: Decoder, edits: list[TokenizedEdit], title: str, progress:
 def _generated(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], count: int, seed: int, *, in_chat: bool) -> dict[str, Any]:
     """Means of what is said of generated text, over a sample of the edits."""
     chosen = random.Random(seed).sample(edits, min(count, len(edits)))
-    raw = _answers(decoder, joiner, chosen, RAW_TOKENS)
-    chat = _answers(decoder, joiner.framed(CHAT), chosen, CHAT_TOKENS) if in_chat else repeat(None)
+    chats = [edit for edit in chosen if edit.request.messages]
+    typed = [edit for edit in chosen if not edit.request.messages]
+    raw = _answers(decoder, joiner, typed, RAW_TOKENS)
+    asked_too = _answers(decoder, joiner.framed(CHAT), typed, CHAT_TOKENS) if in_chat else [None] * len(typed)
+    answered = _answers(decoder, joiner.framed(CHAT), chats, CHAT_TOKENS) if chats else []
+    generated = [*map(Generated, raw, asked_too), *(Generated(None, answers) for answers in answered)]
     verdicts = Means(VERDICT_COLUMNS)
-    for edit, answers, in_chat_too in zip(chosen, raw, chat, strict=False):
-        verdicts.add_values(Generated(answers, in_chat_too).verdicts(edit.request.target))
+    for edit, one in zip([*typed, *chats], generated, strict=True):
+        verdicts.add_values(one.verdicts(edit.request.target))
     return {**{name: mean for name, mean in verdicts.means().items() if mean is not None}, "generated": len(chosen)}
 
 
 def _answers(decoder: Decoder, joiner: Joiner, edits: list[TokenizedEdit], tokens: int) -> list[Answers]:
     rephrased = {k: edit.request.rephrase for k, edit in enumerate(edits) if edit.request.rephrase}
-    written = write(decoder, joiner, [*(e.request.prompt for e in edits), *rephrased.values()], max_new_tokens=tokens)
+    written = write(decoder, joiner, [*(e.request.asked for e in edits), *rephrased.values()], max_new_tokens=tokens)
     in_other_words = dict(zip(rephrased, written[len(edits) :], strict=True))
     return [Answers(written[k], in_other_words.get(k)) for k in range(len(edits))]

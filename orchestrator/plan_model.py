@@ -181,7 +181,7 @@ def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: 
 
 def _files(model: str) -> list[Path]:
     try:
-        return weight_files(Path(model)) if Path(model).is_dir() else []
+        return weight_files(pretrained.local_folder(model)) if Path(model).exists() else []
     except ModelError:  # a folder with a configuration alone
         return []
 

@@ -41,7 +41,7 @@ class RejectedRecords:
             reason: Why it was not applied.
             edit_id: Its id, where the request has none.
         """
-        self._add(record, reason, {"id": edit_id or request.id, "prompt": request.prompt, "target": request.target})
+        self._add(record, reason, {"id": edit_id or request.id, **request.in_short()})
 
     def last_reason(self) -> str | None:
         """Reason of the last line; ``None`` if there is no line."""

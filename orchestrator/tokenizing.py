@@ -46,4 +46,4 @@ class RequestTokenizer:
         try:
             return self.tokenize(record.request, record.number)
         except InvalidRequest as error:
-            return BadRecord(record.number, str(error), {"prompt": record.request.prompt, "target": record.request.target})
+            return BadRecord(record.number, str(error), record.request.in_short())

@@ -249,7 +249,7 @@ def broken_index(model: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "no folder": (shutil.rmtree, ["expected a folder with a model, found nothing"]),
+    "no folder": (shutil.rmtree, ["expected a folder with a model, or a GGUF file, found nothing"]),
     "no config.json": (lambda m: (m / "config.json").unlink(), ["config.json"]),
     "a config.json that is not JSON": (lambda m: (m / "config.json").write_text("{"), ["configuration", "JSON"]),
     "a config.json of a wrong type": (lambda m: change_json(m / "config.json", hidden_size="wide"), ["configuration", "hidden_size"]),
@@ -264,7 +264,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "weights of another size": (lambda m: change_json(m / "config.json", intermediate_size=96), ["wrong shape", "mlp"]),
     "quantized weights": (
         lambda m: change_json(m / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
-        ["is quantized; weights"],
+        ["is quantized (gptq); weights", "take the unquantized one, edit it, and quantize the result"],
     ),
     "no tokenizer": (lambda m: [p.unlink() for p in m.glob("tokenizer*")], ["tokenizer"]),
 }
@@ -278,7 +278,7 @@ def test_a_model_folder_with(damage: str, model: Path, edits: Path, refused: Cal
 
 
 def test_a_file_as_model_is_refused(edits: Path, refused: Callable[..., str]) -> None:
-    refused("--edits", edits, "--model", edits, words=["expected a folder with a model, found a file"])
+    refused("--edits", edits, "--model", edits, words=["expected a folder with a model, or a GGUF file, found another file"])
 
 
 def test_a_name_that_is_no_folder_is_said_to_be_taken_for_a_hub_id(edits: Path, refused: Callable[..., str]) -> None:

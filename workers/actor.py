@@ -12,6 +12,7 @@ import ray
 import torch
 
 from editing import InputError, TurnReport, UltraEditError
+from editing.messages import Asked
 from editing.model.generation import Written
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.health import Vitals
@@ -33,7 +34,7 @@ class RemoteWorker:
         address = ray.util.get_node_ip_address()
         with socket.socket() as listener:
             listener.bind((address, 0))
-            return address, int(listener.getsockname()[1]), Path(self._spec.model).is_dir()
+            return address, int(listener.getsockname()[1]), Path(self._spec.model).exists()
 
     def load(self, placement: Placement, num_threads: int | None) -> dict[str, Any]:
         """Load this shard; returns what the group has to know about the model, on world rank 0."""
@@ -66,8 +67,11 @@ class RemoteWorker:
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return self.worker.evaluate(edits)
 
-    def write(self, prompts: Sequence[str], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
         return self.worker.write(prompts, framing=framing, unedited=unedited, max_new_tokens=max_new_tokens)
+
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return self.worker.perplexities(passages)
 
     def digest(self) -> dict[str, str]:
         return self.worker.digest()

@@ -21,6 +21,7 @@ from editing import InputError, OutOfMemory, TurnReport, UltraEditError, WorkerL
 from editing.config import RAW
 from editing.errors import ran_out_of_memory
 from editing.memory.calibration import USUAL_LOOKAHEAD
+from editing.messages import Asked
 from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
@@ -57,7 +58,7 @@ class WorkerGroup(Worker):
 
     def load(self) -> None:
         """Reserve places, start the actors and load the model."""
-        if Path(self.spec.model).is_dir():  # else the workers check: they may have a folder that this process has not
+        if Path(self.spec.model).exists():  # else the workers check: they may have a folder that this process has not
             check_num_shards(self.spec.model, self._cluster_spec.shards)
         self._cluster = cluster = Cluster(self._cluster_spec)
         try:
@@ -78,7 +79,7 @@ class WorkerGroup(Worker):
     def _check_model(self, seen: list[bool]) -> None:
         """A model that is a folder, not an id of the Hub, must be visible on every node."""
         model = self.spec.model
-        if not all(seen) and (any(seen) or Path(model).is_dir() or Path(model).is_absolute()):
+        if not all(seen) and (any(seen) or Path(model).exists() or Path(model).is_absolute()):
             raise InputError(
                 f"{model}: {self._name(seen.index(False))} has no such folder; put the model on storage that all nodes share, "
                 "under the same path on each"
@@ -140,10 +141,13 @@ class WorkerGroup(Worker):
         parts = self._get_all([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
         return [result for part in parts[:: self._cluster_spec.shards] for result in part]
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         shares = self._split(prompts)
         asked = [actor.write.remote(share, framing, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
         return [text for part in self._get_all(asked)[:: self._cluster_spec.shards] for text in part]
+
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return self._get_all([actor.perplexities.remote(passages) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, the same on every worker.

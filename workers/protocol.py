@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from editing import TurnReport
 from editing.config import RAW
 from editing.files.pretrained import DTypeName
+from editing.messages import Asked
 from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult
@@ -128,8 +129,12 @@ class Worker(Protocol):
         """Metrics of edits, before the first edit and now."""
         ...
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         """Greedy text after prompts in a framing, from the model as it is now or as it was before the first edit."""
+        ...
+
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        """Perplexity of a text, before the first edit and now; see :mod:`editing.monitoring.held_out`."""
         ...
 
     def digest(self) -> dict[str, str]:

@@ -11,10 +11,13 @@ from typing import Any
 
 from editing import TurnReport
 from editing.config import RAW, MethodOptions
+from editing.files.conversion import account_in
+from editing.messages import Asked
 from editing.model.generation import Written, write
 from editing.model.joining import Joiner
 from editing.monitoring.evaluation import EditResult, evaluate
 from editing.monitoring.health import Health, Vitals
+from editing.monitoring.held_out import perplexities
 from editing.monitoring.watch import Watch
 from editing.state import load_state, save_state
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
@@ -71,6 +74,7 @@ class LocalWorker(Worker):
         weights = next(iter(editor.modules.values())).weight
         return {
             "architecture": type(editor.model).__name__,
+            "converted": editor.base and account_in(editor.base.folder),
             "parameters": self._engine.num_parameters(),
             "shards": self.placement.num_shards,
             "replicas": self.placement.num_replicas,
@@ -129,10 +133,13 @@ class LocalWorker(Worker):
     def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         return evaluate(self.editor, edits)
 
-    def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
+    def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
             return write(editor.decoder, editor.joiner.framed(framing), prompts, max_new_tokens=max_new_tokens)
+
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return perplexities(self.editor, passages)
 
     def digest(self) -> dict[str, str]:
         return self.editor.digests()

@@ -26,7 +26,7 @@ _COUNTERFACT = {
 
 def jsonl(fields: Fields, _seed: int) -> EditRequest:
     """The common schema."""
-    return Draft(fields, prompt="prompt", target="target").request()
+    return Draft(fields, prompt="prompt", target="target", messages="messages").request()
 
 
 def ultraeditbench(fields: Fields, _seed: int) -> EditRequest:

@@ -88,7 +88,7 @@ class Draft:
 
     def _complete(self) -> None:
         for ours in EditRequest.__slots__:
-            if ours != "locality_answer":
+            if ours != "locality_answer" and (ours != "messages" or ours in self._own):
                 self.take(ours)
         self._values["id"] = identifier(self["id"])
         self._values["rephrase"] = self._first("rephrase")
@@ -165,6 +165,13 @@ class Draft:
                 self._values[ours] = fill(value, subject, name)
             elif ours in TEXT_LISTS and isinstance(value, (list, tuple)):
                 self._values[ours] = [fill(one, subject, name) if isinstance(one, str) else one for one in value]
+        self._fill_last_message(subject)
+
+    def _fill_last_message(self, subject: str | None) -> None:
+        messages = self["messages"]
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        if isinstance(last, dict) and isinstance(last.get("content"), str):
+            self._values["messages"] = [*messages[:-1], {**last, "content": fill(last["content"], subject, "messages")}]
 
     def _remark(self) -> None:
         prompt, target = self["prompt"], self["target"]

@@ -83,12 +83,13 @@ FORMATS: dict[str, Format] = {
         Format("ultraeditbench", _fields("prompt ans"), to.ultraeditbench, _known()),
         Format("zsre", _fields("src"), to.zsre, _known()),
         Format("qaedit", _fields("prompt target locality"), to.qaedit, _known()),
-        Format("jsonl", _fields("prompt target"), to.jsonl, _known(_NEIGHBOURS)),
+        Format("jsonl", _fields("prompt target", "messages target"), to.jsonl, _known(_NEIGHBOURS)),
     )
 }
 """By name, the special ones before the general ones, which their records fit too."""
 
 _NO_EDITS = (
+    ({"messages"}, "chats to train on; an edit has its messages up to the last one by the user, and the answer as target"),
     ({"sub_label", "obj_label"}, "facts of ParaRel or LAMA, of which 'ultraedit data build --triples' makes edits"),
     ({"pattern"}, "templates of ParaRel, by which 'ultraedit data build --templates' makes edits of facts"),
     ({"subject", "relation", "object"}, "triples, of which 'ultraedit data build --triples' makes edits"),

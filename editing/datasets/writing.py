@@ -4,6 +4,7 @@ What is read back are the same requests. A column that holds several texts is a 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,22 @@ import pyarrow.parquet as pq
 
 from editing.requests import TEXT_LISTS, EditRequest
 
-REQUEST_COLUMNS = [(f.name, pa.list_(pa.string()) if f.name in TEXT_LISTS else pa.string()) for f in fields(EditRequest)]
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+_KINDS = {"messages": pa.list_(_MESSAGE), **dict.fromkeys(TEXT_LISTS, pa.list_(pa.string()))}
+
+REQUEST_COLUMNS = [(f.name, _KINDS.get(f.name, pa.string())) for f in fields(EditRequest)]
 """Name and type of each field of a request, here, in the ledger and in results."""
 
 SCHEMA = pa.schema(REQUEST_COLUMNS)
 
 _BATCH_ROWS = 10_000
 _BATCH_CHARACTERS = 2**24
+
+
+def request_row(request: EditRequest) -> dict[str, Any]:
+    """A request's fields as :data:`REQUEST_COLUMNS` hold them."""
+    row = {name: getattr(request, name) for name, _ in REQUEST_COLUMNS}
+    return {**row, "messages": [asdict(message) for message in request.messages]}
 
 
 class RequestWriter:
@@ -42,12 +52,13 @@ class RequestWriter:
     def write(self, request: EditRequest) -> None:
         """Append a request."""
         self.count += 1
-        row = asdict(request)
+        row = request_row(request)
         if self._lines is not None:
-            self._lines.write(json.dumps({name: value for name, value in row.items() if value}, ensure_ascii=False) + "\n")
+            given = {name: value for name, value in row.items() if value and not (name == "prompt" and request.messages)}
+            self._lines.write(json.dumps(given, ensure_ascii=False) + "\n")
             return
         self._pending.append(row)
-        self._characters += sum(len(value) if isinstance(value, str) else sum(map(len, value or ())) for value in row.values())
+        self._characters += sum(map(_characters, row.values()))
         if len(self._pending) >= _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self._flush()
 
@@ -66,3 +77,9 @@ class RequestWriter:
         if self._pending:
             self._parquet.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA))
         self._pending, self._characters = [], 0
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return len(value) if isinstance(value, str) else sum(map(_characters, value or ()))

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editing.errors import InputError
+from editing.files.checkpoint_files import ADAPTER
 from editing.low_rank import LowRank, factor, rounding
 
 logger = logging.getLogger("ultraedit")
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = ADAPTER, "adapter_config.json"
 
 _PREFIX = "base_model.model."
 

@@ -7,6 +7,7 @@ Whatever else lies beside them, such as ``consolidated.safetensors``, is not the
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from huggingface_hub import snapshot_download
 from editing.errors import ModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+ADAPTER = "adapter_model.safetensors"
 
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*", "Notice*")
 """Files of a repository that a model needs beside its weights, or that its licence wants to go with it."""
@@ -59,7 +62,9 @@ def download(name: str) -> Path:
     Raises:
         ModelError: Its index is damaged.
     """
-    folder = Path(snapshot_download(name, allow_patterns=[*COMPANIONS, SINGLE], ignore_patterns=["*/*"]))
+    folder = Path(snapshot_download(name, allow_patterns=[*COMPANIONS, SINGLE, ADAPTER], ignore_patterns=["*/*"]))
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        return folder  # which is merged into its base
     index = index_of(folder)
     parts = _parts(index) if index is not None else [_named_by_config(folder) or SINGLE]
     snapshot_download(name, allow_patterns=[*parts, "additional_chat_templates/*"])
@@ -105,6 +110,18 @@ class BaseFiles:
                 )
 
 
+def convert_command(folder: Path, stem: str) -> str:
+    """A command that writes a folder's pickle files ``STEM*.bin`` as ``safetensors``; of pickles it takes tensors alone, and runs nothing."""
+    output = {"pytorch_model": SINGLE, "adapter_model": ADAPTER}[stem]
+    code = (
+        "import sys, torch, pathlib, safetensors.torch as s; p = pathlib.Path(sys.argv[1]); "
+        f'w = {{k: v.clone().contiguous() for f in sorted(p.glob("{stem}*.bin")) '
+        'for k, v in torch.load(f, map_location="cpu", weights_only=True).items()}; '
+        f's.save_file(w, p / "{output}", {{"format": "pt"}})'
+    )
+    return f"python -c {shlex.quote(code)} {shlex.quote(str(folder))}"
+
+
 def stamp_of(status: os.stat_result) -> Stamp:
     """Tells a file from another, and from itself after a change."""
     return status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns
@@ -139,11 +156,11 @@ def _read(path: Path, choose: Callable[[Any], Any]) -> Any:
 
 
 def _found_instead(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return "; it holds an adapter, merge it into its base model first"
     others = sorted(f.name for f in folder.glob("*.safetensors"))
     if others:
         return f"; it holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}, which transformers does not load"
+    if any(folder.glob("pytorch_model*.bin")):
+        return f", so no safetensors weights; its pickle files are not opened, convert them with: {convert_command(folder, 'pytorch_model')}"
     if any(f.suffix in _PICKLED for f in folder.iterdir()):
         return ", so no safetensors weights; its pickle files are not opened, convert them first"
     return ", so no safetensors weights"

@@ -14,7 +14,7 @@ def lost_folder(name: str, *, may_be_relative: bool) -> Path | None:
             A short one looks like an id of the Hub, and is taken for one if the Hub's cache has it.
     """
     path = Path(name)
-    if path.is_dir():
+    if path.is_dir() or path.is_file():
         return None
     looks_like_id = not path.is_absolute() and not name.startswith((".", "~")) and name.count("/") < 2
     if looks_like_id and (not may_be_relative or isinstance(try_to_load_from_cache(name, "config.json"), str)):

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
 from editing.files.checkpoint_files import download, weight_files
+from editing.files.conversion import plain_folder, source_at
 from editing.files.weights import missing_weights
 
 _FINGERPRINT_SAMPLE = 1024
@@ -76,31 +77,38 @@ def load(name: str | os.PathLike[str], *, device: torch.device, dtype: DTypeName
 
 
 def check_name(name: str | os.PathLike[str]) -> str:
-    """Check that a name is a model folder with readable files, or could be a Hub id; returns what to call it in messages.
+    """Check that a name is a model folder with readable files, or a model to convert, or could be a Hub id; returns what to call it in messages.
 
     Raises:
         ModelError: It is neither.
     """
     path = Path(name)
+    if source_at(path) is not None:
+        return str(name)
     if path.is_dir():
         _check_folder(path)
         return str(name)
     if path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
-        raise ModelError(f"{name}: expected a folder with a model, found {'a file' if path.exists() else 'nothing'}")
+        found = "another file" if path.exists() else "nothing"
+        raise ModelError(f"{name}: expected a folder with a model, or a GGUF file, found {found}")
     return f"{name} (no folder here, so taken for a Hub id)"
 
 
 def local_folder(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model; one of the Hub is downloaded first, as far as it is needed.
+    """The folder of a model; one of the Hub is downloaded first, as far as it is needed, a GGUF file or an adapter converted.
 
     Raises:
-        ModelError: There is no such model, or its folder is not complete.
+        ModelError: There is no such model, or its folder is not complete, or it cannot be converted.
     """
     called = check_name(name)
-    if not Path(name).is_dir():
-        name = attempt(called, "files", lambda: download(str(name)))
-        _check_folder(Path(name))
-    return Path(name)
+    folder = Path(name)
+    if not folder.exists():
+        folder = attempt(called, "files", lambda: download(str(name)))
+    if (source := source_at(folder)) is not None:
+        return plain_folder(source, local_folder)
+    if folder != Path(name):
+        _check_folder(folder)
+    return folder
 
 
 def load_config(name: str | os.PathLike[str]) -> Any:
@@ -119,20 +127,26 @@ def read_config(name: str | os.PathLike[str]) -> Any:
     Raises:
         ModelError: There is none, or it is of a quantized model.
     """
+    if source_at(Path(name)) is not None:
+        name = local_folder(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ModelError(f"{name}: has no config.json, so it is not a model folder")
     called = name if Path(name).is_dir() else check_name(name)
     # without trust_remote_code=False, transformers asks at the terminal whether a repository's code may run
     config = attempt(called, "configuration", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if getattr(config, "quantization_config", None):
-        raise ModelError(f"{name}: the checkpoint is quantized; weights must be float32, bfloat16 or float16 to be edited")
+        found = config.quantization_config
+        method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found.quant_method
+        plain = "weights must be float32, bfloat16 or float16 to be edited"
+        raise ModelError(f"{name}: the checkpoint is quantized ({method}); {plain}: take the unquantized one, edit it, and quantize the result")
     return config
 
 
 def context_length(config: Any) -> int | None:
     """Tokens that a model takes at most, or ``None`` where its configuration states no limit."""
     text = config.get_text_config(decoder=True)
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")  # the last is MPT's
+    return next((limit for name in names if (limit := getattr(text, name, None))), None)
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> Any:
@@ -141,24 +155,9 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Any:
     Raises:
         ModelError: There is none.
     """
-    return attempt(check_name(name), "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
-
-
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a model that comes from no folder that could be copied; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
-
-    Raises:
-        InputError: The weights could not be written, for instance to a full disk.
-    """
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise InputError(f"{folder}: the weights could not be written ({error})") from None
-    tokenizer.save_pretrained(folder)
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.glob("*.safetensors"):  # which are written for their owner alone
-        file.chmod(0o666 & ~umask)
+    called = check_name(name)
+    folder = local_folder(name) if source_at(Path(name)) is not None else name
+    return attempt(called, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:

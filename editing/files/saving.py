@@ -9,6 +9,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from editing.errors import InputError
 from editing.files.checkpoint_files import index_of, weight_files
@@ -65,6 +67,23 @@ def save_edited(base: Path, edited: Mapping[str, Tensor], folder: Path) -> None:
         (folder / ACCOUNT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: the edited model could not be written ({error})") from None
+
+
+def save_plain(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write a model that comes from no folder that could be copied; plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
+
+    Raises:
+        InputError: The weights could not be written, for instance to a full disk.
+    """
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise InputError(f"{folder}: the weights could not be written ({error})") from None
+    tokenizer.save_pretrained(folder)
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.glob("*.safetensors"):  # which are written for their owner alone
+        file.chmod(0o666 & ~umask)
 
 
 def save_tensors(edited: Mapping[str, Tensor], path: Path) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from editing.config import AUTO, RAW
-from editing.errors import InputError, first_line
+from editing.errors import InputError, InvalidRequest, first_line
+from editing.messages import Message
 
 CHAT = "chat"
 """The framing of one question in the model's chat template."""
@@ -97,19 +98,47 @@ def frame(framing: str, tokenizer: Any) -> Frame | None:
     return _of_chat(framing, definition, tokenizer)
 
 
+def frame_of_chat(messages: Sequence[Message], tokenizer: Any) -> Frame:
+    """What a model's chat template writes around what the last of some messages says.
+
+    Raises:
+        InvalidRequest: The tokenizer has no chat template, or one that refuses these messages.
+    """
+    if not has_template(tokenizer):
+        raise InvalidRequest("messages", "this model's tokenizer has no chat template to write them in; give a prompt, or a model that has one")
+    *earlier, last = messages
+    asked = [{"role": message.role, "content": message.content} for message in earlier]
+    try:
+        return _around("messages", [*asked, {"role": last.role, "content": _MARK}], tokenizer)
+    except _TemplateRefuses as error:
+        raise InvalidRequest("messages", f"this model's chat template {error}") from None
+
+
+class _TemplateRefuses(Exception):
+    """A template cannot write some messages; says what it does instead."""
+
+
 def _of_chat(name: str, messages: list[dict[str, str]], tokenizer: Any) -> Frame:
-    """A chat's text up to the prompt, from there up to the answer, and what follows the answer."""
+    """The frame of a framing that is a chat."""
     if not has_template(tokenizer):
         raise InputError(f"framings: {name!r} is a chat, and this model's tokenizer has no chat template; give framings of text only, as raw")
     asked = [{**message, "content": message["content"].replace(PLACE, _MARK)} for message in messages]
     try:
+        return _around(name, asked, tokenizer)
+    except _TemplateRefuses as error:
+        raise InputError(f"framings: {name!r}: this model's chat template {error}; leave it out") from None
+
+
+def _around(name: str, asked: list[dict[str, str]], tokenizer: Any) -> Frame:
+    """A chat's text up to the prompt, for which a mark stands, from there up to the answer, and what follows the answer."""
+    try:
         text = _rendered(tokenizer, asked, add_generation_prompt=True)
         answered = _rendered(tokenizer, [*asked, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
     except Exception as error:  # whatever a template raises for messages that it refuses
-        raise InputError(f"framings: this model's chat template refuses {name!r}: {first_line(error)}; leave it out") from None
+        raise _TemplateRefuses(f"refuses these messages: {first_line(error)}") from None
     before, mark, after = text.partition(_MARK)
     if not mark or _MARK in after:
-        raise InputError(f"framings: this model's chat template does not write the prompt of {name!r} once; leave it out")
+        raise _TemplateRefuses("does not write what the user asks once")
     return Frame(name, before, after, _first_special(answered.partition(_ANSWER)[2], tokenizer), chat=True)
 
 

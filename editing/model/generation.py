@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from editing.config import DEFAULT_BATCH_TOKENS
+from editing.messages import Asked
 from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
@@ -38,25 +39,25 @@ class Written:
     stopped: bool
 
 
-def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
+def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
     """The texts of :func:`write`."""
     return [written.text for written in write(decoder, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)]
 
 
 @torch.no_grad()
-def write(decoder: Decoder, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[Written]:
+def write(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[Written]:
     """What the model writes after each prompt, read as typed. Of a prompt that fills the context, the end is kept.
 
     Args:
         decoder: Runs the model.
         tokenizer: A joiner, or the model's tokenizer.
-        prompts: The prompts.
+        prompts: The prompts. A chat is asked in the model's template.
         max_new_tokens: Tokens written at the most.
         batch_size: Prompts that are written after together, where the whole model is in memory.
     """
     joiner = Joiner.of(tokenizer).as_typed
     room = slice(None) if decoder.max_tokens is None else slice(-max(1, decoder.max_tokens - max_new_tokens), None)
-    encoded = [list(joiner.prompt_ids(prompt)[room]) for prompt in prompts]
+    encoded = [list(own.prompt_ids(prompt)[room]) for own, prompt in map(joiner.asking, prompts)]
     if decoder.residency.holds(0, decoder.num_layers):
         written = _cached(decoder, encoded, max_new_tokens, batch_size)
     else:

@@ -24,7 +24,8 @@ from typing import Any
 
 from editing.blanks import BLANKS, as_read, bare, between, joins_words
 from editing.config import RAW, Join
-from editing.model.framing import Frame, frame
+from editing.messages import Asked
+from editing.model.framing import Frame, frame, frame_of_chat
 from editing.subjects import subject_span
 
 Ids = tuple[int, ...]
@@ -113,6 +114,22 @@ class Joiner:
         """The joiner of one framing, whether edits are written so or not."""
         found = frame(framing, self.tokenizer)
         return self.as_typed if found is None else FramedJoiner(self.as_typed, found)
+
+    def asking(self, asked: Asked) -> "tuple[Joiner, str]":
+        """The joiner of a question, and its prompt: of a chat what the last message says, between what the model's template writes around it.
+
+        Raises:
+            InvalidRequest: It is a chat, and the model's template cannot write it.
+        """
+        return (self, asked) if isinstance(asked, str) else (FramedJoiner(self.as_typed, frame_of_chat(asked, self.tokenizer)), asked[-1].content)
+
+    def forms_of(self, asked: Asked) -> "tuple[Joiner, ...]":
+        """A joiner for each way in which an edit is written: a chat is written as it stands, and in no other way.
+
+        Raises:
+            InvalidRequest: As for :meth:`asking`.
+        """
+        return self.forms if isinstance(asked, str) else (self.asking(asked)[0],)
 
     def text(self, prompt: str) -> str:
         """The part of a prompt that is encoded."""

@@ -55,7 +55,7 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
     Raises:
         InputError: A name is unknown, is not a linear, is given twice, or is outside the decoder layers.
     """
-    known = dict(decoder.model.named_modules())
+    known, shared = dict(decoder.model.named_modules()), _shared(decoder)
     resolved: dict[str, nn.Linear] = {}
     for name in (_as_in_model(name, decoder, known) for pattern in patterns for name in expand(pattern)):
         if name in resolved:
@@ -69,6 +69,8 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
             decoder.layer_of(name)
         except ModelError as error:
             raise InputError(f"modules: {error}") from None
+        if others := [other for other in shared.get(id(module.weight), ()) if other != name]:
+            raise InputError(f"modules: {name} has its weight in common with {others[0]}, so that an edit would change both; name another")
         resolved[name] = cast(nn.Linear, module)
     if not resolved:
         raise InputError("modules: expected at least one module name")
@@ -86,8 +88,19 @@ def _as_in_model(name: str, decoder: Decoder, known: Collection[str]) -> str:
 
 
 def editable(decoder: Decoder) -> list[str]:
-    """Names of all linears inside the decoder layers."""
-    return [f"{decoder.layers_path}.{name}" for name, module in decoder.layers.named_modules() if is_linear(module)]
+    """Names of all linears inside the decoder layers whose weight is their own."""
+    shared = {name for names in _shared(decoder).values() for name in names}
+    names = (f"{decoder.layers_path}.{name}" for name, module in decoder.layers.named_modules() if is_linear(module))
+    return [name for name in names if name not in shared]
+
+
+def _shared(decoder: Decoder) -> dict[int, list[str]]:
+    """Names of the linears that have their weight in common with another, by the weight's identity; as those of Zamba's shared block."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in decoder.layers.named_modules(remove_duplicate=False):
+        if is_linear(module):
+            names[id(module.weight)].append(f"{decoder.layers_path}.{name}")
+    return {weight: several for weight, several in names.items() if len(several) > 1}
 
 
 def describe_editable(decoder: Decoder) -> str:

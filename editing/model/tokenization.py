@@ -15,6 +15,7 @@ from torch import Tensor
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
+from editing.messages import Asked
 from editing.method.rows import SITES, Site
 from editing.model.joining import Joined, Joiner
 from editing.ranges import consecutive
@@ -84,7 +85,7 @@ class Batch:
 
 def encode(
     tokenizer: Any,
-    prompt: str,
+    prompt: Asked,
     answer: str | None,
     *,
     subject: str | None = None,
@@ -96,7 +97,7 @@ def encode(
 
     Args:
         tokenizer: A joiner, or a Hugging Face tokenizer for the default one.
-        prompt: Text before the answer.
+        prompt: Text before the answer, or a chat that it ends.
         answer: Answer text; ``None`` gives one row, the first token after the prompt.
         subject: What the prompt is about, if its place is wanted.
         max_tokens: The model's context length, or ``None`` for no limit.
@@ -105,9 +106,9 @@ def encode(
 
     Raises:
         InvalidRequest: The answer or the prompt gives no token, or one that the model has no embedding for, or both together exceed
-            ``max_tokens``.
+            ``max_tokens``; or the model has no chat template that writes a chat.
     """
-    joiner = Joiner.of(tokenizer)
+    joiner, prompt = Joiner.of(tokenizer).asking(prompt)
     joined = Joined(joiner.prompt_ids(prompt), (0,), True) if answer is None else joiner.joined(prompt, answer)
     for field, text, ids in ((answer_field, answer, joined.answer_ids), (prompt_field, prompt, joined.prompt_ids)):
         if not ids:

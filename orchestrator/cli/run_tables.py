@@ -46,6 +46,7 @@ METRICS = (
     ("specificity", "right answer tokens on the locality probes"),
     ("specificity_as_typed", "the same on the text as it is typed"),
     ("locality_retention", "locality probes whose answer is still the unedited model's own"),
+    ("perplexity", "perplexity of a text that no edit is about"),
 )
 """Metrics in the order in which they are shown, and what each one is: first what who asks the served model sees."""
 

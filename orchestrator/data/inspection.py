@@ -8,6 +8,7 @@ from typing import Any
 
 from editing import EditRequest, InputError, InvalidRequest
 from editing.datasets import BadRecord, EditFile
+from editing.datasets.writing import request_row
 from orchestrator.findings import Findings, refuse_unread
 from orchestrator.run.conflicts import PromptIndex
 
@@ -174,7 +175,7 @@ def inspect(
 
 def request_as_dict(request: EditRequest) -> dict[str, Any]:
     """The fields that a request has, as lists and texts."""
-    values = {name: getattr(request, name) for name in EditRequest.__slots__}
+    values = request_row(request)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value}
 
 

@@ -15,7 +15,6 @@ from itertools import accumulate
 from pathlib import Path
 
 from editing import EditRequest, InputError
-from editing.blanks import bare
 from editing.datasets import BadRecord, EditFile
 from editing.datasets.writing import RequestWriter
 from orchestrator.findings import refuse_unread
@@ -62,7 +61,7 @@ def dealt(fractions: Sequence[float], seed: int) -> Choice:
     bounds = list(accumulate(fractions))[:-1]
 
     def choose(requests: Iterable[EditRequest]) -> Iterator[tuple[int, EditRequest]]:
-        return ((sum(_point(bare(request.prompt), seed) >= bound for bound in bounds), request) for request in requests)
+        return ((sum(_point(request.question, seed) >= bound for bound in bounds), request) for request in requests)
 
     return choose
 

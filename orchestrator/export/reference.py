@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.files import pretrained
+from editing.messages import Asked
 from editing.model.decoder import Decoder
 from editing.model.generation import generate
 from editing.model.joining import Joiner
@@ -46,7 +47,13 @@ class Reference:
             for name, weight in before.items():
                 self._linears[name].weight.data = weight
 
-    def texts(self, weights: Mapping[str, Tensor], prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def typed(self, asked: Asked) -> str:
+        """A question as an engine is given it to go on from: of a chat what the template writes, without the token that engines put before it."""
+        joiner, prompt = self._joiner.asking(asked)
+        begin = self._joiner.tokenizer.bos_token
+        return prompt if isinstance(asked, str) else joiner.text(prompt).removeprefix(begin or "")
+
+    def texts(self, weights: Mapping[str, Tensor], prompts: Sequence[Asked], max_new_tokens: int) -> list[str]:
         """What the model with these weights writes after prompts, greedily."""
         with self.holding(weights):
             return generate(self._decoder, self._joiner, prompts, max_new_tokens=max_new_tokens)

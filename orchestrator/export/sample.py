@@ -5,7 +5,6 @@ import json
 import random
 from dataclasses import dataclass
 
-from editing.blanks import bare
 from orchestrator.run.ledger import Entry, Ledger
 
 
@@ -40,8 +39,8 @@ def edits_between(ledger: Ledger, first: int, last: int, *, size: int, seed: int
     standing: dict[int, int] = {}  # by prompt the place of its last edit: tens of bytes for each
     for place, entry in enumerate(ledger):
         if entry.applied and first < entry.turn <= last:
-            digest.update(json.dumps([entry.place, entry.id, entry.request.prompt, entry.request.target]).encode())
-            standing[hash(bare(entry.request.prompt))] = place
+            digest.update(json.dumps([entry.place, entry.id, *entry.request.in_short().values()]).encode())
+            standing[hash(entry.request.question)] = place
             count += 1
     places = sorted(standing.values())
     chosen = set(places if size >= len(places) else random.Random(seed).sample(places, size))

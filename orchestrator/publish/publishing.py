@@ -100,7 +100,8 @@ def publish(source: RunSource, engine: Engine, options: PublishOptions, progress
     prompts = [prompt for _, prompt, _ in asked]
     with progress.spinner("asking the edited model"):
         texts = [model.texts(state.held, prompts, MAX_TOKENS) for state in (after, before)]
-    questions = [Question(*one, *two) for one, two in zip(asked, zip(*texts, strict=True), strict=True)]
+    typed = [(kind, model.typed(prompt), target) for kind, prompt, target in asked]
+    questions = [Question(*one, *two) for one, two in zip(typed, zip(*texts, strict=True), strict=True)]
     name = options.name if options.how == "adapter" else ""
     publication = Publication(
         store.next_number(), now(), engine.target, says, options.how, name, str(folder), contained.count, FAILED, "it was not finished", {}

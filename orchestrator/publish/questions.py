@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from editing.messages import Asked
 from editing.monitoring.texts import begins_with
 from orchestrator.run.ledger import Entry
 
@@ -30,7 +31,7 @@ class Question:
 
     Attributes:
         kind: :data:`EDIT` or :data:`PROBE`.
-        prompt: What is asked.
+        prompt: What is asked; of a chat what the model's template writes.
         target: The edit's target, or the probe's answer; ``None`` if it has none.
         edited: What the edited model writes.
         unedited: What the model wrote before the edits.
@@ -98,9 +99,9 @@ class Verdict:
         return {kind: dict(zip(("asked", "hold"), self.counts(kind), strict=True)) for kind in (EDIT, PROBE, TELLING)}
 
 
-def prompts_of(entries: Sequence[Entry]) -> list[tuple[str, str, str | None]]:
-    """Kind, prompt and target of the questions about edits: each one's prompt, and its locality probe if it has one."""
-    edits = [(EDIT, entry.request.prompt, entry.request.target) for entry in entries]
+def prompts_of(entries: Sequence[Entry]) -> list[tuple[str, Asked, str | None]]:
+    """Kind, question and target of the questions about edits: each one's own, and its locality probe if it has one."""
+    edits: list[tuple[str, Asked, str | None]] = [(EDIT, entry.request.asked, entry.request.target) for entry in entries]
     return edits + [(PROBE, entry.request.locality_prompt, entry.request.locality_answer) for entry in entries if entry.request.locality_prompt]
 
 

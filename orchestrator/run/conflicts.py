@@ -85,7 +85,7 @@ class PromptIndex:
         return self._exchange(request, record, None)
 
     def _exchange(self, request: EditRequest, record: int, turn: int | None) -> Earlier | None:
-        prompt, target = _hash(bare(request.prompt)), _hash(bare(request.target))
+        prompt, target = _hash(request.question), _hash(bare(request.target))
         before = self._table.execute("select target, record, turn from newest where prompt = ?", (prompt,)).fetchone()
         self._table.execute("insert or replace into newest values (?, ?, ?, ?)", (prompt, target, record, turn))
         return None if before is None else Earlier(before[0] == target, before[1], before[2])
@@ -101,7 +101,7 @@ class PromptIndex:
 
     def fill(self, entries: Iterable[Entry]) -> None:
         """Add all applied edits of a ledger."""
-        rows = ((_hash(bare(e.request.prompt)), _hash(bare(e.request.target)), e.record, e.turn) for e in entries if e.applied)
+        rows = ((_hash(e.request.question), _hash(bare(e.request.target)), e.record, e.turn) for e in entries if e.applied)
         self._table.executemany("insert or replace into newest values (?, ?, ?, ?)", rows)
 
 

@@ -63,6 +63,8 @@ def _log(run: dict[str, Any], *, is_distributed: bool) -> None:
     size = f"{model['parameters'] / 1e9:.2f} B parameters"
     workers = f"{config['replicas']} x {config['shards']} workers, " if is_distributed else ""
     logger.info("model     %s, %s, %s on %s%s", model["architecture"], size, model["dtype"], workers, model["device"])
+    if converted := model["converted"]:
+        logger.info("          %s: %s", converted["from"], converted["how"])
     if model["preset"] == unmeasured.NAME:
         logger.info("preset    none fits this model: modules by their depth, strength %g; ultraedit tune finds better ones", unmeasured.STRENGTH)
     elif model["preset"]:

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from editing import EditRequest, InputError
-from editing.datasets.writing import REQUEST_COLUMNS
+from editing.datasets.writing import REQUEST_COLUMNS, request_row
 from editing.files.format_version import Format
 
 if TYPE_CHECKING:  # ``show`` and ``history`` read a ledger without torch
     from editing.turn import Turn
 
-FORMAT = Format("ledger", 1)
-"""A part's rows. What an edit could not say in an earlier version has no column there."""
+FORMAT = Format("ledger", 2)
+"""A part's rows. What an edit could not say in an earlier version has no column there. Version 2 has chats, which cannot be taken for prompts."""
 
 _REQUEST_FIELDS = [f.name for f in fields(EditRequest)]
 
@@ -122,15 +122,13 @@ class Ledger:
         place = {"source": source, "window": window, "turn": turn_number, "when": datetime.now(UTC)}
         own = {id(edit): outcome for edit in turn.edits} | {id(edit): SUPERSEDED for edit in turn.superseded}
         for edit in sorted((*turn.in_request_order, *turn.superseded), key=lambda e: e.record):
-            request = {name: getattr(edit.request, name) for name in _REQUEST_FIELDS}
-            self._pending.append({**place, "record": edit.record, **request, "outcome": own[id(edit)]})
+            self._pending.append({**place, "record": edit.record, **request_row(edit.request), "outcome": own[id(edit)]})
 
     def keep_rolled_back(self, entries: Iterable[Entry], *, window: int | None = None) -> None:
         """Append entries of an earlier ledger as rolled back, in their own window or in another."""
         for entry in entries:
             place = {name: getattr(entry, name) for name in ("source", "window", "turn", "record", "when")}
-            request = {name: getattr(entry.request, name) for name in _REQUEST_FIELDS}
-            self._pending.append({**place, **request, "window": window or entry.window, "outcome": ROLLED_BACK})
+            self._pending.append({**place, **request_row(entry.request), "window": window or entry.window, "outcome": ROLLED_BACK})
 
     def flush(self) -> None:
         """Write what was added since the last part as a new one, and fsync it."""

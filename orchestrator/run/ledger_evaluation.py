@@ -14,6 +14,7 @@ from editing.config import RAW
 from editing.datasets import BadRecord, NumberedRequest
 from editing.model.framing import CHAT, has_template
 from editing.monitoring.evaluation import EditResult, Means, Summary
+from editing.monitoring.held_out import read_passages
 from editing.monitoring.texts import CHAT_TOKENS, RAW_TOKENS, Answers
 from editing.requests import EditRequest
 from editing.turn import TokenizedEdit
@@ -47,7 +48,7 @@ class Standing:
     def of(cls, ledger: Ledger) -> "Standing":
         """Read from a ledger; takes tens of bytes for each entry."""
         row = np.dtype([("prompt", np.int64), ("target", np.int64), ("applied", bool)])
-        rows = np.fromiter(((hash(bare(e.request.prompt)), hash(bare(e.request.target)), e.applied) for e in _entries(ledger)), dtype=row)
+        rows = np.fromiter(((hash(e.request.question), hash(bare(e.request.target)), e.applied) for e in _entries(ledger)), dtype=row)
         applied = rows["applied"]
         overwritten = np.zeros_like(applied)
         overwritten[applied] = _overruled(rows["prompt"][applied], rows["target"][applied])
@@ -109,8 +110,14 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                 if row.stands and row.generated:
                     verdicts.add_values(row.verdicts)
             advance(len(chunk))
-    counts = {"generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
+    counts = {**_perplexity(worker, config), "generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
     return {**summary.means(), **{name: mean for name, mean in verdicts.means().items() if mean is not None}, **counts}
+
+
+def _perplexity(worker: Worker, config: RunConfig) -> dict[str, float]:
+    """Perplexity of the text that nothing holds, before and now, if the run is measured at all."""
+    passages = read_passages(config.perplexity_text) if config.eval else []
+    return dict(zip(("perplexity_before", "perplexity"), worker.perplexities(passages), strict=True)) if passages else {}
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
@@ -143,20 +150,21 @@ class _Texts:
     def of(self, entries: Iterable[Entry]) -> Iterator[Generated]:
         """What the model writes for each entry."""
         for chunk in _chunks(entries, self._worker.edits_at_a_time):
-            raw = self._answers(chunk, RAW, RAW_TOKENS)
+            raw = self._answers([entry for entry in chunk if not entry.request.messages], RAW, RAW_TOKENS)
+            typed = (None if entry.request.messages else next(raw) for entry in chunk)
             if self._in_chat is None:
-                yield from map(Generated, raw)
+                yield from map(Generated, typed)
             else:
-                yield from map(Generated, raw, self._answers(chunk, CHAT, CHAT_TOKENS), self._retained(chunk, self._in_chat))
+                yield from map(Generated, typed, self._answers(chunk, CHAT, CHAT_TOKENS), self._retained(chunk, self._in_chat))
 
-    def _answers(self, chunk: Sequence[Entry], framing: str, tokens: int) -> list[Answers]:
-        prompts = [entry.request.prompt for entry in chunk]
+    def _answers(self, chunk: Sequence[Entry], framing: str, tokens: int) -> Iterator[Answers]:
+        prompts = [entry.request.asked for entry in chunk]
         before = self._worker.write(prompts, framing=framing, unedited=True, max_new_tokens=tokens)
         rephrased = {k: entry.request.rephrase for k, entry in enumerate(chunk) if entry.request.rephrase}
         # both at once: it may have to read the model
         after = self._worker.write([*prompts, *rephrased.values()], framing=framing, max_new_tokens=tokens)
         in_other_words = dict(zip(rephrased, after[len(prompts) :], strict=True))
-        return [Answers(after[k], in_other_words.get(k), before[k]) for k in range(len(chunk))]
+        return (Answers(after[k], in_other_words.get(k), before[k]) for k in range(len(chunk)))
 
     def _retained(self, chunk: Sequence[Entry], tokenizer: RequestTokenizer) -> list[bool | None]:
         """Whether each entry's locality probe is retained in chat; ``None`` where it has none, or is too long in chat."""

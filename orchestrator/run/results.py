@@ -8,7 +8,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from editing.datasets.writing import REQUEST_COLUMNS
+from editing.datasets.writing import REQUEST_COLUMNS, request_row
 from editing.monitoring.evaluation import EditResult
 from editing.monitoring.texts import VERDICTS, Answers
 from orchestrator.run.ledger import Entry
@@ -27,12 +27,12 @@ class Generated:
     """What the model wrote for one edit.
 
     Attributes:
-        raw: After prompts as they are typed.
-        chat: After prompts in the model's chat template, if it has one.
+        raw: After prompts as they are typed; ``None`` for an edit that is a chat.
+        chat: After prompts in the model's chat template, if it has one, or after the chat.
         chat_retention: Whether at the locality probe, asked in chat, every token is still the unedited model's own choice.
     """
 
-    raw: Answers
+    raw: Answers | None
     chat: Answers | None = None
     chat_retention: bool | None = None
 
@@ -77,7 +77,7 @@ class EditRow:
     def as_dict(self) -> dict[str, object]:
         """The row as it is written."""
         return {
-            **asdict(self.entry.request),
+            **request_row(self.entry.request),
             "id": self.entry.id,
             "record": self.entry.record,
             "turn": self.entry.turn,

@@ -7,13 +7,26 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from editing.config import NONE, AnswerEnd, Join, MethodOptions, MomentRule, PreserveForm, SubjectTargets, check_choice, check_number, check_whole
+from editing.config import (
+    HELD_OUT,
+    NONE,
+    AnswerEnd,
+    Join,
+    MethodOptions,
+    MomentRule,
+    PreserveForm,
+    SubjectTargets,
+    check_choice,
+    check_number,
+    check_whole,
+)
 from editing.datasets import FORMATS, EditFile
 from editing.errors import InputError
 from editing.files.pretrained import DTypeName
 from editing.memory.budget import parse_size
 from editing.model.framing import check_framings, expanded
 from editing.model.modules import split_patterns
+from editing.monitoring.held_out import read_passages
 from editing.presets import find_preset
 from editing.reference_text import read_text
 from orchestrator.run.governor import Limits
@@ -101,6 +114,7 @@ class RunConfig:
         min_probe_retention: Limit on the share of fixed probes that keep the unedited model's answer.
         max_perplexity_growth: Limit on the perplexity of the fixed text, as a multiple of the unedited model's.
         generate: Size of the seeded sample of edits for which text is generated, before and after.
+        perplexity_text: Text whose perplexity is measured at the end: ``held-out``, which ships with the project, ``none`` or a file.
         seed: Seed of the samples, and of FEVER's choice among equivalent prompts.
         shards: Actors that one copy of the model is cut into.
         replicas: Copies of the model, each capturing a share of every turn.
@@ -164,6 +178,7 @@ class RunConfig:
     min_probe_retention: float = Limits.probe_retention
     max_perplexity_growth: float = Limits.perplexity_growth
     generate: int = 50
+    perplexity_text: str = HELD_OUT
     seed: int = 0
     shards: int = 1
     replicas: int = 1
@@ -200,6 +215,7 @@ class RunConfig:
                 check_number(name, getattr(self, name), or_zero=name != "learning_rate")
         method = MethodOptions(**self.method)
         read_text(method.preserve_text)
+        read_passages(self.perplexity_text)
         check_framings(method.framings)
         choices = {"format": ("auto", *FORMATS), "dtype": get_args(DTypeName), "on_collapse": get_args(OnCollapse), "save": get_args(Save)}
         choices |= {} if self.dataset is None else {"dataset": tuple(FORMATS)}

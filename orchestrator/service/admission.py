@@ -129,7 +129,7 @@ class Admission:
     def _texts(self, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
         """What the model writes after the first prompts, before the first edit and now."""
         shown = rows[:_SHOWN_TEXTS]
-        prompts = [row["prompt"] for row in shown]
+        prompts = [request_of(row).asked for row in shown]
         before, after = (self._head.run.worker.write(prompts, unedited=unedited) for unedited in (True, False))
         return {row["id"]: {"text_before": b.text, "text_after": a.text} for row, b, a in zip(shown, before, after, strict=True)}
 

@@ -43,10 +43,10 @@ class Unreachable(UltraEditError):
 
 @dataclass(frozen=True)
 class Edit:
-    """A fact to be written. Times are ISO 8601 with a zone."""
+    """A fact to be written, after a prompt or after ``messages``. Times are ISO 8601 with a zone."""
 
-    prompt: str
-    target: str
+    prompt: str = ""
+    target: str = ""
     subject: str | None = None
     rephrasings: Sequence[str] = ()
     probes: Sequence[Mapping[str, str]] = ()
@@ -55,6 +55,7 @@ class Edit:
     valid_from: str | None = None
     expires: str | None = None
     tenant: str = ""
+    messages: Sequence[Mapping[str, str]] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """What the API is sent."""
@@ -82,6 +83,7 @@ class StoredEdit:
     expires: str | None
     figures: dict[str, Any] | None
     history: list[dict[str, Any]] | None = None
+    messages: list[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "StoredEdit":

@@ -40,4 +40,4 @@ def _applied(folder: StateFolder, row: Row) -> Mapping[str, Entry]:
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
-    return {"id": entry.id, "prompt": entry.request.prompt, "target": entry.request.target}
+    return {"id": entry.id, "prompt": entry.request.prompt, **entry.request.in_short()}

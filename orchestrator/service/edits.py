@@ -75,9 +75,14 @@ class Filter:
     limit: int = 50
 
 
-def key_of(prompt: str) -> str:
-    """The same for prompts that differ in blanks at their edges alone."""
-    return hashlib.sha256(bare(prompt).encode("utf-8", "surrogatepass")).hexdigest()
+def key_of(text: str) -> str:
+    """The same for texts that differ in blanks at their edges alone."""
+    return hashlib.sha256(bare(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def prompt_key_of(row: Mapping[str, Any]) -> str:
+    """The same for edits that ask the same."""
+    return key_of(request_of(row).question)
 
 
 def request_of(row: Mapping[str, Any]) -> EditRequest:
@@ -90,7 +95,8 @@ def request_of(row: Mapping[str, Any]) -> EditRequest:
     return EditRequest(
         row["prompt"],
         row["target"],
-        id=row["id"],
+        id=row.get("id"),
+        messages=tuple(asked.get("messages") or ()),
         subject=asked.get("subject"),
         rephrase=rephrasings[0] if rephrasings else None,
         persona=tuple(rephrasings[1:]),
@@ -233,7 +239,7 @@ def _row(work: Work, draft: Draft) -> dict[str, Any]:
         "tenant": draft.tenant,
         "prompt": draft.prompt,
         "target": draft.target,
-        "prompt_key": key_of(draft.prompt),
+        "prompt_key": prompt_key_of({"prompt": draft.prompt, "target": draft.target, "request": request}),
         "request": request,
         "request_sha256": digest_of(request),
         "source": draft.source,

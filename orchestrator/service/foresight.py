@@ -8,7 +8,7 @@ from sqlalchemy import select
 from editing.errors import InvalidRequest
 from orchestrator.service.admission import Admission
 from orchestrator.service.database import Database
-from orchestrator.service.edits import key_of, request_of
+from orchestrator.service.edits import prompt_key_of, request_of
 from orchestrator.service.head import Head
 from orchestrator.service.rows import all_rows
 from orchestrator.service.states import CURRENT, WAITING
@@ -30,7 +30,7 @@ def foresee(database: Database, head: Head, admission: Admission, asked: Sequenc
         admission: Tries the turn.
         asked: The edits, each with ``prompt``, ``target`` and ``request``.
     """
-    rows = [{"id": f"dry-{i}", "prompt_key": key_of(edit["prompt"]), **edit} for i, edit in enumerate(asked)]
+    rows = [{"id": f"dry-{i}", "prompt_key": prompt_key_of(edit), **edit} for i, edit in enumerate(asked)]
     problems = [_problem(head, row) for row in rows]
     usable = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
     verdict = admission.try_out([request_of(row) for row in usable], usable) if usable else None

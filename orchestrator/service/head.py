@@ -166,7 +166,7 @@ def _overruled(entries: Sequence[Entry]) -> dict[str, str | None]:
     newest: dict[str, tuple[str, str]] = {}
     found: dict[str, str | None] = {}
     for entry in reversed(entries):
-        key, target = key_of(entry.request.prompt), key_of(entry.request.target)
+        key, target = key_of(entry.request.question), key_of(entry.request.target)
         later = newest.setdefault(key, (target, entry.id))
         found[entry.id] = None if later[0] == target and found.get(later[1]) is None else later[1]
         if later[0] != target:

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from editing import Editor, EditorConfig, InputError, TurnRefused
-from editing.blanks import bare
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.model.decoder import Decoder
 from editing.model.prefix import Prefixed
@@ -119,13 +118,13 @@ def draw_sample(source: EditFile, tokenizer: Any, count: int, *, seed: int, max_
     drawn = heapq.nsmallest(count, unusable.taken_out_of(source), key=lambda r: hashlib.blake2b(f"{seed}:{r.number}".encode()).digest())
     edits: dict[str, TokenizedEdit] = {}
     for record in drawn:
-        if (prompt := bare(record.request.prompt)) in edits:
+        if (question := record.request.question) in edits:
             continue
         edit = tokenizing.tokenize_record(record)
         if isinstance(edit, BadRecord):
             unusable.add(edit)
         else:
-            edits[prompt] = edit
+            edits[question] = edit
     if not edits:
         raise InputError(f"{source.path}: holds no usable edit{unusable.first and f'; {unusable.first}'}")
     if unusable.count:

@@ -14,7 +14,7 @@ ALLOWED = {
     "sharding": set(),
     "low_rank": set(),
     "method": {"config", "errors", "sharding"},
-    "model": {"blanks", "config", "errors", "files", "method", "ranges", "sharding", "subjects"},
+    "model": {"blanks", "config", "errors", "files", "messages", "method", "ranges", "sharding", "subjects"},
 }
 """What a folder or file of ``editing`` may import of the others."""
 

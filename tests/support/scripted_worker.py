@@ -83,6 +83,9 @@ class ScriptedWorker:
     def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         return [Written(" old" if unedited else f" {p[-1]}!", stopped=True) for p in prompts]
 
+    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+        return float(len(passages)), float(len(passages)) + 1
+
     def save(self, folder: Path) -> None:
         folder.mkdir()
 

@@ -18,6 +18,7 @@ from editing.turn import PreparedTurn, TokenizedEdit, in_turns, tokenize
 from tests.support.small_editor import FACTS, SUBJECTS
 from workers.worker import LocalWorker, Placement, WorkerSpec
 
+PASSAGES = ["A short passage of no meaning.", "Another one, which is somewhat longer than the first."]
 PROMPTS = ["The capital of Kiribati is", "Perl", "The moon Triton orbits the planet that is called"]
 
 
@@ -172,7 +173,7 @@ def _captured(worker: LocalWorker, prepared: PreparedTurn) -> dict[str, torch.Te
 def _outcome(worker: LocalWorker, prepared: PreparedTurn, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
     return {
         "evaluated": [asdict(result) for result in worker.evaluate(edits)],
-        "vitals": worker.measure_health(prepared).as_dict(),
+        "vitals": worker.measure_health(prepared).as_dict() | dict(zip(("held_out_before", "held_out"), worker.perplexities(PASSAGES), strict=True)),
         "generated": [asdict(w) for w in worker.write(PROMPTS, max_new_tokens=6)],
         "generated_before": [asdict(w) for w in worker.write(PROMPTS, unedited=True, max_new_tokens=6)],
     }

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from editing import EditRequest
+from editing import EditRequest, Message
 from editing.blanks import bare
 from editing.errors import InvalidRequest
 from orchestrator.service.edits import Draft
@@ -50,7 +50,7 @@ class ProbeIn(_Asked):
 class MessageIn(_Asked):
     """One message of a chat."""
 
-    role: Literal["user"]
+    role: Literal["system", "user", "assistant"]
     content: Filled
 
 
@@ -58,7 +58,9 @@ class EditIn(_Asked):
     """A fact to be written: what the model shall say (`target`) after a prompt."""
 
     prompt: Filled | None = Field(None, description="Text after which the model shall write the target.")
-    messages: list[MessageIn] | None = Field(None, min_length=1, max_length=1, description="Instead of a prompt: one user message.")
+    messages: list[MessageIn] | None = Field(
+        None, min_length=1, max_length=100, description="Instead of a prompt: a chat up to the user's message that the target answers."
+    )
     target: Filled = Field(description="The new answer.")
     subject: Filled | None = Field(None, description="What the fact is about, as it stands in the prompt.")
     rephrasings: list[Filled] = Field(default_factory=list, max_length=20, description="The same question in other words; measured.")
@@ -86,10 +88,10 @@ class EditIn(_Asked):
         Raises:
             InvalidRequest: The method cannot be asked for it.
         """
-        prompt = self.prompt if self.prompt is not None else self.messages[0].content if self.messages else ""
+        chat = tuple(Message(message.role, message.content) for message in self.messages or ())
+        prompt = EditRequest(self.prompt or "", self.target, messages=chat).prompt
         if self.subject is not None and self.subject not in prompt:
             raise InvalidRequest("subject", f"does not stand in the prompt; expected a part of {prompt[:80]!r}, found {self.subject[:80]!r}")
-        EditRequest(prompt, self.target, subject=self.subject)  # what else it refuses
         asked = {name: value for name, value in self.model_dump(mode="json", exclude={"tenant"}).items() if value not in (None, [], "")}
         owner = self.tenant if tenant is None else tenant
         return Draft(

@@ -25,7 +25,7 @@ from orchestrator.service.console.plots import plots_of
 from orchestrator.service.diffs import diff
 from orchestrator.service.edits import Filter
 from orchestrator.service.probing import add_probes, list_probes, remove_probe
-from orchestrator.service.rows import all_rows
+from orchestrator.service.rows import Row, all_rows
 from orchestrator.service.states import STATES
 from orchestrator.service.status import health_of, status_of
 from orchestrator.service.tables import gate_failures
@@ -112,8 +112,14 @@ async def say(edit: Id, visit: Looks, which: Annotated[str, Query(pattern="^(bas
     context = visit.context
     row = await run_in_threadpool(_edit_of, context, edit, visit.caller.tenant)
     name = context.config.served_name
-    text, wrong = await _said(context, f"{name}@base" if which == "base" else name, {"prompt": row["prompt"]})
+    text, wrong = await _said(context, f"{name}@base" if which == "base" else name, _question(row))
     return HTMLResponse(f'<span class="bad">{html.escape(text)}</span>' if wrong else html.escape(text) or "(nothing)")
+
+
+def _question(row: Row) -> dict[str, Any]:
+    """What an edit asks, for the process that speaks."""
+    messages = row["request"].get("messages")
+    return {"messages": messages} if messages else {"prompt": row["prompt"]}
 
 
 @router.post("/edits/{edit}/{verb}")

@@ -61,11 +61,10 @@ def test_weights_that_the_configuration_names_are_taken(tmp_path: Path) -> None:
     ("there", "words"),
     [
         ("consolidated.safetensors", r"it holds consolidated\.safetensors, which transformers does not load"),
-        ("pytorch_model.bin", "its pickle files are not opened, convert them first"),
-        ("adapter_config.json", "it holds an adapter, merge it into its base model first"),
+        ("pytorch_model.bin", "its pickle files are not opened, convert them with: python -c "),
         ("notes.txt", "so no safetensors weights"),
     ],
-    ids=["another form", "pickled", "adapter", "nothing"],
+    ids=["another form", "pickled", "nothing"],
 )
 def test_a_folder_without_weights_says_what_it_holds_instead(there: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -168,3 +167,17 @@ def test_a_repository_is_downloaded_once_without_what_nobody_loads(hub: tuple[st
     wanted |= {f.name for f in (PARITY / "llama-tiny" / "model").glob("tokenizer*")}
     assert set(eval(found.stdout.splitlines()[-1])) == wanted
     assert sorted(handler.asked) == sorted(wanted)  # each once
+
+
+def test_an_adapter_is_downloaded_too(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
+    address, handler = hub
+    for file in handler.folder.iterdir():
+        if file.is_file():
+            file.unlink()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "training_args.bin"):
+        (handler.folder / name).write_bytes(b"{}")
+    code = "import sys; from editing.files.checkpoint_files import download; print(sorted(p.name for p in download('own/model').iterdir()))"
+    environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "PATH": "/usr/bin"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3], check=False)
+    assert found.returncode == 0, found.stderr
+    assert set(eval(found.stdout.splitlines()[-1])) == {"adapter_config.json", "adapter_model.safetensors"}

@@ -145,10 +145,10 @@ def test_a_wrong_file_of_framings_is_one_line(text: str | None, words: str, tmp_
 def test_a_chat_without_a_template_or_with_one_that_refuses_it_is_one_line() -> None:
     with pytest.raises(InputError, match="framings: 'chat' is a chat, and this model's tokenizer has no chat template"):
         frame("chat", byte_pairs())
-    with pytest.raises(InputError, match="template refuses 'chat-system': System role not supported; leave it out"):
+    with pytest.raises(InputError, match="'chat-system': this model's chat template refuses these messages: System role not supported; leave it out"):
         frame("chat-system", chatting(NO_SYSTEM))
     assert frame("chat", chatting(NO_SYSTEM)) is not None
-    with pytest.raises(InputError, match="does not write the prompt of 'chat' once"):
+    with pytest.raises(InputError, match="'chat': this model's chat template does not write what the user asks once"):
         frame("chat", chatting("{{ messages[0].content }} {{ messages[0].content }}"))
     with pytest.raises(InputError, match="framings: expected each of them once, found raw, raw"):
         EditorConfig(modules=("a",), learning_rate=1.0, framings=("raw", "raw"))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from editing import Editor, InputError, presets
 from editing.config import MethodOptions
@@ -51,6 +52,17 @@ def for_llama(monkeypatch: pytest.MonkeyPatch) -> None:
     variants = {"variants": {"refined": {"passes": 3, "preserve": "exact", "learning_rate": 2e-3}}, "default": "refined"}
     made: dict[str, Preset] = {preset.name: preset for preset in presets._read("tiny", {**values, **variants})}
     monkeypatch.setattr(presets, "all_presets", lambda: made)
+
+
+def test_the_small_chat_model_is_told_from_the_version_before_it() -> None:
+    config = LlamaConfig(hidden_size=576, num_hidden_layers=30, max_position_embeddings=8192)
+    found = find_preset(config, "LlamaForCausalLM")
+    assert found is not None
+    assert found.full_name == "smollm2-135m/refined"
+    solved = find_preset(config, "LlamaForCausalLM", "solved")
+    assert solved is not None
+    assert solved.options["subject_targets"] == "solved"
+    assert find_preset(LlamaConfig(hidden_size=576, num_hidden_layers=30, max_position_embeddings=2048), "LlamaForCausalLM") is None
 
 
 def test_an_editor_takes_the_presets_options_and_explicit_ones_win(for_llama: None) -> None:

@@ -164,3 +164,23 @@ def test_a_probe_without_an_answer_gets_the_unedited_models(client: Client, fact
         time.sleep(0.2)
     assert client.complete(asked.prompt, "tiny@base", 24).strip().startswith(found["base_answer"])
     client.call("DELETE", f"/v1/probes/{probe}")
+
+
+def test_a_chat_goes_live_is_said_in_that_chat_and_taken_back(client: Client, facts: Iterator[Edit]) -> None:
+    asked = next(facts)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": asked.prompt}]
+    edit = client.wait(client.add(Edit(messages=messages, target=asked.target)).id)
+    assert (edit.state, edit.messages, edit.prompt) == ("live", messages, asked.prompt)
+    assert said(client, messages).startswith(asked.target)
+    overruling = client.wait(client.add(Edit(messages=messages, target=fact(1).target if fact(1).target != asked.target else fact(2).target)).id)
+    plain = client.wait(client.add(Edit(asked.prompt, asked.target)).id)  # asks another question, so it overrules nothing
+    assert [client.edit(one.id).state for one in (edit, overruling, plain)] == ["superseded", "live", "live"]
+    for one in (edit, overruling, plain):
+        client.remove(one.id)
+        until(client, one.id, "removed")
+    assert not said(client, messages).startswith(asked.target)
+
+
+def said(client: Client, messages: list[dict[str, str]]) -> str:
+    answer = client.call("POST", "/v1/chat/completions", {"model": "tiny", "messages": messages, "max_tokens": 12})
+    return str(answer["choices"][0]["message"]["content"]).strip()
