@@ -168,6 +168,7 @@ def gram_matrix(keys: Tensor) -> Tensor:
 
 def cholesky(system: Tensor) -> Tensor:
     """The lower factor of a system, with a diagonal of NaN if it is not positive definite. Only its use tells, so the host does not wait."""
+    lower: Tensor
     lower, failed = torch.linalg.cholesky_ex(system)
     lower.diagonal().add_(torch.where(failed > 0, torch.nan, 0.0))
     return lower
@@ -187,4 +188,5 @@ def _condition(system: Tensor, lower: Tensor) -> Tensor:
     for _ in range(_POWER_STEPS):
         largest = system @ (largest / largest.norm())
         smallest = torch.cholesky_solve(smallest / smallest.norm(), lower)
-    return largest.norm() * smallest.norm()
+    condition: Tensor = largest.norm() * smallest.norm()
+    return condition
