@@ -125,7 +125,8 @@ def predict(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: i
     predictions: list[tuple[int, ...]] = [()] * len(prefixed.sequences)
     inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
     for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
-        likeliest = torch.cat([logits.argmax(-1) for logits in _row_logits(decoder, batch, final)]).tolist()
+        with full_speed(decoder.device, decoder.model):
+            likeliest = decoder.likeliest(final.flatten(0, 1)[batch.rows]).tolist()
         offset = 0
         for i in batch.indices:
             count = len(prefixed.sequences[i].answer_ids)
