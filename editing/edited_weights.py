@@ -8,14 +8,14 @@ A shift is added to the master, which is then rounded into the weight. Without a
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from editing.method.shift import Shift
-from editing.sharding.collectives import Collectives, frobenius_norm
+from editing.sharding.collectives import Collectives, frobenius_norms
 from editing.sharding.shards import shard_of
 
 
@@ -40,7 +40,7 @@ class EditedWeights(Mapping[str, Tensor]):
         self._modules, self._collectives = dict(modules), collectives
         self.shards = {name: shard_of(module) for name, module in self._modules.items()}
         self.originals = originals or {name: weight.detach().to("cpu", copy=True) for name, weight in self.items()}
-        self._original_norms = {name: self._norm(name, self.originals[name]) or 1.0 for name in self}
+        self._original_norms = {name: norm or 1.0 for name, norm in self._norms((name, self.originals[name]) for name in self).items()}
         self.masters = {name: weight.float() for name, weight in self.items() if masters and weight.dtype != torch.float32}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -107,7 +107,8 @@ class EditedWeights(Mapping[str, Tensor]):
 
     def growth(self) -> dict[str, float]:
         """By module, the growth of the weight's Frobenius norm since before the first edit, as a share of it."""
-        return {name: self._norm(name, self._exact(name)) / self._original_norms[name] - 1 for name in self}
+        norms = self._norms((name, self._exact(name)) for name in self)
+        return {name: norms[name] / self._original_norms[name] - 1 for name in self}
 
     def norms(self) -> dict[str, float]:
         """By module, the Frobenius norm of the weight from before the first edit."""
@@ -118,9 +119,9 @@ class EditedWeights(Mapping[str, Tensor]):
         master = self.masters.get(name)
         return self[name].float() if master is None else master
 
-    def _norm(self, name: str, held: Tensor) -> float:
-        norm: Tensor = torch.linalg.vector_norm(held, dtype=torch.float32)
-        return frobenius_norm(norm.double().square(), self.shards[name], self._collectives)
+    def _norms(self, held: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+        squared = {name: torch.linalg.vector_norm(tensor, dtype=torch.float32).double().square() for name, tensor in held}
+        return frobenius_norms(squared, self.shards, self._collectives)
 
     def _gathered(self, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in held.items():

@@ -90,8 +90,9 @@ class TurnPasses:
             self._weights.add(self.last.shifts)
             rows = rows.updated(row_positions(chosen, sequences), capture(self._prepared, chosen))
             pending = self._collectives.broadcast(rows.pending.float())
-            self.num_pending_rows.append(int(pending.sum()))
-            open_ones = torch.zeros(len(sequences)).index_add_(0, owners["answer"], pending.cpu()).sign()
+            known = pending.cpu()
+            self.num_pending_rows.append(int(known.sum()))
+            open_ones = torch.zeros(len(sequences)).index_add_(0, owners["answer"], known).sign()
             chosen = [i for i in chosen if open_ones[i]]
             again = open_ones[owners["subject"]] * (not self._config.solves_targets)  # a solved target is written once
             at_sites: dict[Site, torch.Tensor] = {"answer": pending, "subject": again.to(pending.device)}

@@ -20,7 +20,7 @@ from editing.errors import InputError, InvalidRequest
 from editing.method.residuals import ResidualSteps, leads_for_sure
 from editing.method.rows import TurnRows
 from editing.model.joining import Joiner
-from editing.model.row_positions import row_owners, row_positions
+from editing.model.row_positions import row_positions
 from editing.model.tokenization import AnswerSequence
 from editing.sharding.collectives import Collectives
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, framed
@@ -68,24 +68,26 @@ def solve_targets(
     searches = {name: ResidualSteps(outputs, config.subject_bound) for name, outputs in rows.outputs.items()}
     keys = {name: rows.keys[name].clone() for name in searches}
     pending = ~leads_for_sure(rows.losses, config.subject_margin)
-    active = _not_yet(with_subject, prepared, pending, collectives)
-    gradients = _of_sequences({name: rows.value_gradients[name] for name in searches}, prepared, active)
+    still = _with_pending(range(len(prepared.turn.sequences)), prepared, pending, collectives)
+    active = [i for i in with_subject if i in still]
+    at = _rows(prepared, active, pending)
+    gradients = _at(at, {name: rows.value_gradients[name] for name in searches})
     if in_contexts:
-        in_place = _in_place(searches, prepared, active)  # 0 by now
+        in_place = _in_place(searches, at)  # 0 by now
         gradients = _means([gradients, *(capture(variant, active, residuals=in_place).value_gradients for variant in in_contexts)])
     for _ in range(config.subject_steps):
         if not active:
             break
         for name, search in searches.items():
-            search.step(_rows(prepared, active, search.residuals), gradients[name])
-        in_place = _in_place(searches, prepared, active)
+            search.step(at, gradients[name])
+        in_place = _in_place(searches, at)
         found = [capture(variant, active, residuals=in_place, margin=config.subject_margin) for variant in variants]
         for name, mean in _means([captured.keys for captured in found]).items():
-            keys[name][_rows(prepared, active, mean)] = mean
-        still = {i for variant, captured in zip(variants, found, strict=True) for i in _still_pending(active, variant, captured.pending, collectives)}
-        kept = torch.tensor([i in still for i in active], dtype=torch.bool)
-        gradients = {name: mean[kept.to(mean.device)] for name, mean in _means([captured.value_gradients for captured in found]).items()}
-        active = [i for i in active if i in still]
+            keys[name][at] = mean
+        still = set().union(*(_with_pending(active, v, captured.pending, collectives) for v, captured in zip(variants, found, strict=True)))
+        kept = torch.tensor([k for k, i in enumerate(active) if i in still], dtype=torch.int64).to(at.device)
+        gradients = _at(kept, _means([captured.value_gradients for captured in found]))
+        active, at = [i for i in active if i in still], at[kept]
     residuals = {name: search.residuals for name, search in searches.items()}
     settled = prepared.turn.edits_of(with_subject) - prepared.turn.edits_of(active)
     return SolvedTargets(replace(rows, keys=rows.keys | keys, residuals=residuals), len(settled))
@@ -120,13 +122,13 @@ def _rows(prepared: PreparedTurn, chosen: Sequence[int], like: Tensor) -> Tensor
     return row_positions(chosen, prepared.turn.sequences)["subject"].to(like.device)
 
 
-def _of_sequences(tables: Mapping[str, Tensor], prepared: PreparedTurn, chosen: Sequence[int]) -> dict[str, Tensor]:
-    return {name: table[_rows(prepared, chosen, table)] for name, table in tables.items()}
+def _at(rows: Tensor, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: table[rows] for name, table in tables.items()}
 
 
-def _in_place(searches: Mapping[str, ResidualSteps], prepared: PreparedTurn, chosen: Sequence[int]) -> dict[str, Tensor]:
-    """The residuals of chosen sequences, as they are by now."""
-    return _of_sequences({name: search.residuals for name, search in searches.items()}, prepared, chosen)
+def _in_place(searches: Mapping[str, ResidualSteps], rows: Tensor) -> dict[str, Tensor]:
+    """The residuals at rows, as they are by now."""
+    return _at(rows, {name: search.residuals for name, search in searches.items()})
 
 
 def _means(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -137,16 +139,7 @@ def _means(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([tables[name] for tables in several]).mean(0) for name in first}
 
 
-def _still_pending(chosen: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
-    """Those of the chosen sequences that have a pending row; ``pending`` tells it of their rows."""
-    whole = torch.zeros(sum(len(s.answer_ids) for s in prepared.turn.sequences), dtype=torch.bool, device=pending.device)
-    whole[row_positions(chosen, prepared.turn.sequences)["answer"].to(pending.device)] = pending
-    return _not_yet(chosen, prepared, whole, collectives)
-
-
-def _not_yet(chosen: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> list[int]:
-    """Those of the chosen sequences that have a pending row; the first worker's word."""
-    sequences = prepared.turn.sequences
-    counts = torch.zeros(len(sequences)).index_add_(0, row_owners(sequences)["answer"], pending.float().cpu())
-    counts = collectives.broadcast(counts.to(pending.device))
-    return [i for i in chosen if counts[i] > 0]
+def _with_pending(captured: Sequence[int], prepared: PreparedTurn, pending: Tensor, collectives: Collectives) -> set[int]:
+    """Those of the captured sequences that have a pending row, given the rows of all of them; the first worker's word."""
+    owners = (i for i in captured for _ in prepared.turn.sequences[i].answer_ids)
+    return {i for i, is_pending in zip(owners, collectives.broadcast(pending.float()).tolist(), strict=True) if is_pending}

@@ -81,6 +81,7 @@ class TurnCapture:
         positions = [row_positions(share, sequences) for share in prepared.shares]
         of_tokens = [token_positions(share, sequences) for share in prepared.shares]
         own = positions[replica]["subject"]
+        own_rows = own.to(self._decoder.device) if residuals else own
         captured = capture(
             self._decoder,
             {name: module for name, module in self._modules.items() if name in residuals or not residuals},
@@ -93,7 +94,7 @@ class TurnCapture:
             margin=margin,
             num_tokens=len(of_tokens[replica]) if tokens else None,
             outputs=() if residuals or not config.solves_targets else [name for name, site in self._sites.items() if site == "subject"],
-            residuals={name: added[own.to(added.device)] for name, added in residuals.items()},
+            residuals={name: added[own_rows] for name, added in residuals.items()},
         )
         rows = captured.gathered(self._collectives, {site: [of_share[site] for of_share in positions] for site in SITES})
         return replace(rows, tokens={name: self._collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})

@@ -55,7 +55,7 @@ class LayerStream:
         self._weights = [_weights_of(layers[i], f"{path}.{i}", fixed) for i in range(streamed)]
         size = max((_layout(weights, dtype)[1] for weights in self._weights), default=0)
         self._slots = [_Slot(size, dtype, device, reader) for _ in range(min(2, streamed))]
-        self._kept: dict[int, Tensor] | None = {} if pinned and device.type == "cuda" else None
+        self._kept: dict[int, Tensor] | None = {} if pinned and device.type != "cpu" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="layer-reader")
 
     def segments(self, first: int, stop: int, *, down: bool = False) -> Generator[range, None, None]:
@@ -134,7 +134,7 @@ class _Slot:
         self._dtype, self._reader = dtype, reader
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         self._ready: Future[None] | None = None
-        self._cuda = _CudaCopy(size, device) if device.type == "cuda" else None
+        self._cuda = _CudaCopy(size, device) if device.type != "cpu" else None
 
     def begin(self, layer: int, weights: list[_Weight], kept: dict[int, Tensor] | None, thread: ThreadPoolExecutor) -> None:
         """Begin to read a layer."""
@@ -174,7 +174,7 @@ class _Slot:
             self._cuda.copy(self._cuda.pinned(), self._memory)
         else:
             if layer not in kept:
-                content = torch.empty(_layout(weights, self._dtype)[1], dtype=torch.uint8, pin_memory=True)
+                content = self._cuda.host_memory(_layout(weights, self._dtype)[1])
                 self._read(weights, content)
                 kept[layer] = content
             self._cuda.copy(kept[layer], self._memory[: len(kept[layer])])
@@ -198,10 +198,14 @@ class _CudaCopy:
         self._free: Any = None
         self._pinned: Tensor | None = None
 
+    def host_memory(self, size: int) -> Tensor:
+        """Pinned memory, from which a copy runs beside the host."""
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
     def pinned(self) -> Tensor:
         """The slot's own pinned memory, once the last copy from it is done."""
         if self._pinned is None:
-            self._pinned = torch.empty(self._size, dtype=torch.uint8, pin_memory=True)
+            self._pinned = self.host_memory(self._size)
         if self._filled is not None:
             self._filled.synchronize()
         return self._pinned

@@ -94,9 +94,9 @@ class Moments:
         """``(f,)`` float64, the deviations that features are divided by."""
         return (self.sum_of_squares / (self.count - 1 + EPSILON)).sqrt()
 
-    def of_features(self, features: Tensor) -> "Moments":
-        """Moments of chosen features only, given their positions."""
-        features = features.to(self.mean.device)
+    def of_features(self, features: Tensor | slice) -> "Moments":
+        """Moments of chosen features only, given their positions or where they stand together."""
+        features = features if isinstance(features, slice) else features.to(self.mean.device)
         return Moments(self.count, self.mean[features], self.sum_of_squares[features])
 
     def normalize(self, rows: Tensor) -> Tensor:

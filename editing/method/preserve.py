@@ -47,6 +47,7 @@ from torch import Tensor
 from editing.config import PreserveForm
 from editing.method.features import Features
 from editing.method.second_moments import SecondMoment
+from editing.method.shift import cholesky
 
 TEXT_WEIGHT = 0.3
 """``p``: weight of the reference text beside the tokens seen. At 1, retention loses more than perplexity gains (docs/LOG.md, "Everyday text")."""
@@ -65,8 +66,8 @@ class System(Protocol):
             keys: ``K`` ``(n, held)``.
             features: The module's keys, of which this worker may hold a slice.
 
-        Raises:
-            torch.linalg.LinAlgError: Some key is not finite.
+        Returns:
+            NaN if some key is not finite.
         """
         ...
 
@@ -93,9 +94,6 @@ class PreservingRidge(Protocol):
             weight: ``w``.
             text: The second moment of a reference text, in the same form.
             remembered: The second moment of the keys of earlier edits, in the same form; each of them counts as one row.
-
-        Raises:
-            torch.linalg.LinAlgError: Some key is not finite.
         """
         ...
 
@@ -124,7 +122,7 @@ class ExactRidge:
         if remembered is not None:
             system.add_(remembered.moment.total)
         system.diagonal().add_(ridge)
-        return ExactSystem(torch.linalg.cholesky(system))
+        return ExactSystem(cholesky(system))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +190,7 @@ class SketchSystem:
         gram, rank = features.gram(stacked / self.diagonal.sqrt()), len(self.directions)
         system = gram[:rank, :rank].clone()
         system.diagonal().add_(1.0)
-        back = torch.cholesky_solve(gram[:rank, rank:], torch.linalg.cholesky(system))
+        back = torch.cholesky_solve(gram[:rank, rank:], cholesky(system))
         solved = (stacked[rank:] - back.T @ stacked[:rank]) / self.diagonal
         return solved, gram[rank:, rank:] - gram[rank:, :rank] @ back
 

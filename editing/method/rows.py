@@ -132,7 +132,9 @@ class TurnRows:
                 finite[self.site(name)] &= values.isfinite().all(1)
         found = torch.zeros(num_sequences, device=self.losses.device)
         for site, row_owners in owners.items():
-            found[row_owners.to(found.device)[~finite[site]]] = 1.0
+            if len(row_owners):
+                found.index_add_(0, row_owners.to(found.device), (~finite[site]).float())
+        found.clamp_(max=1.0)
         for keys in self.tokens.values():
             found += (~keys.isfinite().all()).float()  # which sequence it was cannot be told from them
         return found

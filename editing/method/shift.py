@@ -18,8 +18,8 @@ Differences from the published implementation
     * The shift stays a product of two thin factors. Nothing of size d_in x d_out exists but the weight itself.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,12 +39,13 @@ class Shift:
     Attributes:
         left: ``(d_in, r)`` float32.
         right: ``(r, d_out)`` float32; ``r`` is the smaller of ``n`` and ``d_in``.
-        condition: Condition number of the solved system, estimated; 1 is best, 1e16 is the end of float64.
+        condition: Condition number of the solved system, estimated; 1 is best, 1e16 is the end of float64. A tensor ``()`` until
+            :func:`with_known_conditions` reads it, for which the host waits.
     """
 
     left: Tensor
     right: Tensor
-    condition: float = 1.0
+    condition: float | Tensor = 1.0
 
     def dense(self) -> Tensor:
         """The shift itself, ``(d_in, d_out)``. For tests and export: the method never needs it."""
@@ -61,7 +62,7 @@ class Shift:
         if len(shifts) == 1:
             return shifts[0]
         left, right = torch.cat([s.left for s in shifts], dim=1), torch.cat([s.right for s in shifts])
-        return cls(left, right, max(s.condition for s in shifts))
+        return cls(left, right, max(float(s.condition) for s in shifts))
 
     @classmethod
     def nothing(cls, keys: Tensor, values: Tensor) -> "Shift":
@@ -91,6 +92,8 @@ class Shift:
             exact: ``(d_out, d_in)``, the weight that the shift is added to.
             stored: ``(d_out, d_in)``, the model's weight; the same tensor where it has the factors' dtype.
         """
+        if not self.left.shape[1]:
+            return False
         for a in range(0, len(exact), _BLOCK_ROWS):  # the first block mostly decides
             rows = slice(a, a + _BLOCK_ROWS)
             shifted = exact[rows].float().addmm(self.right.T[rows], self.left.T)
@@ -135,28 +138,22 @@ def solve_rows(keys: Tensor, gram: Tensor, targets: Tensor, ridge: float = 1.0) 
         ridge: ``r``.
 
     Returns:
-        The shift, or the shard's slice of it.
-
-    Raises:
-        torch.linalg.LinAlgError: The system is not positive definite: some key is not finite, or beyond float64's range.
+        The shift, or the shard's slice of it; NaN if the system is not positive definite, since some key is not finite or beyond
+        float64's range.
     """
     system = gram.clone()
     system.diagonal().add_(ridge)
-    lower = torch.linalg.cholesky(system)
+    lower = cholesky(system)
     right = torch.cholesky_solve(targets.double(), lower)
     return Shift(keys.T, right.to(targets.dtype), _condition(system, lower))
 
 
 def solve_features(keys: Tensor, targets: Tensor, ridge: float = 1.0) -> Shift:
-    """d_in form, for more rows than features. Arguments as in :func:`solve_rows`, with whole keys only.
-
-    Raises:
-        torch.linalg.LinAlgError: As in :func:`solve_rows`.
-    """
+    """d_in form, for more rows than features. Arguments and result as in :func:`solve_rows`, with whole keys only."""
     wide = keys.double()
     system = wide.T @ wide
     system.diagonal().add_(ridge)
-    lower = torch.linalg.cholesky(system)
+    lower = cholesky(system)
     half = torch.linalg.solve_triangular(lower, wide.T @ targets.double(), upper=False)
     # S = L^-T (L^-1 K'T): the transposed inverse of L is the left factor
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype, device=lower.device), upper=False)
@@ -169,11 +166,27 @@ def gram_matrix(keys: Tensor) -> Tensor:
     return wide @ wide.T
 
 
-def _condition(system: Tensor, lower: Tensor) -> float:
+def cholesky(system: Tensor) -> Tensor:
+    """The lower factor of a system, with a diagonal of NaN if it is not positive definite. Only its use tells, so the host does not wait."""
+    lower: Tensor
+    lower, failed = torch.linalg.cholesky_ex(system)
+    lower.diagonal().add_(torch.where(failed > 0, torch.nan, 0.0))
+    return lower
+
+
+def with_known_conditions(shifts: Mapping[str, Shift]) -> dict[str, Shift]:
+    """The same shifts with their conditions as numbers. The host waits once for all of them."""
+    unread = {name: shift.condition for name, shift in shifts.items() if isinstance(shift.condition, Tensor)}
+    known = dict(zip(unread, torch.stack([*unread.values()]).tolist(), strict=True)) if unread else {}
+    return {name: replace(shift, condition=known.get(name, shift.condition)) for name, shift in shifts.items()}
+
+
+def _condition(system: Tensor, lower: Tensor) -> Tensor:
     """Largest over smallest eigenvalue of a positive definite system and its Cholesky factor, by power iteration from below."""
     start = torch.linspace(1, 2, len(system), dtype=system.dtype, device=system.device).unsqueeze(1)
     largest, smallest = start, start
     for _ in range(_POWER_STEPS):
         largest = system @ (largest / largest.norm())
         smallest = torch.cholesky_solve(smallest / smallest.norm(), lower)
-    return float(largest.norm() * smallest.norm())
+    condition: Tensor = largest.norm() * smallest.norm()
+    return condition

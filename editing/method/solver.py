@@ -16,7 +16,7 @@ Differences from the published implementation
     * The shift of a module without rows is nothing, where the published code has no such case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,9 +28,9 @@ from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.preserve import PreservingRidge, System
 from editing.method.rows import Site, TurnRows
-from editing.method.shift import Shift, choose_form, solve_features, solve_rows, targets
+from editing.method.shift import Shift, choose_form, solve_features, solve_rows, targets, with_known_conditions
 from editing.method.whitening import whiten
-from editing.sharding.collectives import Collectives, frobenius_norm
+from editing.sharding.collectives import Collectives, frobenius_norms
 from editing.sharding.shards import LinearShard
 
 
@@ -91,7 +91,8 @@ class TurnSolver:
         Raises:
             TurnRefused: A shift is not finite.
         """
-        found = self._with_norms({name: self._shift(name, rows, pending) for name in self._shards})
+        settled = {site for site, wanted in (pending or {}).items() if not wanted.any()}
+        found = self._with_norms({name: self._shift(name, rows, pending, settled) for name in self._shards})
         for name, norm in found.norms.items():
             if not norm < float("inf"):
                 raise TurnRefused(f"the shift of {name} is not finite")
@@ -109,14 +110,14 @@ class TurnSolver:
             return rows.residuals[name]
         keys, shard, site = rows.keys[name], self._shards[name], rows.site(name)
         moments = self._statistics.at(site)[shard.shape]
-        normalized = moments.of_features(shard.key_features).normalize(keys)
+        normalized = moments.of_features(shard.key_span).normalize(keys)
         rate = self.rate * (self._config.subject_scale if site == "subject" else 1.0)
         return targets(self._features(name).squared_norms(normalized), self._normalized_gradients(name, rows), rate)
 
-    def _shift(self, name: str, rows: TurnRows, pending: Mapping[Site, Tensor] | None) -> Shift:
-        keys, gradients = rows.keys[name], rows.value_gradients[name]
-        wanted = None if pending is None else pending[rows.site(name)]
-        if not len(keys) or (wanted is not None and not wanted.any()):
+    def _shift(self, name: str, rows: TurnRows, pending: Mapping[Site, Tensor] | None, settled: Collection[Site]) -> Shift:
+        keys, gradients, site = rows.keys[name], rows.value_gradients[name], rows.site(name)
+        wanted = None if pending is None else pending[site]
+        if not len(keys) or site in settled:
             return Shift.nothing(keys, gradients)
         try:
             goal = self.targets(name, rows)
@@ -131,7 +132,7 @@ class TurnSolver:
         gradients, shard = rows.value_gradients[name], self._shards[name]
         if self._config.whiten:
             return whiten(gradients, self._statistics.whitening[name], Features(shard, "values", self._collectives))
-        return self._statistics.at(rows.site(name))[shard.shape].of_features(shard.value_features).normalize(gradients)
+        return self._statistics.at(rows.site(name))[shard.shape].of_features(shard.value_span).normalize(gradients)
 
     def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
         if name not in self._systems:
@@ -158,4 +159,5 @@ class TurnSolver:
         return Features(self._shards[name], "keys", self._collectives)
 
     def _with_norms(self, shifts: dict[str, Shift]) -> Solution:
-        return Solution(shifts, {n: frobenius_norm(shift.squared_norm(), self._shards[n], self._collectives) for n, shift in shifts.items()})
+        norms = frobenius_norms({name: shift.squared_norm() for name, shift in shifts.items()}, self._shards, self._collectives)
+        return Solution(with_known_conditions(shifts), norms)

@@ -7,7 +7,7 @@ the subject of an edit stands in its prompt, the subject's last token is a row o
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -188,7 +188,7 @@ def _collate(
     sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: Sequence[list[int]], starts: list[int], device: torch.device | str
 ) -> Batch:
     width = max(len(sequences[i].input_ids) for i in indices)
-    input_ids = torch.zeros(len(indices), width, dtype=torch.long)
+    input_ids: list[int] = []
     labels: list[int] = []
     rows: dict[Site, list[int]] = {site: [] for site in SITES}
     row_ids: dict[Site, list[int]] = {site: [] for site in SITES}
@@ -196,12 +196,14 @@ def _collate(
     token_ids: list[int] = []
     for b, i in enumerate(indices):
         sequence = sequences[i]
-        input_ids[b, : len(sequence.input_ids)] = torch.tensor(sequence.input_ids)
+        input_ids += (*sequence.input_ids, *[0] * (width - len(sequence.input_ids)))
         for site, lines in zip(SITES, offsets, strict=True):
             rows[site] += (b * width + position for position in sequence.rows(site))
             row_ids[site] += range(lines[i], lines[i + 1])
         labels += sequence.answer_ids
         tokens += range(b * width, b * width + len(sequence.input_ids))
         token_ids += range(starts[i], starts[i + 1])
-    numbers = (rows["answer"], row_ids["answer"], labels, rows["subject"], row_ids["subject"], tokens, token_ids)
-    return Batch(indices, input_ids.to(device), *(torch.tensor(values, dtype=torch.int64, device=device) for values in numbers))
+    numbers = (input_ids, rows["answer"], row_ids["answer"], labels, rows["subject"], row_ids["subject"], tokens, token_ids)
+    together = torch.tensor([*chain.from_iterable(numbers)], dtype=torch.int64).to(device)  # one copy to an accelerator
+    ids, *others = together.split([len(values) for values in numbers])
+    return Batch(indices, ids.view(len(indices), width), *others)

@@ -6,7 +6,7 @@ replicas, each of which captures some of a turn's groups. Only thin things then 
 workers decide alike, bit for bit, and none goes on where another one stops.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -78,16 +78,16 @@ class SingleWorker:
         action()
 
 
-def frobenius_norm(squared: Tensor, shard: LinearShard, collectives: Collectives) -> float:
-    """Frobenius norm of something of a weight's shape; the same number on all workers.
+def frobenius_norms(squared: Mapping[str, Tensor], shards: Mapping[str, LinearShard], collectives: Collectives) -> dict[str, float]:
+    """Frobenius norms of things of the weights' shapes, by module; the same numbers on all workers. The host waits for the device once.
 
     Args:
-        squared: Its squared norm over the slice that this worker holds.
-        shard: What this worker holds of the module.
+        squared: Their squared norms, float64, over the slices that this worker holds.
+        shards: What this worker holds of each module.
         collectives: How the shards' sums become whole.
     """
-    over_shards = collectives.all_reduce_sum if shard.axis else collectives.broadcast
-    return float(over_shards(squared).clamp(min=0).sqrt())
+    sums = [(collectives.all_reduce_sum if shards[name].axis else collectives.broadcast)(square) for name, square in squared.items()]
+    return dict(zip(squared, torch.stack(sums).clamp(min=0).sqrt().tolist(), strict=True)) if sums else {}
 
 
 def rows_of_first_replica(table: Tensor, collectives: Collectives) -> Tensor:

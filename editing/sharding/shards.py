@@ -62,6 +62,16 @@ class LinearShard:
         """Positions ``(num_values,)`` of the held value gradients in ``z = [K | G]``."""
         return self.shape[0] + (_positions(self.held[self.rank]) if self.axis == "values" else torch.arange(self.shape[1]))
 
+    @property
+    def key_span(self) -> Tensor | slice:
+        """The same as a slice where they stand together, which takes no copy to an accelerator."""
+        return _span(self.held[self.rank] if self.axis == "keys" else (range(self.shape[0]),)) or self.key_features
+
+    @property
+    def value_span(self) -> Tensor | slice:
+        """The same of the value gradients."""
+        return _span(self.held[self.rank] if self.axis == "values" else (range(self.shape[1]),), self.shape[0]) or self.value_features
+
     def scatter(self, values: Tensor) -> Tensor:
         """Place the values of held features among all features. The sum over the shards is then whole.
 
@@ -121,6 +131,11 @@ def take_ranges(source: Any, ranges: Ranges, dim: int) -> Tensor:
 
 def _length(ranges: Ranges) -> int:
     return sum(len(r) for r in ranges)
+
+
+def _span(ranges: Ranges, after: int = 0) -> slice | None:
+    """A single range as a slice, ``after`` further on."""
+    return slice(after + ranges[0].start, after + ranges[0].stop) if len(ranges) == 1 else None
 
 
 def _positions(ranges: Ranges) -> Tensor:
