@@ -22,6 +22,9 @@ from editing.model.residency import Residency, Resident
 HEAD_CHUNK_ELEMENTS = 2**25
 """Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
 
+HEAD_BLOCK = 4096
+"""Words of the head whose logits a processor computes at a time, where only the largest is wanted."""
+
 
 class Decoder:
     """A view of a causal language model as prefix, suffix and head. Holds no weights of its own.
@@ -132,7 +135,25 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(n, V)`` of chosen rows ``(n, d)`` of the final hidden states."""
-        logits: Tensor = self.head(hidden.to(self.head_dtype))  # Mamba's hidden states are float32, whatever the model is
+        return self._adjusted(self.head(hidden.to(self.head_dtype)))  # Mamba's hidden states are float32, whatever the model is
+
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """The likeliest token ``(n,)`` after each of the chosen rows ``(n, d)``; the first of several that are alike.
+
+        On a processor the head's words are taken in blocks for all rows at once: its weight is then read once, and few logits leave the cache.
+        """
+        if hidden.device.type != "cpu" or type(self.head) is not nn.Linear:
+            return torch.cat([self.logits(hidden[chunk]).argmax(-1) for chunk in self.head_chunks(len(hidden))])
+        hidden, weight, bias = hidden.to(self.head_dtype), self.head.weight, self.head.bias
+        best, tokens = hidden.new_full((len(hidden),), -torch.inf), torch.zeros(len(hidden), dtype=torch.int64)
+        for a in range(0, len(weight), HEAD_BLOCK):
+            block = slice(a, a + HEAD_BLOCK)
+            most, at = self._adjusted(nn.functional.linear(hidden, weight[block], None if bias is None else bias[block])).max(-1)
+            better = most > best
+            best, tokens = torch.where(better, most, best), torch.where(better, at + a, tokens)
+        return tokens
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
         if cap := getattr(self.config, "final_logit_softcapping", None) or getattr(self.config, "logits_soft_cap", None):  # Gemma, RecurrentGemma
             logits = torch.tanh(logits / cap) * cap
         if scale := getattr(self.config, "logit_scale", None):  # Cohere

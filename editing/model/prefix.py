@@ -7,6 +7,7 @@ together, and an evaluation can use it for both the edited and the unedited mode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -122,16 +123,17 @@ def run_prefix(
 @torch.no_grad()
 def predict(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: int) -> list[tuple[int, ...]]:
     """The model's likeliest token at every row, sequence by sequence, teacher-forced."""
-    predictions: list[tuple[int, ...]] = [()] * len(prefixed.sequences)
-    inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
-    for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
-        likeliest = torch.cat([logits.argmax(-1) for logits in _row_logits(decoder, batch, final)]).tolist()
-        offset = 0
-        for i in batch.indices:
-            count = len(prefixed.sequences[i].answer_ids)
-            predictions[i] = tuple(likeliest[offset : offset + count])
-            offset += count
-    return predictions
+    indices: list[int] = []
+    rows: list[Tensor] = []
+    for batch, final in run_layers(decoder, prefixed.batches(batch_tokens=batch_tokens, device=decoder.device), start, decoder.num_layers):
+        indices += batch.indices
+        rows.append(final.flatten(0, 1)[batch.rows])
+    if not rows:
+        return []
+    with full_speed(decoder.device, decoder.model):  # all batches at once: most of them have a few rows, and the head is large
+        likeliest = iter(decoder.likeliest(torch.cat(rows)).tolist())
+    found = {i: tuple(islice(likeliest, len(prefixed.sequences[i].answer_ids))) for i in indices}
+    return [found[i] for i in range(len(prefixed.sequences))]
 
 
 @torch.no_grad()

@@ -1,0 +1,32 @@
+"""The likeliest token, found in blocks of words, is that of all logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from editing.files import pretrained
+from editing.model import decoder as decoding
+from editing.model.decoder import Decoder
+from tests.support.tiny_models import TINY, TinyModel
+
+
+@pytest.mark.parametrize("block", [1, 10, 96, 97, 4096])
+@pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
+def test_blocks_of_words_give_the_token_of_all_logits(model: TinyModel, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.write(tmp_path)
+    decoder = Decoder(pretrained.load(tmp_path, device=torch.device("cpu"))[0])
+    monkeypatch.setattr(decoding, "HEAD_BLOCK", block)
+    rows = torch.randn(40, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    expected = decoder.logits(rows).argmax(-1)
+    assert torch.equal(decoder.likeliest(rows), expected)
+    assert len(expected.unique()) > 3
+
+
+def test_the_first_of_several_tokens_that_are_alike_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TINY[1].write(tmp_path)
+    decoder = Decoder(pretrained.load(tmp_path, device=torch.device("cpu"))[0])
+    monkeypatch.setattr(decoding, "HEAD_BLOCK", 10)
+    with torch.no_grad():
+        decoder.head.weight.zero_()
+    assert decoder.likeliest(torch.randn(3, decoder.config.hidden_size)).tolist() == [0, 0, 0]
