@@ -2,6 +2,7 @@
 # make test     what to run before every commit         make bench    this project against a plain baseline
 # make test-thorough  real models on Ray, kills, large shapes: what takes half a minute or more each; make test-slow: up to an hour each
 # make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
+# make peers    this project beside MEMIT, AlphaEdit, LoRA, fine-tuning and retrieval on Gemma 3 270M; an hour or two (SHARED=DIR)
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make demo-chat  edit SmolLM2-135M-Instruct with the same facts, chats before and after
@@ -24,7 +25,7 @@ WORKERS ?= 2
 # Environments of serving engines
 ENGINES := .cache/engines
 
-.PHONY: demo demo-chat demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b quality soak docs docs-serve coverage wheel-check hooks clean
+.PHONY: demo demo-chat demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b quality peers soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -106,6 +107,9 @@ bench-7b: $(READY)
 quality: $(READY)
 	$(BIN)/python -m tests.benchmarks.quality --counterfact $(SHARED)/counterfact-edit.json --zsre $(SHARED)/zsre_mend_edit.json
 
+peers: $(READY)
+	$(BIN)/python -m tests.benchmarks.peers --counterfact $(SHARED)/counterfact-edit.json --out .cache/peers/gemma
+
 soak: $(READY)
 	$(BIN)/python -m tests.benchmarks.soak
 
@@ -131,7 +135,7 @@ $(DOCS): $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,distributed,demo,export,service,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking,distributed,demo,export,service,tasks,dev]"
 	touch $@
 
 clean:

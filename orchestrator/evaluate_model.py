@@ -20,6 +20,7 @@ from editing.turn import TokenizedEdit
 from orchestrator.progress import Progress
 from orchestrator.run.intake import FirstLook, Intake
 from orchestrator.run.results import VERDICT_COLUMNS, Generated
+from orchestrator.tasks import Tasks
 from orchestrator.tokenizing import RequestTokenizer
 from workers.engines.streamed import load_to_measure
 from workers.protocol import USUAL_EVALUATION
@@ -42,6 +43,7 @@ def measure_model(
     seed: int = 0,
     join: Join = "raw",
     framing: str = RAW,
+    tasks: Tasks | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Metrics of a model on a file of edits. One model is in memory at a time, or as much of it as a budget has room for.
@@ -60,6 +62,7 @@ def measure_model(
         seed: Seed of that sample.
         join: How prompts and answers meet.
         framing: How every prompt is asked: a shipped framing's name, or a definition. A chat is asked as it stands.
+        tasks: Tasks of lm-evaluation-harness that the model is measured on too, and the unedited one.
         progress: Shows a person how far it is.
 
     Returns:
@@ -89,15 +92,18 @@ def measure_model(
     in_chat = framing == RAW and has_template(tokenizer)  # asked in another framing, everything is asked in that one
     generated = _generated(decoder, joiner, tokenized, generate, seed, in_chat=in_chat)
     confusion = _perplexity("perplexity", decoder, joiner, passages)
+    on_tasks = tasks.measure(decoder, tokenizer) if tasks else {}
     del decoder
     before = None
     if base is not None:
-        _, base_decoder = _load(base, device, dtype, device_memory)
+        base_tokenizer, base_decoder = _load(base, device, dtype, device_memory)
         before = _predict(base_decoder, tokenized, "base model", progress)
         confusion |= _perplexity("perplexity_before", base_decoder, joiner, passages)
+        if tasks:
+            on_tasks |= {f"{name}_before": value for name, value in tasks.measure(base_decoder, base_tokenizer).items()}
     otherwise = sum(not edit.sequence.whole for edit in tokenized)
     counts = {"edits": len(tokenized), "otherwise_tokenized": otherwise, "rejected": len(rejected)}
-    return {**summarize(score(tokenized, after, before)), **generated, **confusion, **counts}
+    return {**summarize(score(tokenized, after, before)), **generated, **confusion, **on_tasks, **counts}
 
 
 def _perplexity(name: str, decoder: Decoder, joiner: Joiner, passages: list[str]) -> dict[str, float]:

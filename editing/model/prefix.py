@@ -146,6 +146,23 @@ def perplexity(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens
     return float(torch.cat(losses).double().mean().exp())
 
 
+@torch.no_grad()
+def log_likelihoods(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: int) -> list[tuple[float, bool]]:
+    """Of each sequence, the log-probability in nats of its answer, and whether every token of it is the model's likeliest."""
+    found: list[tuple[float, bool]] = [(0.0, False)] * len(prefixed.sequences)
+    inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
+    for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
+        losses, likeliest = [], []
+        for logits, chunk in zip(_row_logits(decoder, batch, final), decoder.head_chunks(len(batch.labels)), strict=True):
+            losses.append(F.cross_entropy(logits.float(), batch.labels[chunk], reduction="none"))
+            likeliest.append(logits.argmax(-1) == batch.labels[chunk])
+        lengths = [len(prefixed.sequences[i].answer_ids) for i in batch.indices]
+        of_each = zip(torch.cat(losses).double().split(lengths), torch.cat(likeliest).split(lengths), strict=True)
+        for i, (nats, right) in zip(batch.indices, of_each, strict=True):
+            found[i] = -float(nats.sum()), bool(right.all())
+    return found
+
+
 def _row_logits(decoder: Decoder, batch: Batch, final: Tensor) -> Iterator[Tensor]:
     """Logits of a batch's rows, a chunk at a time, given its final hidden states."""
     with full_speed(decoder.device, decoder.model):

@@ -162,6 +162,21 @@ def metrics_table(metrics: dict[str, Any]) -> Sheet:
     return table
 
 
+def tasks_table(metrics: dict[str, Any]) -> Sheet:
+    """Metrics of tasks, with the standard error that comes of asking no more questions."""
+    columns = (Column(name, right=True) for name in ("before", "now", "standard error"))
+    table = Sheet("task", *columns, title="Tasks of lm-evaluation-harness")
+    for name, before, now, error in task_rows(metrics):
+        table.add(name, *map(share, (before, now, error)))
+    return table
+
+
+def task_rows(metrics: dict[str, Any]) -> list[tuple[str, float | None, float, float | None]]:
+    """Of each metric of a task its name, its value before and now, and the standard error of the latter."""
+    names = [name for name in metrics if name.startswith("task_") and not name.endswith(("_stderr", "_before"))]
+    return [(name.removeprefix("task_"), metrics.get(f"{name}_before"), metrics[name], metrics.get(f"{name}_stderr")) for name in names]
+
+
 def _is_of_text(name: str) -> bool:
     return name.endswith("_generated") or name.startswith(("chat_", "generated_"))
 

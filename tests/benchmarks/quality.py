@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from tests.benchmarks.quality_report import Row, choose, merit, plot_frontier, s
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 STAGES = ("tune", "report", "frontier")
+
+Cell = Callable[[Any, Any, Setting, Sequence[TokenizedEdit], Sizes, UneditedTexts], dict[str, Any]]
+"""One measurement: model, tokenizer, setting, edits, how much is looked at, and texts of the unedited model that may be known."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,16 @@ def is_tuning(edit: TokenizedEdit) -> bool:
 
 
 class Search:
-    """Measures what a plan asks for and what is not measured yet."""
+    """Measures what a plan asks for and what is not measured yet.
 
-    def __init__(self, plan: Plan, out: Path) -> None:
-        self.plan, self.out = plan, out
+    Args:
+        plan: What is asked for.
+        out: Where results are.
+        cell: Makes one measurement; by default :func:`tests.benchmarks.quality_cell.measure`.
+    """
+
+    def __init__(self, plan: Plan, out: Path, cell: Cell | None = None) -> None:
+        self.plan, self.out, self._cell = plan, out, cell or measure
         out.mkdir(parents=True, exist_ok=True)
         self._file = out / "results.jsonl"
         self.rows: dict[str, Row] = {}
@@ -151,7 +160,7 @@ class Search:
         key = hashlib.sha256(json.dumps([asked, setting.options], sort_keys=True).encode()).hexdigest()[:16]
         if key in self.rows:
             return
-        row = {"key": key, **asked, **measure(self._model, self._tokenizer, setting, edits, self.plan.look, self._unedited)}
+        row = {"key": key, **asked, **self._cell(self._model, self._tokenizer, setting, edits, self.plan.look, self._unedited)}
         self.rows[key] = row
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -58,14 +58,14 @@ def lead(row: Row, other: Row | None) -> float:
     return min(((row[name] or 0) - (other[name] or 0) for name in COUNTED), default=0.0) if other else 0.0
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], figures: Sequence[str] = FIGURES) -> str:
     """A line a data set, size and setting: means over seeds, with the largest distance from it behind ±."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["data"], row["size"], row["family"], row["method"], row["setting"]].append(row)
-    lines = [f"| data | edits | modules | method | setting | seeds | {' | '.join(FIGURES)} |", "|" + "---|" * (6 + len(FIGURES))]
+    lines = [f"| data | edits | modules | method | setting | seeds | {' | '.join(figures)} |", "|" + "---|" * (6 + len(figures))]
     for key, group in sorted(groups.items()):
-        cells = [*map(str, key), str(len(group)), *(_cell([row[name] for row in group]) for name in FIGURES)]
+        cells = [*map(str, key), str(len(group)), *(_cell([row[name] for row in group]) for name in figures)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from editing.memory.budget import MemoryPlan, Work, parse_size
 from editing.memory.loading import BudgetedModel
 from editing.model.decoder import Decoder
 from editing.model.generation import generate
-from editing.model.prefix import Prefixed, run_prefix
+from editing.model.prefix import Prefixed, log_likelihoods, run_prefix
 from editing.model.tokenization import encode
 from editing.monitoring.evaluation import evaluate
 from editing.turn import tokenize
@@ -145,6 +145,15 @@ def test_one_pass_reads_every_streamed_weight_once(llama: Path) -> None:
         assert run.hidden is not None
         tokens = sum(len(s.input_ids) for s in run.sequences)
         assert 0 < rows <= tokens * 32 * 4  # the embeddings of the tokens that are there, and nothing else
+
+
+def test_log_likelihoods_stream(llama: Path) -> None:
+    model, tokenizer = pretrained.load(llama, device=CPU)
+    sequences = Prefixed([encode(tokenizer, request.prompt, request.target) for request in REQUESTS], None)
+    expected = log_likelihoods(Decoder(model), sequences, start=0, batch_tokens=64)
+    with streamed(llama, LLAMA.modules, 3) as loaded:
+        assert log_likelihoods(loaded.decoder, sequences, start=0, batch_tokens=64) == expected
+    assert len({nats for nats, _ in expected}) > 5
 
 
 def test_the_next_layer_is_read_while_one_computes(llama: Path) -> None:

@@ -1,0 +1,251 @@
+"""MEMIT (Meng et al., arXiv 2210.07229) and AlphaEdit (Fang et al., arXiv 2410.02355), written from the papers' formulas.
+
+    value     z_i = h_i + d_i at the subject's last token, after the last of the layers: d_i by Adam down
+              mean over contexts of -log p(target) + kl * KL(p(. | "<subject> is a") with d_i | without) + decay * |d|^2 / |h|^2,
+              held within |d| <= bound * |h|; an edit whose -log p is below ``enough`` takes no further step
+    residual  layer by layer from the lowest, (z_i - h_i now) / (layers left)
+    MEMIT     S = (weight * C + K'K)^-1 K'R                   C the mean of k k' over a text
+    AlphaEdit S = (P K'K + ridge * I)^-1 P K'R                P projects onto the eigenvectors of C with small values
+
+Keys K (n x d_in) and residuals R (n x d_out) are rows; S (d_in x d_out) is added, transposed, to a down projection's weight. This is one batch of
+edits, so AlphaEdit's keys of earlier batches are none.
+
+Differences: contexts are sentences that ship with this project, not text sampled from the model. The threshold under which an eigenvalue
+is small is a share of the mean one, since the models' scales differ. With one layer, values are those of the MLP's output, not of the stream:
+the same where nothing stands between the two, and right where a norm does (Gemma 3).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from editing.model.prefix import Prefixed, run_prefix
+from editing.model.tokenization import AnswerSequence, batches
+from editing.subject_targets import read_contexts
+from editing.turn import TokenizedEdit
+from tests.benchmarks.peer_bench import Ask, Bench
+
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """How values are found.
+
+    Attributes:
+        layers: The layers whose down projections are written, ascending.
+        steps: Steps of Adam at the most.
+        rate: Its learning rate, in the units of the hidden states' mean norm over the square root of their width.
+        bound: Largest norm of a change, as a share of the hidden state's.
+        decay: Weight of the squared norm.
+        kl: Weight of what the subject is.
+        enough: Nats under which an edit is done.
+        contexts: Sentences before the prompt, beside the prompt alone.
+    """
+
+    layers: tuple[int, ...]
+    steps: int = 20
+    rate: float = 0.5
+    bound: float = 0.75
+    decay: float = 0.5
+    kl: float = 0.0625
+    enough: float = 0.05
+    contexts: int = 1
+
+
+def memit(bench: Bench, edits: Sequence[TokenizedEdit], *, weight: float, layers: Sequence[int], **how: Any) -> Ask:
+    """Write edits by MEMIT; ``weight`` says how many tokens the text counts for."""
+    values = Values(layers=tuple(layers), **how)
+    _write(bench, edits, values, lambda name, keys, residuals: memit_shift(keys, residuals, _covariance(bench, name), weight))
+    return str
+
+
+def alphaedit(bench: Bench, edits: Sequence[TokenizedEdit], *, threshold: float, layers: Sequence[int], ridge: float = 1.0, **how: Any) -> Ask:
+    """Write edits by AlphaEdit; eigenvalues below ``threshold`` times the mean one are small, ``ridge`` is in units of the mean squared key."""
+    values = Values(layers=tuple(layers), **how)
+
+    def shift(name: str, keys: Tensor, residuals: Tensor) -> Tensor:
+        projector = bench.once(("projector", name, threshold), lambda: null_space(_covariance(bench, name), threshold))
+        return alphaedit_shift(keys, residuals, projector, ridge * float(_covariance(bench, name).diagonal().sum()))
+
+    _write(bench, edits, values, shift)
+    return str
+
+
+def memit_shift(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: float) -> Tensor:
+    """``(weight * C + K'K)^-1 K'R``, ``(d_in, d_out)`` float64."""
+    keys, residuals = keys.double(), residuals.double()
+    return torch.linalg.solve(weight * covariance + keys.T @ keys, keys.T @ residuals)
+
+
+def alphaedit_shift(keys: Tensor, residuals: Tensor, projector: Tensor, ridge: float) -> Tensor:
+    """``(P K'K + ridge * I)^-1 P K'R``, ``(d_in, d_out)`` float64."""
+    keys, residuals = keys.double(), residuals.double()
+    system = projector @ keys.T @ keys
+    system.diagonal().add_(ridge)
+    return torch.linalg.solve(system, projector @ keys.T @ residuals)
+
+
+def null_space(covariance: Tensor, threshold: float) -> Tensor:
+    """The projector ``(d_in, d_in)`` onto eigenvectors whose eigenvalue is below ``threshold`` times the mean one."""
+    values, vectors = torch.linalg.eigh(covariance)
+    small = vectors[:, values < threshold * values.mean()]
+    return small @ small.T
+
+
+def _covariance(bench: Bench, name: str) -> Tensor:
+    found: Tensor = bench.found["covariance", name][0]
+    return found
+
+
+def _write(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: Any) -> None:
+    names = [f"{layer}.mlp.down_proj" for layer in values.layers]
+    for name in names:
+        bench.once(("covariance", name), lambda name=name: bench.second_moment(name))  # the first call is before any shift
+    targets = bench.once(("values", values, tuple(edit.request for edit in edits)), lambda: find_values(bench, edits, values), of_edits=True)
+    for left, name in zip(range(len(names), 0, -1), names, strict=True):
+        keys = _mean_keys(bench, edits, values, name)
+        now = _at_subjects(bench, _site(bench, values), values.layers[-1], _sequences(bench, edits, ""), "output")
+        change = shift(name, keys, (targets - now) / left)
+        bench.linear(name).weight.data.add_(change.T.to(torch.float32))
+
+
+def find_values(bench: Bench, edits: Sequence[TokenizedEdit], values: Values) -> Tensor:
+    """Values ``(n, d)`` of the edits."""
+    site, last = _site(bench, values), values.layers[-1]
+    prompts = [sequence for context in _contexts(values) for sequence in _sequences(bench, edits, context)]
+    known = [bench.sequence(f"{edit.request.subject or edit.request.prompt} is a", None, edit.request.subject) for edit in edits]
+    prefixed = run_prefix(bench.decoder, [*prompts, *known], stop=last, batch_tokens=BATCH_TOKENS)
+    search = _Search(bench, site, values, prefixed, len(edits), _at_subjects(bench, site, last, prompts[: len(edits)], "output"))
+    for _ in range(values.steps):
+        if not search.step():
+            break
+    return search.start + search.change
+
+
+class _Search:
+    """The changes of all edits, by Adam; sequence ``i`` belongs to edit ``i % n``, and the last ``n`` ask what the subject is."""
+
+    def __init__(self, bench: Bench, site: nn.Module, values: Values, prefixed: Prefixed, count: int, start: Tensor) -> None:
+        self._bench, self._site, self._values, self._prefixed, self._count = bench, site, values, prefixed, count
+        self.start, self.change = start, torch.zeros_like(start)
+        self._norms = start.norm(dim=1, keepdim=True)
+        self._rate = values.rate * float(self._norms.mean()) / start.shape[1] ** 0.5
+        self._active = list(range(count))
+        self._moments = torch.zeros(2, *start.shape)
+        self._steps = 0
+        with torch.no_grad():
+            self._known = self._known_before()
+
+    def step(self) -> bool:
+        """Take a step with the edits that are not done; whether there were any."""
+        gradient, nats = self._gradient()
+        self._active = [i for i in self._active if nats[i] >= self._values.enough]
+        chosen, self._steps = torch.tensor(self._active, dtype=torch.long), self._steps + 1
+        first, second = self._moments
+        first[chosen] = 0.9 * first[chosen] + 0.1 * gradient[chosen]
+        second[chosen] = 0.999 * second[chosen] + 0.001 * gradient[chosen].square()
+        mean, square = first[chosen] / (1 - 0.9**self._steps), second[chosen] / (1 - 0.999**self._steps)
+        moved = self.change[chosen] - self._rate * mean / (square.sqrt() + 1e-8)
+        bound = self._values.bound * self._norms[chosen]
+        self.change[chosen] = moved * (bound / moved.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+        return bool(self._active)
+
+    def _gradient(self) -> tuple[Tensor, Tensor]:
+        """The gradient ``(n, d)`` of the loss, and the nats ``(n,)`` that the targets cost."""
+        change = self.change.clone().requires_grad_()
+        nats, asked = torch.zeros(self._count), len(self._prefixed.sequences) // self._count - 1
+        chosen = [k * self._count + i for k in range(asked + 1) for i in self._active]
+        for batch, owners, logits in self._logits(chosen, change):
+            sequence_of_row = torch.repeat_interleave(
+                torch.arange(len(batch.indices)), torch.tensor([len(self._prefixed.sequences[chosen[i]].answer_ids) for i in batch.indices])
+            )
+            numbers = torch.tensor([chosen[i] for i in batch.indices])
+            is_known = numbers >= asked * self._count
+            lengths = torch.bincount(sequence_of_row).float()
+            losses = F.cross_entropy(logits, batch.labels, reduction="none") / lengths[sequence_of_row] / asked
+            known_rows = is_known[sequence_of_row]
+            divergence = F.kl_div(self._known[owners[is_known]], logits[known_rows].log_softmax(-1), log_target=True, reduction="sum")
+            (losses[~known_rows].sum() + self._values.kl * divergence).backward()
+            nats.index_add_(0, owners[sequence_of_row][~known_rows], losses[~known_rows].detach())
+        (self._values.decay * (change / self._norms).square().sum()).backward()
+        assert change.grad is not None
+        return change.grad, nats
+
+    def _known_before(self) -> Tensor:
+        first = len(self._prefixed.sequences) - self._count
+        found = torch.empty(self._count, self._bench.decoder.config.vocab_size)
+        for _, owners, logits in self._logits(range(first, first + self._count), self.change):
+            found[owners] = logits.log_softmax(-1)
+        return found
+
+    def _logits(self, chosen: Sequence[int], change: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """Batches of chosen sequences, the edits that they belong to, and the logits of their rows."""
+        decoder = self._bench.decoder
+        for batch, hidden in self._prefixed.select(chosen).batches(batch_tokens=BATCH_TOKENS, device=decoder.device):
+            owners = torch.tensor([chosen[i] % self._count for i in batch.indices])
+            with _added(self._site, batch.subjects, change[owners]):
+                final = decoder.suffix(batch.input_ids, hidden, self._values.layers[-1])
+            yield batch, owners, decoder.logits(final.flatten(0, 1)[batch.rows]).float()
+
+
+@contextmanager
+def _added(site: nn.Module, positions: Tensor, change: Tensor) -> Iterator[None]:
+    """Within this context a module's output has a change ``(s, d)`` added at flat positions."""
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        moved = hidden.flatten(0, 1).index_add(0, positions, change).view_as(hidden)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    handle = site.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _site(bench: Bench, values: Values) -> nn.Module:
+    """Where values are: the stream after the last layer, or the output of the only MLP."""
+    last = values.layers[-1]
+    return bench.linear(f"{last}.mlp.down_proj") if len(values.layers) == 1 else bench.decoder.layers[last]
+
+
+def _contexts(values: Values) -> list[str]:
+    return ["", *read_contexts(values.contexts)]
+
+
+def _sequences(bench: Bench, edits: Sequence[TokenizedEdit], context: str) -> list[AnswerSequence]:
+    return [bench.sequence(context + edit.request.prompt, edit.request.target, edit.request.subject) for edit in edits]
+
+
+def _mean_keys(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, name: str) -> Tensor:
+    """Keys ``(n, d_in)`` at the subjects, means over the contexts."""
+    layer = int(name.split(".")[0])
+    several = [_at_subjects(bench, bench.linear(name), layer, _sequences(bench, edits, context), "input") for context in _contexts(values)]
+    return torch.stack(several).mean(0)
+
+
+@torch.no_grad()
+def _at_subjects(bench: Bench, module: nn.Module, layer: int, sequences: Sequence[AnswerSequence], what: str) -> Tensor:
+    """The input or output ``(n, d)`` of a module of a layer at the subjects' last tokens, with the weights as they are now."""
+    found: list[Tensor] = []
+
+    def record(_module: nn.Module, inputs: Any, output: Any) -> None:
+        hidden = inputs[0] if what == "input" else output[0] if isinstance(output, tuple) else output
+        found.append(hidden.flatten(0, 1))
+
+    rows: dict[int, Tensor] = {}
+    handle = module.register_forward_hook(record)
+    try:
+        for batch in batches(sequences, batch_tokens=BATCH_TOKENS, device=bench.decoder.device):
+            bench.decoder.prefix(batch.input_ids, layer + 1)
+            rows |= dict(zip(batch.indices, found.pop()[batch.subjects], strict=True))
+    finally:
+        handle.remove()
+    return torch.stack([rows[i] for i in range(len(sequences))])
