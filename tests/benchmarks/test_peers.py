@@ -161,6 +161,7 @@ def test_all_peers_have_as_many_settings(name: str) -> None:
     assert {setting.method for setting in settings} == set(peers.METHODS)
 
 
+@pytest.mark.thorough
 def test_a_comparison_in_small(tmp_path: Path) -> None:
     solved = {"preserve": "exact", "subject_modules": ["layers.1.mlp.down_proj"], "subject_targets": "solved", "learning_rate": 1e-3}
     families = {

@@ -78,6 +78,7 @@ def test_layers_stream_to_it(apart: Apart, streamed: int, pinned: bool) -> None:
     assert found == expected
 
 
+@pytest.mark.thorough
 def test_a_run_of_the_command_line_is_the_same(apart: Apart, tmp_path: Path) -> None:
     expected, found = [apart(emulated_jobs.run, _made(tmp_path / device), device) for device in ("cpu", "emu")]
     assert found[0].endswith("float32 on emu:0")

@@ -125,6 +125,7 @@ def test_samples_are_refused_in_one_line(loaded: tuple[Any, Any]) -> None:
         HarnessModel(Decoder(model), tokenizer).generate_until([SimpleNamespace(args=("a", {"do_sample": True}))])
 
 
+@pytest.mark.thorough
 def test_local_tasks_before_and_after(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval")
     out, uri = folder.parent / "out.json", f"sqlite:///{folder.parent}/mlflow.db"
