@@ -51,6 +51,7 @@ class ScriptedWorker:
             "method": {"subject_modules": [], "join": "raw"},
             "text": [],
             "preserve_text_sha256": "none",
+            "converted": None,
             "float32_masters": False,
         }
 
