@@ -165,9 +165,10 @@ def turn_begun(service: LiveService) -> dict[str, Any]:
         database.close()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not postgres.is_installed(), reason="needs Debian's package postgresql")
-@pytest.mark.parametrize("kills", [3, pytest.param(24, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kills", [3, 24])
 def test_what_was_acknowledged_is_there_once_after_kills_of_shards_and_connections(kills: int, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with Postgres.running() as server:
