@@ -18,6 +18,7 @@ GROUPS = {
     f"{_SHARDED}::test_lookahead": "replicas with DeepSpeed",
     f"{_SHARDED}::test_nothing_as_large": "replicas with DeepSpeed",
     "tests/workers/test_runs_on_ray.py::test_a_run_on_ray": "undisturbed run on two shards",
+    "tests/orchestrator/run/test_chat_edits.py::test_two_shards": "undisturbed run on two shards",
     "tests/workers/test_killed_workers.py::test_killed_shards": "undisturbed run on two shards",
     "tests/workers/test_killed_workers.py::test_a_killed_coordinators_run": "undisturbed run on two shards",
     "tests/workers/test_killed_workers.py::test_a_worker_that_is_out_of_memory": "worker without memory",
