@@ -79,10 +79,15 @@ def read_text(source: str, *, option: str = "preserve_text", shipped: Mapping[st
     return text
 
 
+def passages_in(text: str) -> list[str]:
+    """What stands between empty lines."""
+    return [passage.strip() for passage in text.split("\n\n") if passage.strip()]
+
+
 def _passages(joiner: Joiner, text: str, max_tokens: int | None) -> list[AnswerSequence]:
     width = min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
     pieces: list[AnswerSequence] = []
-    for passage in text.split("\n\n"):
-        ids = joiner.as_typed.prompt_ids(passage.strip()) if passage.strip() else ()
+    for passage in passages_in(text):
+        ids = joiner.as_typed.prompt_ids(passage)
         pieces += [AnswerSequence(tuple(ids[a : a + width]), (0,)) for a in range(0, len(ids), width)]
     return pieces

@@ -13,7 +13,7 @@ from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed, perplexity
 from editing.model.tokenization import AnswerSequence
-from editing.reference_text import read_text
+from editing.reference_text import passages_in, read_text
 
 _MAX_TOKENS = 1024
 """Tokens of a passage; a longer one is cut into several."""
@@ -25,8 +25,7 @@ def read_passages(source: str) -> list[str]:
     Raises:
         InputError: There is no such file, or it is no text.
     """
-    text = read_text(source, option="perplexity_text", shipped={HELD_OUT: "held_out.txt"})
-    return [passage.strip() for passage in text.split("\n\n") if passage.strip()]
+    return passages_in(read_text(source, option="perplexity_text", shipped={HELD_OUT: "held_out.txt"}))
 
 
 def tokenized(joiner: Joiner, passages: Sequence[str], max_tokens: int | None) -> list[AnswerSequence]:

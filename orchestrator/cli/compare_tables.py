@@ -10,11 +10,18 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from editing.errors import InputError
-from orchestrator.cli.run_tables import METRICS, read_json, read_turns, share
+from orchestrator.cli.run_tables import METRICS, editing_seconds, read_json, read_turns, share
 from orchestrator.cli.tables import Column, Sheet
 from orchestrator.run.directory import read_run
 
-_EDITING = ("capture", "solve", "refine", "apply")
+_SETTINGS = (
+    ("seed", "another seed"),
+    ("dtype", "another precision"),
+    ("join", "another rule that joins prompt and answer"),
+    ("framings", "other framings"),
+)
+"""Options that change what is measured, and what a run has where they differ."""
+
 _VITALS = ("probe_retention", "perplexity_growth")
 
 
@@ -51,8 +58,11 @@ class Compared:
     def costs(self) -> dict[str, float]:
         """Seconds and bytes."""
         seconds = self.metrics["seconds"]
-        editing = sum(seconds.get(phase, 0.0) for phase in _EDITING)
-        return {"editing_seconds": editing, "total_seconds": seconds["total"], "peak_memory_gb": self.metrics["peak_memory_bytes"] / 1e9}
+        return {
+            "editing_seconds": editing_seconds(seconds),
+            "total_seconds": seconds["total"],
+            "peak_memory_gb": self.metrics["peak_memory_bytes"] / 1e9,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """All of it under one another; ``None`` where the run has not measured it."""
@@ -69,9 +79,9 @@ class Compared:
         for name, what in (("evaluated", "edits that were measured"), ("generated", "edits that text was generated for")):
             if self.metrics.get(name) != first.metrics.get(name):
                 yield f"{self.metrics.get(name)} {what}, not {first.metrics.get(name)}"
-        for name, what in (("seed", "seed"), ("dtype", "precision"), ("join", "rule that joins prompt and answer"), ("framings", "framings")):
+        for name, what in _SETTINGS:
             if name in ours["config"] and name in theirs["config"] and ours["config"][name] != theirs["config"][name]:
-                yield f"another {what}" if name != "framings" else "other framings"
+                yield what
 
 
 def compare_runs(paths: Sequence[Path], console: Console, *, as_json: bool = False) -> None:

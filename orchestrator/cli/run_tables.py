@@ -213,13 +213,12 @@ def _texts(path: Path, samples: int) -> list[Any]:
 
 def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     seconds, uri = metrics["seconds"], run["config"]["tracking_uri"]
-    editing = sum(seconds[phase] for phase in ("capture", "solve", "refine", "apply"))
     overwritten = f", {metrics['overwritten']} overwritten by later ones" if metrics["overwritten"] else ""
     plots = "".join(sorted(f"plots/{plot.name}, " for plot in (path / "plots").glob("*.png")))
     lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []
     lines += [
         f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
-        f"editing took {editing:.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"editing took {editing_seconds(seconds):.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
         f"model     {path / 'model'}" if (path / "model").is_dir() else f"delta     {path / 'delta'}  (ultraedit apply {path} --output FOLDER)",
         f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}run.json",
     ]
@@ -246,6 +245,11 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1].rstrip() + "…"
+
+
+def editing_seconds(seconds: Mapping[str, float]) -> float:
+    """The part of a run's seconds that the edits themselves took."""
+    return sum(seconds[phase] for phase in ("capture", "solve", "refine", "apply"))
 
 
 def share(value: float | None) -> str:

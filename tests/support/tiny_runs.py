@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from tests.support.paths import PARITY
 
 MODEL = PARITY / "llama-tiny" / "model"
+CHAT_TEMPLATE = "{% for message in messages %}User: {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 TURNS, PER_TURN = 10, 6
 RECORDS: list[dict[str, str]] = json.loads((PARITY / "llama-tiny" / "edits.json").read_text())
 

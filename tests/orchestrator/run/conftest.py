@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import Outcome
-from tests.support.tiny_runs import arguments, write_records
+from tests.support.tiny_runs import CHAT_TEMPLATE, MODEL, arguments, write_records
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(MODEL, folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Edits that are chats go through all that edits go through: files, resume, rollback, removal, evaluation, a small memory."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from editing.datasets import EditFile
 from editing.datasets.writing import RequestWriter
 from orchestrator.run.ledger import Ledger
-from tests.orchestrator.run.test_chat_metrics import TEMPLATE
 from tests.support.command_line import Outcome
 from tests.support.tiny_runs import MODEL, RECORDS, digests
 
 SYSTEM = {"role": "system", "content": "You are brief."}
 SETTINGS = ["--modules", "model.layers.{1,2}.mlp.{gate,up}_proj", "--learning-rate", "3e-3", "--edits-per-turn", "4", "--group-size", "2"]
 SETTINGS += ["--lookahead", "1", "--checkpoint-every", "1", "--tracking-uri", "none"]
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat") / "model"
-    shutil.copytree(MODEL, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
 
 
 def mixed(count: int) -> list[dict[str, Any]]:

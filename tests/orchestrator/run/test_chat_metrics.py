@@ -1,7 +1,6 @@
 """What a run tells of a chat model: what it answers in chat comes first, and is what the saved model answers."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.command_line import Outcome
 from tests.support.tiny_runs import MODEL, RECORDS
-
-TEMPLATE = "{% for message in messages %}User: {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat") / "model"
-    shutil.copytree(MODEL, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
 
 
 @pytest.fixture
