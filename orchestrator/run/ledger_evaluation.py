@@ -110,14 +110,17 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                 if row.stands and row.generated:
                     verdicts.add_values(row.verdicts)
             advance(len(chunk))
-    counts = {**_perplexity(worker, config), "generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
+    counts = {**_perplexity(worker, config, progress), "generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
     return {**summary.means(), **{name: mean for name, mean in verdicts.means().items() if mean is not None}, **counts}
 
 
-def _perplexity(worker: Worker, config: RunConfig) -> dict[str, float]:
+def _perplexity(worker: Worker, config: RunConfig, progress: Progress) -> dict[str, float]:
     """Perplexity of the text that nothing holds, before and now, if the run is measured at all."""
     passages = read_passages(config.perplexity_text) if config.eval else []
-    return dict(zip(("perplexity_before", "perplexity"), worker.perplexities(passages), strict=True)) if passages else {}
+    if not passages:
+        return {}
+    with progress.spinner("measuring perplexity"):
+        return dict(zip(("perplexity_before", "perplexity"), worker.perplexities(passages), strict=True))
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
