@@ -110,7 +110,12 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                 if row.stands and row.generated:
                     verdicts.add_values(row.verdicts)
             advance(len(chunk))
-    counts = {**_perplexity(worker, config, progress), "generated": verdicts.count, "evaluated": summary.count, "overwritten": int(standing.overwritten.sum())}
+    counts = {
+        **_perplexity(worker, config, progress),
+        "generated": verdicts.count,
+        "evaluated": summary.count,
+        "overwritten": int(standing.overwritten.sum()),
+    }
     return {**summary.means(), **{name: mean for name, mean in verdicts.means().items() if mean is not None}, **counts}
 
 
