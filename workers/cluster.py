@@ -7,6 +7,7 @@ that cannot be met is an error within seconds, where Ray would wait for ever.
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import grpc
 import ray
 from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -167,12 +169,22 @@ def connect(address: str, num_cpus: int) -> None:
 
 
 def _start_local(num_cpus: int, quiet: dict[str, Any]) -> None:
+    _lock_local()
     # 127.0.0.1 itself would be replaced by this machine's outer address
     loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     try:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **loopback, **quiet)
     except Exception as error:  # a plain one, where its processes did not answer in time: a busy machine's may the next time
         raise WorkerLost(f"ray did not start on this machine: {first_line(error)}") from None
+
+
+def _lock_local() -> None:
+    """Have a local cluster accept this process and its own workers only."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Ray has read its settings when it was imported: without this its processes would want a token that this one does not send
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _probe(address: str) -> None:
@@ -201,6 +213,11 @@ _PING_REQUESTS = (
 """A cheap gRPC method and its request, to probe an address: of a cluster's own service, and of its Ray client server."""
 
 
+def _of_traceback(lines: list[str]) -> str:
+    """The first line; of a server's traceback what it was about, too."""
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+
+
 def _connection_error(address: str, error: Exception) -> str:
     code = error.code() if isinstance(error, grpc.Call) else None
     said = str(error.details() if isinstance(error, grpc.Call) else error)
@@ -215,4 +232,4 @@ def _connection_error(address: str, error: Exception) -> str:
         return f"the service at {address} is not a Ray cluster ({lines[0][:200]}); give {where}"
     if "ersion mismatch" in said:
         return f"{address} runs another version of Ray or Python: {' '.join(lines)[:300]}; install the same versions here"
-    return f"no Ray cluster answers at {address}: {lines[0][:200]}; start one with 'ray start --head', or give --ray-address local"
+    return f"no Ray cluster answers at {address}: {_of_traceback(lines)[:300]}; start one with 'ray start --head', or give --ray-address local"

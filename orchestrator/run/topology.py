@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,8 +27,6 @@ def make_worker(config: RunConfig) -> Worker:
         if find_spec(package) is None:
             raise InputError(f"shards: {package} is not installed; install the extra [distributed], or give --shards 1 --replicas 1")
     address = config.ray_address or ("auto" if os.environ.get("RAY_ADDRESS") else "local")
-    if address == "local":
-        lock_local_cluster()
     from workers.cluster import ClusterSpec
     from workers.group import WorkerGroup
 
@@ -50,9 +47,3 @@ def warn_of_what_a_job_loses(config: RunConfig) -> None:
         lost.append(f"--tracking-uri {config.tracking_uri}: give a server, sqlite:////FOLDER/mlflow.db on storage that stays, or none")
     if lost:
         logger.warning("job       Ray deletes the job's own folder when it ends, and with it %s", "; ".join(lost))
-
-
-def lock_local_cluster() -> None:
-    """Have a local cluster accept this run only. Ray reads this once, when it is imported."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

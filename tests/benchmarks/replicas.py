@@ -21,7 +21,6 @@ from rich.table import Table
 from editing.datasets import EditFile, NumberedRequest
 from editing.turn import Turn, in_turns, tokenize
 from orchestrator.run.run_config import RunConfig
-from orchestrator.run.topology import lock_local_cluster
 from tests.benchmarks.workload import FALLBACK_EDITS
 
 if TYPE_CHECKING:
@@ -137,7 +136,6 @@ def measure(model: str, num_windows: int) -> tuple[dict[int, list[float]], list[
 
 def _group(config: RunConfig) -> "WorkerGroup":
     """Workers of a configuration, each held to one core; here one worker is a group too."""
-    lock_local_cluster()
     from workers.cluster import ClusterSpec
     from workers.group import WorkerGroup
 

@@ -85,7 +85,7 @@ def test_a_run_from_outside_gives_the_weights_of_one_process(
 ) -> None:
     address = f"ray://{cluster.client}" if scheme else cluster.gcs
     run = start(address, flags, tmp_path / "out", cluster, "--replicas", "2")
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0, run.stderr + cluster.client_logs()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["model"]["replicas"] == 2
     assert ultraedit(*flags, "--output", tmp_path / "alone").code == 0
     assert largest_difference(tmp_path / "out" / "model", tmp_path / "alone" / "model") < 1e-5

@@ -155,6 +155,7 @@ def test_every_node_of_the_cluster_starts_with_the_token(cluster: dict[str, Any]
     starts = [line for kind in ("head", "worker") for line in cluster[f"{kind}_start_ray_commands"] if "ray start" in line]
     assert len(starts) == 2
     assert all(line.index("export RAY_AUTH_MODE=token") < line.index("ray start") for line in starts)
+    assert "GRPC_ENABLE_FORK_SUPPORT=0" in starts[0], "the head forks the servers of its clients"
 
 
 def test_the_clusters_dashboard_is_on_loopback(cluster: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ once, however often the run is started again.
 import json
 import os
 import resource
-import secrets
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -47,8 +46,7 @@ def arm(folder: Path, faults: list[Fault]) -> dict[str, str]:
     """Write the faults down; what the run's environment needs."""
     folder.mkdir()
     (folder / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
-    # Ray is imported before the run can lock its cluster
-    return {_VARIABLE: str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {_VARIABLE: str(folder)}
 
 
 def struck(folder: Path) -> int:

@@ -63,6 +63,11 @@ class LoopbackCluster:
         """Ray's own list of its nodes or actors."""
         return list(self.ask(f"/api/v0/{kind}?detail=1")["data"]["result"]["result"])
 
+    def client_logs(self) -> str:
+        """What the servers of this cluster's clients have written."""
+        logs = sorted(Path(self.environment["RAY_TMPDIR"]).glob("127*/session_latest/logs/ray_client_server*"))
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in logs)
+
     def processes_of(self, command: str = "") -> list[psutil.Process]:
         """Processes of this cluster and its clients whose command line holds some words."""
         mark, found = self.environment["RAY_TMPDIR"], []
@@ -87,6 +92,7 @@ def loopback_cluster(token: str, *, cpus_per_node: int = 1) -> Iterator[Loopback
         "OMP_NUM_THREADS": "1",
         "RAY_worker_niceness": "0",
         "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",  # a client's own server imports for half a minute on a busy machine
+        "GRPC_ENABLE_FORK_SUPPORT": "0",  # a client's own server may die of it while it is forked (ray-project/ray#63202)
         "HF_HUB_OFFLINE": "1",
     }
     locked = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
