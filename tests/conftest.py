@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.support.command_line import MODULES, FinishedRun, Outcome, draw_cheaply, run_command_line
+from tests.support.command_line import MODULES, FinishedRun, Outcome, conclude_cheaply, run_command_line
 from tests.support.paths import PARITY
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers: no test asks the network
@@ -59,9 +59,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cheap_plots() -> None:
-    """Of runs in this process. What a plot shows is tested in ``test_plots.py``, with its own settings."""
-    draw_cheaply()
+def cheap_conclusions() -> None:
+    """Of runs in this process. Plots and the held-out text have tests with their own settings."""
+    conclude_cheaply()
 
 
 @pytest.fixture(scope="session")

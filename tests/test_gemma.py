@@ -44,14 +44,14 @@ def all_cores() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gemma") / "run"
-    arguments = ["edit", "--model", str(gemma), "--edits", str(FACTS), "--output", str(out), "--limit", "40", "--generate", "12"]
-    assert main([*arguments, "--edits-per-turn", "20", "--tracking-uri", "none"]) == 0
+    arguments = ["edit", "--model", str(gemma), "--edits", str(FACTS), "--output", str(out), "--limit", "24", "--generate", "12"]
+    assert main([*arguments, "--edits-per-turn", "12", "--tracking-uri", "none"]) == 0
     return out
 
 
 def test_the_model_learns_real_facts_and_keeps_what_it_knew(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["edits"] == 40
+    assert metrics["edits"] == 24
     assert metrics["turns"] == 2
     assert metrics["efficacy"] > metrics["efficacy_before"] + 0.25
     assert metrics["generalization"] > metrics["generalization_before"] + 0.1

@@ -14,7 +14,7 @@ import torch
 from editing import InputError, TurnReport, UltraEditError
 from editing.messages import Asked
 from editing.model.generation import Written
-from editing.monitoring.evaluation import EditResult
+from editing.monitoring.evaluation import Answers, EditResult, Predictions
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.process_groups import Placement
@@ -64,14 +64,14 @@ class RemoteWorker:
     def measure_health(self, index: int) -> Vitals:
         return self.worker.measure_health(self._prepared(index))
 
-    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-        return self.worker.evaluate(edits)
+    def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None) -> tuple[list[EditResult], Predictions]:
+        return self.worker.evaluate(edits, known)
 
     def write(self, prompts: Sequence[Asked], framing: str, unedited: bool, max_new_tokens: int) -> list[Written]:
         return self.worker.write(prompts, framing=framing, unedited=unedited, max_new_tokens=max_new_tokens)
 
-    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
-        return self.worker.perplexities(passages)
+    def perplexities(self, passages: Sequence[str], known: float | None) -> tuple[float, float]:
+        return self.worker.perplexities(passages, known)
 
     def digest(self) -> dict[str, str]:
         return self.worker.digest()

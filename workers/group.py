@@ -25,7 +25,7 @@ from editing.messages import Asked
 from editing.model.generation import Written
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
-from editing.monitoring.evaluation import EditResult
+from editing.monitoring.evaluation import Answers, EditResult, Predictions
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 from workers.actor import RemoteWorker
@@ -136,18 +136,19 @@ class WorkerGroup(Worker):
         index = self._index(prepared)
         return self._get_all([actor.measure_health.remote(index) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
 
-    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-        shares = self._split(edits)
-        parts = self._get_all([actor.evaluate.remote(share) for r, share in enumerate(shares) for actor in self._replica(r)])
-        return [result for part in parts[:: self._cluster_spec.shards] for result in part]
+    def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
+        shares = zip(self._split(edits), self._split(known or [None] * len(edits)), strict=True)
+        asked = [actor.evaluate.remote(*share) for r, share in enumerate(shares) for actor in self._replica(r)]
+        parts = self._get_all(asked)[:: self._cluster_spec.shards]
+        return [result for results, _ in parts for result in results], [answers for _, before in parts for answers in before]
 
     def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         shares = self._split(prompts)
         asked = [actor.write.remote(share, framing, unedited, max_new_tokens) for r, share in enumerate(shares) for actor in self._replica(r)]
         return [text for part in self._get_all(asked)[:: self._cluster_spec.shards] for text in part]
 
-    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
-        return self._get_all([actor.perplexities.remote(passages) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
+    def perplexities(self, passages: Sequence[str], known: float | None = None) -> tuple[float, float]:
+        return self._get_all([actor.perplexities.remote(passages, known) for actor in self._replica(0)])[0]  # type: ignore[no-any-return]
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of each edited module's weight, the same on every worker.

@@ -11,7 +11,7 @@ from editing.files.pretrained import DTypeName
 from editing.messages import Asked
 from editing.model.generation import Written
 from editing.model.joining import Joiner
-from editing.monitoring.evaluation import EditResult
+from editing.monitoring.evaluation import Answers, EditResult, Predictions
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn
 
@@ -125,15 +125,15 @@ class Worker(Protocol):
         """Vitals of the model after a turn was applied."""
         ...
 
-    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-        """Metrics of edits, before the first edit and now."""
+    def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
+        """Metrics of edits, before the first edit and now; see :func:`editing.monitoring.evaluation.evaluate`."""
         ...
 
     def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         """Greedy text after prompts in a framing, from the model as it is now or as it was before the first edit."""
         ...
 
-    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+    def perplexities(self, passages: Sequence[str], known: float | None = None) -> tuple[float, float]:
         """Perplexity of a text, before the first edit and now; see :mod:`editing.monitoring.held_out`."""
         ...
 

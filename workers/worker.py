@@ -15,7 +15,7 @@ from editing.files.conversion import account_in
 from editing.messages import Asked
 from editing.model.generation import Written, write
 from editing.model.joining import Joiner
-from editing.monitoring.evaluation import EditResult, evaluate
+from editing.monitoring.evaluation import Answers, EditResult, Predictions, evaluate
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.held_out import perplexities
 from editing.monitoring.watch import Watch
@@ -130,16 +130,16 @@ class LocalWorker(Worker):
     def measure_health(self, prepared: PreparedTurn) -> Vitals:
         return self._health.measure(prepared)
 
-    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-        return evaluate(self.editor, edits)
+    def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
+        return evaluate(self.editor, edits, known)
 
     def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         editor = self.editor
         with editor.unedited() if unedited else nullcontext():
             return write(editor.decoder, editor.joiner.framed(framing), prompts, max_new_tokens=max_new_tokens)
 
-    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
-        return perplexities(self.editor, passages)
+    def perplexities(self, passages: Sequence[str], known: float | None = None) -> tuple[float, float]:
+        return perplexities(self.editor, passages, known)
 
     def digest(self) -> dict[str, str]:
         return self.editor.digests()

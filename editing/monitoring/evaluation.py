@@ -40,8 +40,11 @@ METRIC_OF = {
 AS_TYPED = {"sequence": "efficacy_as_typed", "rephrase": "generalization_as_typed", "locality": "specificity_as_typed"}
 """The metric that a kind of probes gives as it is typed, where the edits are not."""
 
-Predictions = list[dict[str, tuple[int, ...]]]
-"""Per edit and probe name, the likeliest token at each row."""
+Answers = dict[str, tuple[int, ...]]
+"""Per probe of an edit, by its name, the likeliest token at each row."""
+
+Predictions = list[Answers]
+"""Those of several edits."""
 
 Owners = list[tuple[int, str]]
 """Per sequence, the position of its edit and the name of the probe."""
@@ -69,13 +72,26 @@ class EditResult:
     specificity_as_typed: float | None = None
 
 
-def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-    """Metrics of edits with the editor's model as it was before the first edit and as it is now. The prefix runs once for both."""
+def evaluate(editor: Editor, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
+    """Metrics of edits with the editor's model as it was before the first edit and as it is now. The prefix runs once for both.
+
+    Args:
+        editor: The editor.
+        edits: The edits.
+        known: What the unedited model predicts on an edit's probes, where that is known; it is asked about the others only.
+
+    Returns:
+        The metrics, and the predictions of the unedited model.
+    """
     owners, prefixed = run_probe_prefix(editor.decoder, edits, editor.start, editor.config.batch_tokens)
     after = predict_prefixed(editor, owners, prefixed, len(edits))
-    with editor.unedited():
-        before = predict_prefixed(editor, owners, prefixed, len(edits))
-    return score(edits, after, before)
+    before = [answers or {} for answers in known or [None] * len(edits)]
+    new = [j for j, (i, _) in enumerate(owners) if not before[i]]
+    if new:
+        with editor.unedited():
+            found = predict_prefixed(editor, [owners[j] for j in new], prefixed.select(new), len(edits))
+        before = [answers or predicted for answers, predicted in zip(before, found, strict=True)]
+    return score(edits, after, before), before
 
 
 def predict_probes(decoder: Decoder, edits: Sequence[TokenizedEdit], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Predictions:

@@ -39,13 +39,21 @@ def tokenized(joiner: Joiner, passages: Sequence[str], max_tokens: int | None) -
     return pieces
 
 
-def perplexities(editor: Editor, passages: Sequence[str]) -> tuple[float, float]:
-    """Perplexity over all tokens of all passages: of the unedited model, and of the model as it is now. The frozen layers run once for both."""
+def perplexities(editor: Editor, passages: Sequence[str], known: float | None = None) -> tuple[float, float]:
+    """Perplexity over all tokens of all passages: of the unedited model, and of the model as it is now. The frozen layers run once for both.
+
+    Args:
+        editor: The editor.
+        passages: The passages.
+        known: That of the unedited model, where it is known.
+    """
     prefixed = editor.run_prefix(tokenized(editor.joiner, passages, editor.decoder.max_tokens))
 
     def measure() -> float:
         return perplexity(editor.decoder, prefixed, start=editor.start, batch_tokens=editor.config.batch_tokens)
 
+    if known is not None:
+        return known, measure()
     with editor.unedited():
         before = measure()
     return before, measure()

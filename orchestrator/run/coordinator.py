@@ -43,6 +43,7 @@ from orchestrator.run.recorder import TurnRecorder
 from orchestrator.run.resume import schedule_edits
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.timing import PHASES, timed
+from orchestrator.run.unedited_answers import UneditedAnswers
 from orchestrator.run.warm_up import warm_up
 from orchestrator.run.windows import Schedule, Window
 from orchestrator.tracking import Tracker
@@ -230,7 +231,8 @@ class Coordinator:
         config, journal = self.config, recorder.journal
         journal.sync()
         with timed(journal.state.seconds, "evaluation"):
-            metrics = assess(self.worker, journal.ledger, sample=config.eval_sample, seed=config.seed, progress=self.progress)
+            unedited = UneditedAnswers(self.worker, journal.state.base_fingerprint)
+            metrics = assess(self.worker, journal.ledger, unedited, sample=config.eval_sample, seed=config.seed, progress=self.progress)
         recorder.add_milestone(metrics)
 
 

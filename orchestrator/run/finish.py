@@ -22,6 +22,7 @@ from orchestrator.run.ledger_evaluation import assess_all
 from orchestrator.run.plots import plot_milestones, plot_run
 from orchestrator.run.run_config import RunConfig
 from orchestrator.run.timing import timed
+from orchestrator.run.unedited_answers import UneditedAnswers
 from orchestrator.tracking import Tracker
 from workers.protocol import Worker
 
@@ -97,7 +98,8 @@ class Finish:
         _warn_of_missing_subjects(state)
         _warn_of_other_tokens(state, run["model"]["method"]["join"])
         with timed(state.seconds, "evaluation"):
-            metrics = assess_all(self._worker, journal.ledger, self._config, out.staging / "edits.parquet", self._progress)
+            unedited = UneditedAnswers(self._worker, state.base_fingerprint)
+            metrics = assess_all(self._worker, journal.ledger, unedited, self._config, out.staging / "edits.parquet", self._progress)
         state.seconds["total"] += time.perf_counter() - began
         counts = {name: getattr(state, field) for name, field in _COUNTS.items()} | ({"collapse": collapse} if collapse else {})
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}

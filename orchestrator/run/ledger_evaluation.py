@@ -22,6 +22,7 @@ from orchestrator.progress import Progress
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.results import VERDICT_COLUMNS, EditRow, EditsFile, Generated
 from orchestrator.run.run_config import RunConfig
+from orchestrator.run.unedited_answers import UneditedAnswers
 from orchestrator.tokenizing import RequestTokenizer
 from workers.protocol import Worker
 
@@ -68,23 +69,28 @@ class Standing:
         return chosen
 
 
-def assess(worker: Worker, ledger: Ledger, *, sample: int | None, seed: int, progress: Progress) -> dict[str, float | None]:
+def assess(
+    worker: Worker, ledger: Ledger, unedited: UneditedAnswers, *, sample: int | None, seed: int, progress: Progress
+) -> dict[str, float | None]:
     """Mean metrics of the edits that the model is supposed to know, or of a seeded sample of them; ``evaluated`` is their number."""
     chosen = Standing.of(ledger).sample(sample, seed)
     summary = Summary()
     with progress.bar("evaluating", int(chosen.sum())) as advance:
-        for result in _results(worker, compress(_entries(ledger), chosen)):
+        for result in _results(worker, unedited, compress(_entries(ledger), chosen)):
             summary.add(result)
             advance(1)
     return {**summary.means(), "evaluated": summary.count}
 
 
-def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, progress: Progress) -> dict[str, float | None]:
+def assess_all(
+    worker: Worker, ledger: Ledger, unedited: UneditedAnswers, config: RunConfig, path: Path, progress: Progress
+) -> dict[str, float | None]:
     """Evaluate the edits of a run and write one row for each.
 
     Args:
         worker: Holds the edited model.
         ledger: The edits.
+        unedited: Asks the worker about the unedited model.
         config: Says whether to evaluate, how many, and how many texts to generate.
         path: Where the rows go.
         progress: Shows how far it is.
@@ -96,8 +102,8 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
     # without a sample, edits that were refused or overwritten are measured too: their rows tell what became of them
     evaluated = np.full_like(standing.applied, config.eval) if config.eval_sample is None else standing.sample(config.eval_sample, config.seed)
     written = standing.sample(config.generate if config.eval else 0, config.seed)
-    results = _results(worker, compress(_entries(ledger), evaluated & config.eval))
-    texts = _Texts(worker).of(compress(_entries(ledger), written))
+    results = _results(worker, unedited, compress(_entries(ledger), evaluated & config.eval))
+    texts = _Texts(worker, unedited).of(compress(_entries(ledger), written))
     summary, verdicts = Summary(), Means((*VERDICT_COLUMNS, "chat_retention"))
     with EditsFile(path) as file, progress.bar("evaluating", len(standing.applied)) as advance:
         entries = zip(_entries(ledger), standing.overwritten, evaluated & config.eval, written, strict=True)
@@ -111,7 +117,7 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
                     verdicts.add_values(row.verdicts)
             advance(len(chunk))
     counts = {
-        **_perplexity(worker, config, progress),
+        **_perplexity(unedited, config, progress),
         "generated": verdicts.count,
         "evaluated": summary.count,
         "overwritten": int(standing.overwritten.sum()),
@@ -119,13 +125,13 @@ def assess_all(worker: Worker, ledger: Ledger, config: RunConfig, path: Path, pr
     return {**summary.means(), **{name: mean for name, mean in verdicts.means().items() if mean is not None}, **counts}
 
 
-def _perplexity(worker: Worker, config: RunConfig, progress: Progress) -> dict[str, float]:
+def _perplexity(unedited: UneditedAnswers, config: RunConfig, progress: Progress) -> dict[str, float]:
     """Perplexity of the text that nothing holds, before and now, if the run is measured at all."""
     passages = read_passages(config.perplexity_text) if config.eval else []
     if not passages:
         return {}
     with progress.spinner("measuring perplexity"):
-        return dict(zip(("perplexity_before", "perplexity"), worker.perplexities(passages), strict=True))
+        return dict(zip(("perplexity_before", "perplexity"), unedited.perplexities(passages), strict=True))
 
 
 def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
@@ -141,17 +147,17 @@ def _overruled(prompts: NDArray[np.int64], targets: NDArray[np.int64]) -> Mask:
     return back
 
 
-def _results(worker: Worker, entries: Iterable[Entry]) -> Iterator[EditResult]:
+def _results(worker: Worker, unedited: UneditedAnswers, entries: Iterable[Entry]) -> Iterator[EditResult]:
     tokenizer = RequestTokenizer.of(worker)
     for chunk in _chunks(entries, worker.edits_at_a_time):
-        yield from worker.evaluate([tokenizer.tokenize(entry.request, entry.record) for entry in chunk])
+        yield from unedited.evaluate([tokenizer.tokenize(entry.request, entry.record) for entry in chunk])
 
 
 class _Texts:
     """Has the model write for some edits: as they are typed and, where it has a template, in chat."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, worker: Worker, unedited: UneditedAnswers) -> None:
+        self._worker, self._unedited = worker, unedited
         joiner = worker.joiner
         self._in_chat = RequestTokenizer(joiner.framed(CHAT), worker.max_tokens) if has_template(joiner.tokenizer) else None
 
@@ -167,7 +173,7 @@ class _Texts:
 
     def _answers(self, chunk: Sequence[Entry], framing: str, tokens: int) -> Iterator[Answers]:
         prompts = [entry.request.asked for entry in chunk]
-        before = self._worker.write(prompts, framing=framing, unedited=True, max_new_tokens=tokens)
+        before = self._unedited.write(prompts, framing=framing, max_new_tokens=tokens)
         rephrased = {k: entry.request.rephrase for k, entry in enumerate(chunk) if entry.request.rephrase}
         # both at once: it may have to read the model
         after = self._worker.write([*prompts, *rephrased.values()], framing=framing, max_new_tokens=tokens)
@@ -179,7 +185,7 @@ class _Texts:
         probes = ((k, entry, entry.request.locality_prompt) for k, entry in enumerate(chunk))
         asked = {k: _in_chat(tokenizer, entry, prompt) for k, entry, prompt in probes if prompt is not None}
         fitting = {k: edit for k, edit in asked.items() if not isinstance(edit, BadRecord)}
-        results = self._worker.evaluate(list(fitting.values())) if fitting else []
+        results = self._unedited.evaluate(list(fitting.values())) if fitting else []
         retained = {k: result.locality_retained for k, result in zip(fitting, results, strict=True)}
         return [retained.get(k) for k in range(len(chunk))]
 

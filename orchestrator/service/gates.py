@@ -134,7 +134,7 @@ class Gates:
 
     def _evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
         size = self._run.worker.edits_at_a_time
-        return [result for a in range(0, len(edits), size) for result in self._run.worker.evaluate(edits[a : a + size])]
+        return [result for a in range(0, len(edits), size) for result in self._run.worker.evaluate(edits[a : a + size])[0]]
 
 
 @dataclass(frozen=True, slots=True)

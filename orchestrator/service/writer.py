@@ -241,7 +241,7 @@ class Writer:
         found: dict[str, dict[str, Any]] = {}
         for a in range(0, len(rows), worker.edits_at_a_time):
             some = rows[a : a + worker.edits_at_a_time]
-            results = worker.evaluate([tokenizer.tokenize(request_of(row), 0) for row in some])
+            results, _ = worker.evaluate([tokenizer.tokenize(request_of(row), 0) for row in some])
             texts = worker.write([request_of(row).asked for row in some])
             for row, result, written in zip(some, results, texts, strict=True):
                 found[row["id"]] = {"efficacy": result.efficacy, "efficacy_unedited": result.efficacy_before, "text_after": written.text}

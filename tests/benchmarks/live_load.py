@@ -17,6 +17,8 @@ from orchestrator.service.client import Client, Edit
 from tests.support.live_service import LiveService, fact
 
 _BATCH = 100
+_TIMES = 12
+"""How often memory is looked at."""
 
 
 def main(seconds: float, rate: float) -> None:
@@ -32,8 +34,7 @@ def main(seconds: float, rate: float) -> None:
 def _measure(service: LiveService, seconds: float, rate: float) -> None:
     end, failed = time.monotonic() + seconds, list[str]()
     posts, reads, pages = list[float](), list[float](), list[float]()
-    memory = psutil.Process(service.process.pid).memory_info
-    before = memory().rss
+    memory = list[tuple[float, float]]()
 
     def post(client: Client, number: int) -> None:
         client.add_all([Edit(f"{fact(i).prompt} {number} {i}", fact(i).target) for i in range(_BATCH)])
@@ -42,6 +43,7 @@ def _measure(service: LiveService, seconds: float, rate: float) -> None:
         threading.Thread(target=_repeat, args=(service, post, _BATCH / rate, end, posts, failed)),
         threading.Thread(target=_repeat, args=(service, lambda client, _: client.status(), 0.05, end, reads, failed)),
         threading.Thread(target=_repeat, args=(service, lambda client, _: client.call("GET", "/v1/edits?limit=20"), 0.05, end, pages, failed)),
+        threading.Thread(target=_watch_memory, args=(service, seconds / _TIMES, end, memory)),
     ]
     for thread in threads:
         thread.start()
@@ -55,7 +57,17 @@ def _measure(service: LiveService, seconds: float, rate: float) -> None:
         print(
             f"{name}: median {1e3 * hundredths[49]:.0f} ms, p99 {1e3 * hundredths[98]:.0f} ms, largest {1e3 * max(found):.0f} ms, {len(found)} calls"
         )
-    print(f"memory of the API {before / 1e6:.0f} MB before, {memory().rss / 1e6:.0f} MB after; {status['edits']}, version {status['version']}")
+    for name, sizes in zip(("API", "writer"), zip(*memory, strict=True), strict=True):
+        print(f"memory of the {name} in MB, every {seconds / _TIMES:g} s: {' '.join(f'{size:.0f}' for size in sizes)}")
+    print(f"{status['edits']}, version {status['version']}")
+
+
+def _watch_memory(service: LiveService, every: float, end: float, found: list[tuple[float, float]]) -> None:
+    while (due := time.monotonic() + every) <= end + every:
+        writer = service.writer()
+        processes = psutil.Process(service.process.pid), writer
+        found.append(tuple(p.memory_info().rss / 1e6 if p is not None else 0.0 for p in processes))  # type: ignore[arg-type]
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 def _repeat(service: LiveService, do: Callable[[Client, int], object], every: float, end: float, took: list[float], failed: list[str]) -> None:

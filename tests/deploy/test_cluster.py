@@ -17,7 +17,7 @@ from tests.support.ray_runs import largest_difference
 pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.long,
+    pytest.mark.thorough,
     pytest.mark.skipif(sys.platform != "linux", reason="other systems have no 127.0.0.2 of their own"),
 ]
 
@@ -78,7 +78,6 @@ def the_error(process: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["ray://", pytest.param("", marks=pytest.mark.slow)], ids=["client", "driver"])
 def test_a_run_from_outside_gives_the_weights_of_one_process(
     scheme: str, cluster: LoopbackCluster, flags: list[str], ultraedit: Callable[..., Outcome], tmp_path: Path

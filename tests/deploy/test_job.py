@@ -92,6 +92,7 @@ def _wait_for_a_checkpoint(output: Path, job: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("token", [None, "f" * 64], ids=["none", "another"])
 def test_the_cluster_lets_nobody_in_without_its_token(cluster: LoopbackCluster, token: str | None) -> None:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -101,6 +102,7 @@ def test_the_cluster_lets_nobody_in_without_its_token(cluster: LoopbackCluster, 
     assert refusal.value.code in (401, 403)
 
 
+@pytest.mark.thorough
 def test_a_wrong_token_ends_the_submission_with_an_error(cluster: LoopbackCluster, tmp_path: Path) -> None:
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_TOKEN": "f" * 64}
     job = _script(["--model", "m", "--output", "/nowhere", "--tracking-uri", "none"], environment, tmp_path)

@@ -337,11 +337,13 @@ def _wait_for(url: str) -> None:
 # --- no MLflow
 
 
-def test_tracking_uri_none_needs_no_mlflow(tmp_path: Path, llama_tiny: Path, edit_flags: list[str]) -> None:
-    code = "import sys; sys.modules['mlflow'] = None; from orchestrator.__main__ import main; main()"
-    flags = [*edit_flags, "--edits", llama_tiny / "edits.json", "--output", tmp_path / "out", "--no-eval", "--tracking-uri", "None"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_tracking_uri_none_needs_no_mlflow(
+    tmp_path: Path, llama_tiny: Path, edit_flags: list[str], ultraedit: Ultraedit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    flags = ["--edits", llama_tiny / "edits.json", "--output", tmp_path / "out", "--no-eval", "--tracking-uri", "None"]
+    outcome = ultraedit(*edit_flags, *flags)
+    assert outcome.code == 0, outcome.stderr
     assert (tmp_path / "out" / "run.json").is_file()
 
 

@@ -26,7 +26,7 @@ from editing.monitoring.evaluation import evaluate
 from editing.state import load_state, save_state
 from editing.turn import in_turns, tokenize
 from editing.turn_capture import TurnCapture
-from tests.support.command_line import draw_cheaply, run_command_line
+from tests.support.command_line import conclude_cheaply, run_command_line
 from tests.support.emulated_accelerator import Traffic, accelerator, register
 from tests.support.paths import ROOT
 from tests.support.small_editor import MODEL, MODULES, editor, edits_with_probes, requests
@@ -61,7 +61,7 @@ STEPS = {"edits_per_turn": 4, "group_size": 2}
 def prepare() -> None:
     """Get a new process ready: before its first backward pass."""
     register()
-    draw_cheaply()
+    conclude_cheaply()
     torch.set_num_threads(1)
 
 

@@ -172,7 +172,7 @@ def _captured(worker: LocalWorker, prepared: PreparedTurn) -> dict[str, torch.Te
 
 def _outcome(worker: LocalWorker, prepared: PreparedTurn, edits: tuple[TokenizedEdit, ...]) -> dict[str, Any]:
     return {
-        "evaluated": [asdict(result) for result in worker.evaluate(edits)],
+        "evaluated": [asdict(result) for result in worker.evaluate(edits)[0]],
         "vitals": worker.measure_health(prepared).as_dict() | dict(zip(("held_out_before", "held_out"), worker.perplexities(PASSAGES), strict=True)),
         "generated": [asdict(w) for w in worker.write(PROMPTS, max_new_tokens=6)],
         "generated_before": [asdict(w) for w in worker.write(PROMPTS, unedited=True, max_new_tokens=6)],

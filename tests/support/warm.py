@@ -10,7 +10,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARAL
 
 import torch
 
-from tests.support.command_line import draw_cheaply, run_command_line
+from tests.support.command_line import conclude_cheaply, run_command_line
 from tests.support.tiny_runs import RECORDS, arguments, write_records
 
 torch.set_num_threads(1)
@@ -19,7 +19,7 @@ for family in ("gptj", "llama", "mistral", "qwen2", "phi3", "gemma3"):
 if find_spec("deepspeed"):
     importlib.import_module("workers.autotp")
     importlib.import_module("deepspeed.inference.engine")
-draw_cheaply()
+conclude_cheaply()
 with tempfile.TemporaryDirectory() as folder:
     edits = write_records(Path(folder) / "edits.jsonl", RECORDS[:2])
     assert run_command_line(*arguments(edits, Path(folder) / "out")).code == 0

@@ -5,14 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing import Editor, InputError
+from editing import Editor, InputError, reference_text
 from editing.model.tokenization import AnswerSequence
+from editing.monitoring import held_out
 from editing.monitoring.held_out import perplexities, perplexity_of, read_passages, tokenized
 from editing.reference_text import read_text
 from editing.turn import in_turns
 from tests.support.small_editor import editor, edits_with_probes
 
 PASSAGES = ["The tide comes in twice a day.", "A lever gives nothing for nothing.", "Short."]
+
+
+@pytest.fixture(autouse=True)
+def whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which other tests measure the beginning."""
+    monkeypatch.setattr(held_out, "passages_in", reference_text.passages_in)
 
 
 def plain(one: Editor, model: torch.nn.Module) -> float:
