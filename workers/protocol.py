@@ -126,7 +126,7 @@ class Worker(Protocol):
         ...
 
     def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
-        """Metrics of edits, before the first edit and now; see :func:`editing.monitoring.evaluation.evaluate`."""
+        """Metrics of edits, before the first edit and now; see :func:`editing.monitoring.evaluation.evaluate_beside`."""
         ...
 
     def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:

@@ -15,7 +15,7 @@ from editing.files.conversion import account_in
 from editing.messages import Asked
 from editing.model.generation import Written, write
 from editing.model.joining import Joiner
-from editing.monitoring.evaluation import Answers, EditResult, Predictions, evaluate
+from editing.monitoring.evaluation import Answers, EditResult, Predictions, evaluate_beside
 from editing.monitoring.health import Health, Vitals
 from editing.monitoring.held_out import perplexities
 from editing.monitoring.watch import Watch
@@ -131,7 +131,7 @@ class LocalWorker(Worker):
         return self._health.measure(prepared)
 
     def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
-        return evaluate(self.editor, edits, known)
+        return evaluate_beside(self.editor, edits, known)
 
     def write(self, prompts: Sequence[Asked], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         editor = self.editor

@@ -72,7 +72,12 @@ class EditResult:
     specificity_as_typed: float | None = None
 
 
-def evaluate(editor: Editor, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
+def evaluate(editor: Editor, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
+    """Metrics of edits with the editor's model as it was before the first edit and as it is now."""
+    return evaluate_beside(editor, edits, None)[0]
+
+
+def evaluate_beside(editor: Editor, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None) -> tuple[list[EditResult], Predictions]:
     """Metrics of edits with the editor's model as it was before the first edit and as it is now. The prefix runs once for both.
 
     Args:

@@ -11,7 +11,7 @@ from editing import TurnRefused
 from editing.config import RAW
 from editing.model.generation import Written
 from editing.model.joining import Joiner
-from editing.monitoring.evaluation import EditResult
+from editing.monitoring.evaluation import Answers, EditResult, Predictions
 from editing.monitoring.health import Vitals
 from editing.turn import PreparedTurn, TokenizedEdit, Turn, TurnReport
 from orchestrator.progress import Progress
@@ -78,13 +78,13 @@ class ScriptedWorker:
         sick = self.seen >= self.sick_from
         return Vitals(1.0, 90.0 if sick else 10.0, 9.0 if sick else 1.0, 0.0 if sick else 1.0, 1.0, None, None, None)
 
-    def evaluate(self, edits: Sequence[TokenizedEdit]) -> list[EditResult]:
-        return [EditResult(1.0, None, None, None, 0.0, None, None)] * len(edits)
+    def evaluate(self, edits: Sequence[TokenizedEdit], known: Sequence[Answers | None] | None = None) -> tuple[list[EditResult], Predictions]:
+        return [EditResult(1.0, None, None, None, 0.0, None, None)] * len(edits), [{} for _ in edits]
 
     def write(self, prompts: Sequence[str], *, framing: str = RAW, unedited: bool = False, max_new_tokens: int = 12) -> list[Written]:
         return [Written(" old" if unedited else f" {p[-1]}!", stopped=True) for p in prompts]
 
-    def perplexities(self, passages: Sequence[str]) -> tuple[float, float]:
+    def perplexities(self, passages: Sequence[str], known: float | None = None) -> tuple[float, float]:
         return float(len(passages)), float(len(passages)) + 1
 
     def save(self, folder: Path) -> None:
