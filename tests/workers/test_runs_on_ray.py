@@ -113,7 +113,7 @@ def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -
     [
         (["--replicas", "2", "--resources-per-shard", "gpu=1"], "2 x 1 shards need 2 GPU, 1 on one node each; the cluster has 0 on 1 nodes"),
         (["--shards", "999"], "give 1 to 4"),  # nobody waits for 999 processes to say so
-        (["--replicas", "2", "--placement-timeout", "5"], "give --resources-per-shard, such as gpu=1"),
+        pytest.param(["--replicas", "2", "--placement-timeout", "5"], "give --resources-per-shard, such as gpu=1", marks=pytest.mark.thorough),
         (["--replicas", "2", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--replicas", "2", "--resources-per-shard", "cpu"], "expected amounts like gpu=1,cpu=4"),
     ],

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 
 from orchestrator.run import plots
 from orchestrator.run.plots import plot_run, vitals_by_edits
-from tests.support.command_line import Outcome
+from tests.support.command_line import TICKS, Outcome
 from tests.support.paths import PARITY
 from tests.support.tiny_runs import arguments
 
@@ -60,6 +61,8 @@ def test_a_run_of_version_0_1_0_has_a_point_0_too() -> None:
 def test_the_curves_are_drawn_from_0_edits_to_the_last(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_LAYOUT", "constrained")
     monkeypatch.setattr(plots, "_DPI", 110)
+    for name in TICKS:
+        monkeypatch.setitem(matplotlib.rcParams, name, True)
     drawn: dict[str | None, list[int]] = {}
     plain = plots._curve
 
