@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from editing import UltraEditError
 from tests.benchmarks.ablation import run_ablation
+from tests.benchmarks.scaling import DEPTHS, EDITS_PER_TURN, over_depth, over_edits
 from tests.benchmarks.solves import NUM_ROWS, time_solves
 from tests.benchmarks.turns import PHASES, SIDES, Comparison, Memory, compare, measure_memory, run_child
 from tests.benchmarks.workload import Workload, choose_edits, machine_line, matmul_speeds
@@ -75,6 +76,7 @@ def _run(workload: Workload, page: Page, note: str, *, quick: bool) -> None:
     comparison = compare(workload)
     _show_comparison(page, workload, comparison, memory, peak)
     _show_ablation(page, workload)
+    _show_scaling(page, workload, quick=quick)
     _show_solves(page, quick=quick)
     name, error = comparison.worst
     if not error < TOLERANCE:
@@ -127,6 +129,18 @@ def _show_ablation(page: Page, workload: Workload) -> None:
         ("switched off", "turn, s", "of which prefix, s", "times as slow", "difference"),
         [(r.name, f"{r.seconds:.2f}", f"{r.prefix_seconds:.2f}", f"{r.seconds / results[0].seconds:.2f}", f"{r.difference:.0e}") for r in results],
     )
+
+
+def _show_scaling(page: Page, workload: Workload, *, quick: bool) -> None:
+    page.text(
+        f"## Scaling\n\nTurns of the editor alone, each with its own prefix: of several sizes on {Path(workload.model).name}; and of "
+        f"{workload.edits_per_turn} edits on random Llamas of several depths, 256 wide, of which the last quarter of the layers is edited. "
+        "Replicas: `python -m tests.benchmarks.replicas`."
+    )
+    edits = over_edits(workload, EDITS_PER_TURN[: 2 if quick else None])
+    depths = over_depth(workload, DEPTHS[: 2 if quick else None])
+    for name, points in (("edits in a turn", edits), ("layers", depths)):
+        page.table((name, "turn, s", "edits/s"), [(f"{p.size:,}", f"{p.seconds:.3f}", f"{p.edits / p.seconds:.1f}") for p in points])
 
 
 def _show_solves(page: Page, *, quick: bool) -> None:

@@ -46,11 +46,11 @@ class Workload:
         """This project's editor, with the published method's preset, which is what the baseline does."""
         return Editor.from_pretrained(self.model, preset="published", device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
 
-    def turns(self, editor: Editor) -> list[Turn]:
+    def turns(self, editor: Editor, *, at_least: int = 2) -> list[Turn]:
         """The first edits of the file, cut into turns; fewer turns where the file is short.
 
         Raises:
-            InputError: The file has not enough usable edits for two turns.
+            InputError: The file has usable edits for fewer turns than ``at_least``.
         """
         needed = self.num_turns * self.edits_per_turn
         edits: list[TokenizedEdit] = []
@@ -60,8 +60,8 @@ class Workload:
             if isinstance(record, NumberedRequest):
                 edits.append(tokenize(editor.tokenizer, record.request, max_tokens=editor.decoder.max_tokens))
         whole = len(edits) // self.edits_per_turn
-        if whole < 2:
-            raise InputError(f"{self.edits}: has {len(edits)} usable edits, expected at least two turns of {self.edits_per_turn}")
+        if whole < at_least:
+            raise InputError(f"{self.edits}: has {len(edits)} usable edits, expected at least {at_least} turns of {self.edits_per_turn}")
         return list(in_turns(edits[: whole * self.edits_per_turn], self.edits_per_turn))
 
 
