@@ -72,7 +72,8 @@ class TurnPasses:
                 raise TurnRefused(f"the shift of {name} is 0, so nothing would change")
         if not self._weights.would_change(self.last.shifts):
             dtype = str(self._weights.dtype).removeprefix("torch.")
-            raise TurnRefused(f"its shifts are too small to change any {dtype} weight; expected a larger learning rate than {self._solver.rate:g}")
+            why = f"the model knows its edits, or the learning rate of {self._solver.rate:g} is too small"
+            raise TurnRefused(f"its shifts are too small to change any {dtype} weight: {why}")
 
     def refine(self, capture: TurnCapture) -> None:
         """Add the shifts found so far to the weights, and find further ones until no row is pending or the passes are used up.

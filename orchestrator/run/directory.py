@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Any
 from editing.errors import InputError
 from editing.files.format_version import Format
 from orchestrator.heartbeat import Heartbeat, Owner
+from orchestrator.jsonl import without_infinities
 
 logger = logging.getLogger("ultraedit")
 
@@ -109,11 +110,13 @@ class RunDirectory:
         if free < num_bytes:
             raise InputError(f"output: the edited model needs {math.ceil(num_bytes / 1e6)} MB, {self.path.parent} has {free // 10**6} MB free")
 
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file, readable by a person."""
-        (self.staging / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.staging / name).write_text(
+            json.dumps(without_infinities(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
-    def write_run(self, values: Mapping[str, Any]) -> None:
+    def write_run(self, values: dict[str, Any]) -> None:
         """Write ``run.json``, with its format version."""
         self.write_json(RUN, {**FORMAT.tag, **values})
 
