@@ -1,6 +1,6 @@
 """The weights of the edited modules: as they are, as they were before the first edit, and in float32 where the model's are not.
 
-    weight     (d_out, d_in), or this worker's slice of it, in the model's dtype; the model computes with it
+    weight     (d_out, d_in), or this worker's slice of it, in the model's dtype; the model computes with it. Of a Conv1D it is (d_in, d_out)
     master     the same in float32, if the model's dtype is lower: a small shift would be lost in bfloat16 alone
     original   the same as before the first edit, in the model's dtype, on the CPU or in the model's files
 
@@ -61,13 +61,13 @@ class EditedWeights(Mapping[str, Tensor]):
         """Add shifts in place, by module name."""
         for name, shift in shifts.items():
             weight, exact = self[name], self._exact(name)
-            shift.add_to(exact)
+            shift.add_to(self.shards[name].turned(exact))
             if exact is not weight:
                 weight.copy_(exact)
 
     def would_change(self, shifts: Mapping[str, Shift]) -> bool:
         """Whether any weight would differ after :meth:`add`, once it is rounded; the same answer on all workers."""
-        changes = any(shift.changes(self._exact(name), self[name]) for name, shift in shifts.items())
+        changes = any(self._is_changed(name, shift) for name, shift in shifts.items())
         return bool(self._collectives.all_reduce_sum(torch.tensor(float(changes))) > 0)
 
     def in_place(self) -> list[Tensor]:
@@ -113,6 +113,10 @@ class EditedWeights(Mapping[str, Tensor]):
     def norms(self) -> dict[str, float]:
         """By module, the Frobenius norm of the weight from before the first edit."""
         return dict(self._original_norms)
+
+    def _is_changed(self, name: str, shift: Shift) -> bool:
+        turned = self.shards[name].turned
+        return shift.changes(turned(self._exact(name)), turned(self[name]))
 
     def _exact(self, name: str) -> Tensor:
         """A weight in float32: its master, itself if it is float32, else a copy."""

@@ -1,6 +1,6 @@
 """An editor's lifelong state as one safetensors file: edited weights, their float32 masters, and statistics of all edits.
 
-    weight.MODULE  master.MODULE                 (d_out, d_in), whole; the master in float32, if there is one
+    weight.MODULE  master.MODULE                 (d_out, d_in), whole, of a Conv1D (d_in, d_out); the master in float32, if there is one
     mean.SHAPE  sum_of_squares.SHAPE             (d_in + d_out,) float64 moments; of modules edited at subjects, ``subject.SHAPE``
     preserved.MODULE  sketch.MODULE              (d_in, d_in) or (up to rank + 1, d_in) float64, what the preserving ridge knows
     remembered.MODULE  remembered-sketch.MODULE  the same of the keys of all edits, where targets are solved
@@ -151,7 +151,7 @@ def _check_same(path: Path, editor: Editor, found: dict[str, Any]) -> None:
     for name in sorted(expected.keys() ^ found.keys()):
         raise InputError(f"{path}: {'has no' if name in expected else 'has a'} {name}, so it belongs to other modules or another precision")
     for name, (shard, dtype) in expected.items():
-        shape, stored = (shard.shape[1], shard.shape[0]), found[name][:0].dtype
+        shape, stored = shard.stored_shape, found[name][:0].dtype
         if tuple(found[name].get_shape()) != shape or stored != dtype:
             raise InputError(f"{path}: {name} is {tuple(found[name].get_shape())} {stored}; this model's is {shape} {dtype}")
 

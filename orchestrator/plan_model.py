@@ -17,7 +17,7 @@ from editing.model.decoder import Decoder
 from editing.model.modules import describe_editable, resolve
 from editing.presets import find_preset
 from editing.presets.resolve import resolve_settings
-from workers.engines.sharded import check_heads
+from workers.engines.sharded import check_can_be_cut, has_uncuttable
 from workers.engines.streamed import process_bytes
 
 
@@ -72,7 +72,7 @@ def plan(options: PlanOptions) -> Plan:
     config = pretrained.read_config(options.model)
     skeleton = pretrained.make_skeleton(options.model, config, pretrained.resolve_dtype(config, options.dtype))
     decoder = Decoder(skeleton)
-    check_heads(options.model, decoder.config, options.shards)
+    check_can_be_cut(options.model, skeleton, options.shards)
     rate = 1.0 if options.modules else None  # any: a plan does not depend on it
     chosen, _, preset = resolve_settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)
     method = MethodOptions(**{name: value for name, value in preset.items() if name in MethodOptions.names()})
@@ -136,6 +136,8 @@ def _of_a_shard(whole: dict[str, int], decoder: Decoder, footprint: Footprint, s
 
 
 def _enough(whole: dict[str, int], decoder: Decoder, footprint: Footprint, budget: int) -> str:
+    if has_uncuttable(decoder.model):
+        return "no number of shards: its layers are Conv1D, which cannot be cut"
     heads = decoder.config.num_attention_heads
     for shards in range(2, heads + 1):
         if heads % shards == 0 and sum(_of_a_shard(whole, decoder, footprint, shards).values()) <= budget:

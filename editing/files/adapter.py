@@ -19,6 +19,7 @@ from torch import Tensor
 from editing.errors import InputError
 from editing.files.checkpoint_files import ADAPTER
 from editing.low_rank import LowRank, factor, rounding
+from editing.sharding.shards import LinearShard
 
 logger = logging.getLogger("ultraedit")
 
@@ -27,19 +28,22 @@ WEIGHTS, CONFIG = ADAPTER, "adapter_config.json"
 _PREFIX = "base_model.model."
 
 
-def total_shifts(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, num_turns: int, rank: int | None = None) -> dict[str, LowRank]:
+def total_shifts(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], linears: Mapping[str, LinearShard], *, num_turns: int, rank: int | None = None
+) -> dict[str, LowRank]:
     """The shift of each module between two states of a model as thin factors.
 
     Args:
-        before: Weights ``(d_out, d_in)`` by module name.
+        before: Whole weights by module name, as they are stored.
         after: The same later; in float32 what rounding has left in them is no part of the shift.
+        linears: The modules by name.
         num_turns: Turns between the two.
         rank: Largest rank; ``None`` for the one at which nothing but rounding is lost.
     """
     found = {}
     for name, weight in after.items():
         noise = rounding(weight, num_turns) if weight.dtype == torch.float32 else 0.0
-        found[name] = factor(weight.float() - before[name].float(), rank=rank, tolerance=noise)
+        found[name] = factor(linears[name].turned(weight.float() - before[name].float()), rank=rank, tolerance=noise)
     large = [name for name, shift in found.items() if shift.rank * sum(after[name].shape) > after[name].numel()]
     if large:
         told = "adapter: in %d of %d modules the factors are larger than the matrix, first %s at rank %d; a smaller rank or a checkpoint takes less"
@@ -47,13 +51,14 @@ def total_shifts(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, n
     return found
 
 
-def write_adapter(folder: Path, shifts: Mapping[str, LowRank], *, base: str) -> int:
+def write_adapter(folder: Path, shifts: Mapping[str, LowRank], *, base: str, transposed: bool = False) -> int:
     """Write an adapter.
 
     Args:
         folder: Where it goes; made if missing.
         shifts: Total shift of each edited module, by module name.
         base: Folder or Hub id of the base model.
+        transposed: Whether its linears store their weights ``(d_in, d_out)``. The factors are the same; who merges them has to know.
 
     Returns:
         The adapter's rank.
@@ -83,7 +88,7 @@ def write_adapter(folder: Path, shifts: Mapping[str, LowRank], *, base: str) -> 
         "alpha_pattern": {},
         "bias": "none",
         "lora_dropout": 0.0,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "use_rslora": False,
         "use_dora": False,
         "modules_to_save": None,

@@ -23,7 +23,7 @@ from editing.errors import InputError
 from editing.method.preserve import is_exact
 from editing.model.decoder import HEAD_CHUNK_ELEMENTS, Decoder
 from editing.model.token_keys import PORTION_TOKENS
-from editing.sharding.shards import Shape
+from editing.sharding.shards import Shape, shard_of
 
 MIB = 2**20
 
@@ -140,7 +140,7 @@ class Footprint:
             inner=max(max(shape) for shape in shapes),
             vocabulary=decoder.config.vocab_size,
             modules=len(modules),
-            shapes=tuple((m.weight.shape[1], m.weight.shape[0]) for m in modules.values()),
+            shapes=tuple(shard_of(module).shape for module in modules.values()),
         )
 
 

@@ -64,14 +64,14 @@ def resolve(decoder: Decoder, patterns: Iterable[str]) -> dict[str, nn.Linear]:
             raise InputError(f"modules: the model has no module {name!r}; {_suggest(name, decoder)}")
         module = known[name]
         if not is_linear(module):
-            raise InputError(f"modules: {name} is a {type(module).__name__}, expected a Linear; {_suggest(name, decoder)}")
+            raise InputError(f"modules: {name} is a {type(module).__name__}, expected a Linear or Conv1D; {_suggest(name, decoder)}")
         try:
             decoder.layer_of(name)
         except ModelError as error:
             raise InputError(f"modules: {error}") from None
         if others := [other for other in shared.get(id(module.weight), ()) if other != name]:
             raise InputError(f"modules: {name} has its weight in common with {others[0]}, so that an edit would change both; name another")
-        resolved[name] = cast(nn.Linear, module)
+        resolved[name] = cast(nn.Linear, module)  # or a shard of one, or a Conv1D: only shard_of asks which
     if not resolved:
         raise InputError("modules: expected at least one module name")
     return resolved
@@ -109,11 +109,11 @@ def describe_editable(decoder: Decoder) -> str:
     modules = dict(decoder.model.named_modules())
     for name in editable(decoder):
         index, _, rest = name.removeprefix(decoder.layers_path + ".").partition(".")
-        d_in, d_out = shard_of(cast(nn.Linear, modules[name])).shape
+        d_in, d_out = shard_of(modules[name]).shape
         layers[f"{rest} ({d_in} -> {d_out})"].append(int(index))
     if not layers:
         kinds = sorted({type(m).__name__ for m in decoder.layers.modules() if any(p.dim() == 2 for p in m.parameters(recurse=False))})
-        return f"none of its own: its layers hold no Linear, only {', '.join(kinds) or 'modules without a matrix'}, which is not supported"
+        return f"none of its own: its layers hold no Linear or Conv1D, only {', '.join(kinds) or 'modules without a matrix'}, which is not supported"
     return "; ".join(f"{decoder.layers_path}.{{{min(i)}..{max(i)}}}.{rest}" for rest, i in layers.items())
 
 

@@ -1,4 +1,4 @@
-"""Which slice of a linear a worker holds.
+"""Which slice of a linear a worker holds, and which way round its weight lies.
 
 A linear's weight is ``(d_out, d_in)``. A shard holds some of its columns, and then sees slices of the keys ``K``; or some of its
 rows, and then sees slices of the value gradients ``G``:
@@ -8,9 +8,12 @@ rows, and then sees slices of the value gradients ``G``:
     axis "values"    K (n, d_in)    G (n, slice)     column-parallel: gate_proj, up_proj, q_proj, fc_in
 
 Whoever shards a model puts a :class:`LinearShard` on each sharded linear as its attribute ``shard``. A linear without one is whole.
+
+A ``Conv1D``, which GPT-2 has for its linears, stores its weight ``(d_in, d_out)``. Only :meth:`LinearShard.turned` knows: what adds to a
+weight, or factors a change of it, asks there. What moves, stores, compares or measures weights takes them as they are stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -18,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 Shape = tuple[int, int]
 """``(d_in, d_out)`` of a whole linear."""
@@ -35,12 +39,23 @@ class LinearShard:
         axis: What is sliced; ``None`` if nothing is.
         held: Per shard, the features of that axis that it holds, in the order in which it holds them.
         rank: Which shard this is.
+        transposed: Whether the weight is stored ``(d_in, d_out)``. Such a linear is not sliced.
     """
 
     shape: Shape
     axis: Literal["keys", "values"] | None = None
     held: tuple[Ranges, ...] = ()
     rank: int = 0
+    transposed: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """Shape of the whole weight as it is stored."""
+        return self.shape if self.transposed else (self.shape[1], self.shape[0])
+
+    def turned(self, matrix: Tensor) -> Tensor:
+        """A weight, or a change of it, as it is stored, seen as ``(d_out, d_in)``; and back again. A view, never a copy."""
+        return matrix.T if self.transposed else matrix
 
     @property
     def num_keys(self) -> int:
@@ -89,7 +104,7 @@ class LinearShard:
         return whole
 
     def slice(self, weight: Any) -> Tensor:
-        """This shard's slice of a whole ``(d_out, d_in)`` weight: a tensor, or an unread slice of a safetensors file."""
+        """This shard's slice of a whole weight as it is stored: a tensor, or an unread slice of a safetensors file."""
         return take_ranges(weight, self.held[self.rank], 1 if self.axis == "keys" else 0) if self.axis else weight[:]
 
     def gather(self, slices: Sequence[Tensor]) -> Tensor:
@@ -112,15 +127,25 @@ class LinearShard:
         return whole
 
 
-def shard_of(linear: nn.Linear) -> LinearShard:
+def shard_of(linear: nn.Module) -> LinearShard:
     """What this worker holds of a linear."""
     shard: LinearShard | None = getattr(linear, "shard", None)
-    return LinearShard((linear.in_features, linear.out_features)) if shard is None else shard
+    if shard is not None:
+        return shard
+    if isinstance(linear, Conv1D):
+        return LinearShard((linear.nx, linear.nf), transposed=True)
+    assert isinstance(linear, nn.Linear)
+    return LinearShard((linear.in_features, linear.out_features))
+
+
+def linears_of(model: nn.Module, names: Iterable[str]) -> dict[str, LinearShard]:
+    """What :func:`shard_of` says of a model's linears, by name. The model may be on the meta device."""
+    return {name: shard_of(model.get_submodule(name)) for name in names}
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear, or a shard of one."""
-    return isinstance(module, nn.Linear) or isinstance(getattr(module, "shard", None), LinearShard)
+    return isinstance(module, nn.Linear | Conv1D) or isinstance(getattr(module, "shard", None), LinearShard)
 
 
 def take_ranges(source: Any, ranges: Ranges, dim: int) -> Tensor:

@@ -18,6 +18,7 @@ from editing.files.gguf_files import GgufNames, import_gguf, write_edited_gguf, 
 from editing.files.saving import save_companions, save_edited, save_tensors
 from editing.files.weights import keys_in_files
 from editing.low_rank import LowRank
+from editing.sharding.shards import LinearShard
 from editing.version import __version__
 from orchestrator.export.certificate import check_key, digest_of, write_certificate
 from orchestrator.export.reference import Reference
@@ -136,19 +137,20 @@ def _write(
     folder: Path, source: RunSource, options: ExportOptions, before: Snapshot, after: Snapshot, names: GgufNames | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """Write an export's files; what is said of each module, and its weight as an engine will have it."""
+    linears = source.linears
     if options.form in ADAPTERS:
-        shifts = total_shifts(before.exact, after.exact, num_turns=after.turn - before.turn, rank=options.rank)
+        shifts = total_shifts(before.exact, after.exact, linears, num_turns=after.turn - before.turn, rank=options.rank)
         if names is not None:
             rank = write_gguf_adapter(folder / GGUF_ADAPTER, shifts, names)
             products = {name: shift.dense() for name, shift in shifts.items()}
         else:
-            rank = write_adapter(folder, shifts, base=source.base)
+            rank = write_adapter(folder, shifts, base=source.base, transposed=any(linear.transposed for linear in linears.values()))
             products = {name: left @ right for name, (left, right) in read_adapter(folder).items()}
-        merged = {name: before.held[name].float() + product for name, product in products.items()}
-        return {name: {**_shape(after, name), **_lost(shift), "stored_rank": rank} for name, shift in shifts.items()}, merged
+        merged = {name: before.held[name].float() + linears[name].turned(product) for name, product in products.items()}
+        return {name: {**_shape(linears[name]), **_lost(shift), "stored_rank": rank} for name, shift in shifts.items()}, merged
     if options.form == "gguf" and names is not None and options.base_gguf is not None:
         write_edited_gguf(folder / GGUF_MODEL, options.base_gguf, after.exact, before.held, names)
-        return {name: _shape(after, name) for name in after.held}, {name: weight.float() for name, weight in after.exact.items()}
+        return {name: _shape(linear) for name, linear in linears.items()}, {name: weight.float() for name, weight in after.exact.items()}
     if options.form == "delta":
         dtype = str(source.dtype).removeprefix("torch.")
         write_delta(folder, after.held, base=source.base, fingerprint=source.state.base_fingerprint, dtype=dtype)
@@ -161,12 +163,11 @@ def _write(
         else:
             save_tensors(weights, folder / "model.safetensors")
             save_companions(source.folder, folder)
-    return {name: {**_shape(after, name), **_rounded(before, after, name)} for name in after.held}, dict(after.held)
+    return {name: {**_shape(linear), **_rounded(before, after, name)} for name, linear in linears.items()}, dict(after.held)
 
 
-def _shape(after: Snapshot, name: str) -> dict[str, Any]:
-    d_out, d_in = after.held[name].shape
-    return {"d_in": d_in, "d_out": d_out}
+def _shape(linear: LinearShard) -> dict[str, Any]:
+    return {"d_in": linear.shape[0], "d_out": linear.shape[1]}
 
 
 def _lost(shift: LowRank) -> dict[str, Any]:

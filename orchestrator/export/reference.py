@@ -37,7 +37,7 @@ class Reference:
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within this context the model has these weights ``(d_out, d_in)``, by module name, rounded to its precision."""
+        """Within this context the model has these weights, by module name and as it stores them, rounded to its precision."""
         before = {name: self._linears[name].weight.data for name in weights}
         try:
             for name, weight in weights.items():

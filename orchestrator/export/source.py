@@ -5,16 +5,19 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from editing.config import Join
 from editing.errors import InputError, ModelError
 from editing.files import pretrained
 from editing.files.reader import WeightReader
 from editing.files.weights import WeightFiles
+from editing.sharding.shards import LinearShard, is_linear, linears_of
 from editing.state import stored_weights
 from orchestrator.progress import Progress
 from orchestrator.run.checkpoint import STATE, Checkpoints
@@ -35,7 +38,7 @@ class Snapshot:
 
     Attributes:
         turn: The turn; 0 is the unedited model.
-        held: ``(d_out, d_in)`` by module name, in the precision in which the model computes.
+        held: By module name, as the model stores them, in the precision in which it computes.
         exact: The same before they were rounded to it, where the run kept float32 masters.
     """
 
@@ -82,6 +85,20 @@ class RunSource:
         """The run's edits."""
         return Ledger(self.path / "ledger")
 
+    @cached_property
+    def linears(self) -> dict[str, LinearShard]:
+        """The edited modules by name, whole.
+
+        Raises:
+            ModelError: A weight has a form that no export can have.
+        """
+        check_modules(self.base, self._skeleton, self.modules)
+        return linears_of(self._skeleton, self.modules)
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        return pretrained.make_skeleton(self.folder, self.config, self.dtype)
+
     @property
     def join(self) -> Join:
         """How prompts and answers met."""
@@ -126,12 +143,11 @@ class RunSource:
         return self._read(turn, found) if found is not None else self._replayed(turn, progress)
 
     def _unedited(self) -> Snapshot:
-        skeleton = pretrained.make_skeleton(self.folder, self.config, self.dtype)
-        check_modules(self.base, skeleton, self.modules)
-        with WeightFiles(self.folder, skeleton) as files, closing(WeightReader(files)) as reader:
+        linears = self.linears
+        with WeightFiles(self.folder, self._skeleton) as files, closing(WeightReader(files)) as reader:
             if pretrained.fingerprint_of(reader.samples(self.dtype)) != self.state.base_fingerprint:
                 raise ModelError(f"{self.base}: is not the model that {self.path} was made from; give that one with --model")
-            weights = {name: reader.tensor(f"{name}.weight", self.dtype) for name in self.modules}
+            weights = {name: reader.tensor(f"{name}.weight", self.dtype) for name in linears}
         return Snapshot(0, weights, weights)
 
     def _read(self, turn: int, state: Path) -> Snapshot:
@@ -171,8 +187,8 @@ def check_modules(name: str, skeleton: nn.Module, modules: list[str]) -> None:
     for module in modules:
         if module not in known:
             raise ModelError(f"{name}: has no {module}, so it is not the model that this run was made from; give that one with --model")
-        if not isinstance(known[module], nn.Linear):
-            raise ModelError(f"{name}: {module} is a {type(known[module]).__name__}, expected a Linear; this run cannot be exported")
+        if not is_linear(known[module]):
+            raise ModelError(f"{name}: {module} is a {type(known[module]).__name__}, expected a Linear or Conv1D; this run cannot be exported")
         weight = owners[f"{module}.weight"]
         if others := [other for other, value in owners.items() if value is weight and other != f"{module}.weight"]:
             raise ModelError(f"{name}: the weight of {module} is also {others[0]}, so it cannot be changed alone; this run cannot be exported")

@@ -85,6 +85,6 @@ class FolderEngine:
     def _weights(self, folder: Path) -> dict[str, Tensor]:
         """The edited modules' weights as who loads the folder will have them."""
         if (folder / CONFIG).is_file():
-            base = self._source.snapshot(0, Progress.silent()).held
-            return {name: base[name].float() + left @ right for name, (left, right) in read_adapter(folder).items()}
+            base, linears = self._source.snapshot(0, Progress.silent()).held, self._source.linears
+            return {name: base[name].float() + linears[name].turned(left @ right) for name, (left, right) in read_adapter(folder).items()}
         return read_weights(folder, self._source.modules, self._source.dtype)

@@ -13,6 +13,7 @@ from editing.files.adapter import total_shifts, write_adapter
 from editing.files.delta import write_delta
 from editing.files.reader import read_weights
 from editing.memory.budget import peak_bytes
+from editing.sharding.shards import linears_of
 from editing.state import stored_weights
 from orchestrator.progress import Progress
 from orchestrator.run.checkpoint import STATE, Checkpoint
@@ -90,8 +91,10 @@ class Finish:
     def _save_adapter(self, folder: Path, last: Checkpoint, dtype: str) -> None:
         """Write the run's whole shift as an adapter that loses nothing but rounding."""
         edited = stored_weights(last.path / STATE, exact=True)
-        base = read_weights(pretrained.local_folder(self._config.model), edited, torch.float32 if dtype == "float32" else torch.bfloat16)
-        write_adapter(folder, total_shifts(base, edited, num_turns=last.turn), base=self._config.model)
+        model, precision = pretrained.local_folder(self._config.model), torch.float32 if dtype == "float32" else torch.bfloat16
+        linears = linears_of(pretrained.make_skeleton(model, pretrained.load_config(model), precision), edited)
+        shifts = total_shifts(read_weights(model, edited, precision), edited, linears, num_turns=last.turn)
+        write_adapter(folder, shifts, base=self._config.model, transposed=any(linear.transposed for linear in linears.values()))
 
     def _write_results(self, out: RunDirectory, journal: Journal, run: dict[str, Any], began: float, collapse: str) -> None:
         state, memory = journal.state, _peak_memory()

@@ -1,4 +1,4 @@
-"""Tiny random models of the six families, for tests of what differs between them."""
+"""Tiny random models of the families, for tests of what differs between them."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "mistral": ("model.layers.{i}.mlp.down_proj", {**_SMALL, "sliding_window": None}),
     "qwen2": ("model.layers.{i}.mlp.up_proj", {k: v for k, v in _SMALL.items() if k != "head_dim"}),
     "phi3": ("model.layers.{i}.mlp.down_proj", {k: v for k, v in _SMALL.items() if k != "head_dim"}),
+    "gpt2": ("transformer.h.{i}.mlp.c_proj", {name: value for name, value in _GPTJ.items() if name != "rotary_dim"}),
     "gemma3_text": ("model.layers.{i}.mlp.gate_proj", {**_SMALL, **_GEMMA}),
 }
 

@@ -47,8 +47,8 @@ class TinyModel:
         if self.family == "gemma3":
             text = {**FAMILIES["gemma3_text"][1], **_COMMON, **self.changes}
             return {"text_config": text, "vision_config": _VISION, "mm_tokens_per_image": 4}
-        if self.family == "gptj":
-            return {**FAMILIES["gptj"][1], "vocab_size": _VOCABULARY, "n_positions": 256, "bos_token_id": 0, "eos_token_id": 1, **self.changes}
+        if self.family in ("gptj", "gpt2"):
+            return {**FAMILIES[self.family][1], "vocab_size": _VOCABULARY, "n_positions": 256, "bos_token_id": 0, "eos_token_id": 1, **self.changes}
         return {**FAMILIES[self.family][1], **_COMMON, **self.changes}
 
 
@@ -76,3 +76,6 @@ TINY = [
     TinyModel("gemma3_text", "gemma3_text", _mlp("model.layers", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), _TIED),
     TinyModel("gemma3", "gemma3", _mlp("language_model.model.layers", "mlp.gate_proj", "mlp.down_proj"), _TIED),
 ]
+
+GPT2 = TinyModel("gpt2", "gpt2", _mlp("transformer.h", "mlp.c_fc", "mlp.c_proj", "attn.c_attn", "attn.c_proj"))
+"""Its weights lie transposed. It is not cut into shards."""

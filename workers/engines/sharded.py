@@ -17,7 +17,7 @@ from editing.errors import ModelError
 from editing.files import pretrained
 from editing.files.saving import save_edited, saved_size
 from editing.files.weights import WeightFiles
-from editing.sharding.shards import LinearShard
+from editing.sharding.shards import LinearShard, is_linear, shard_of
 from workers.engines.engine import InMemoryEngine
 from workers.process_groups import GroupCollectives, Groups, Placement
 from workers.protocol import WorkerSpec
@@ -115,17 +115,25 @@ def _cut(source: Any, shard: LinearShard | None, leaf: str) -> Tensor:
 
 
 def check_num_shards(model: str, num_shards: int) -> None:
-    """Refuse a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
+    """Refuse a model that cannot be cut, or a number of shards that leaves one without work, before anything is loaded. Uneven shards are allowed.
 
     Raises:
-        ModelError: One line that names numbers that would work.
+        ModelError: One line that says what would work.
     """
     folder = pretrained.local_folder(model)
-    check_heads(folder, pretrained.load_config(folder).get_text_config(decoder=True), num_shards)
+    config = pretrained.load_config(folder)
+    check_can_be_cut(folder, pretrained.make_skeleton(folder, config, pretrained.resolve_dtype(config, "auto")), num_shards)
 
 
-def check_heads(name: object, config: Any, num_shards: int) -> None:
-    """The same of a text configuration; ``name`` is what to call its model."""
-    heads = config.num_attention_heads
+def check_can_be_cut(name: object, skeleton: PreTrainedModel, num_shards: int) -> None:
+    """The same of a model without its weights; ``name`` is what to call it."""
+    heads = skeleton.config.get_text_config(decoder=True).num_attention_heads
     if num_shards > heads:
         raise ModelError(f"{name}: has {heads} attention heads, too few for {num_shards} shards; give 1 to {heads}")
+    if num_shards > 1 and has_uncuttable(skeleton):
+        raise ModelError(f"{name}: its layers are Conv1D, which cannot be cut into shards; give 1 shard, and --replicas for more devices")
+
+
+def has_uncuttable(skeleton: nn.Module) -> bool:
+    """Whether a model has linears that store their weights transposed. DeepSpeed lists GPT-2 among the models that it does not cut."""
+    return any(is_linear(module) and shard_of(module).transposed for module in skeleton.modules())

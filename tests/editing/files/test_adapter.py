@@ -13,13 +13,14 @@ from editing.files.adapter import CONFIG, WEIGHTS, read_adapter, write_adapter
 from editing.low_rank import LowRank, factor
 from editing.model.decoder import Decoder
 from editing.model.modules import resolve
-from tests.support.tiny_models import TINY, TinyModel
+from editing.sharding.shards import shard_of
+from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 _IDS = torch.tensor([[5, 9, 33, 120, 7, 200, 64]])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize("tiny", [*TINY, GPT2], ids=lambda tiny: tiny.name)
 def test_a_model_with_its_adapter_has_the_edited_model_s_logits(tiny: TinyModel, tmp_path: Path) -> None:
     tiny.write(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
@@ -30,9 +31,9 @@ def test_a_model_with_its_adapter_has_the_edited_model_s_logits(tiny: TinyModel,
         dice = torch.Generator().manual_seed(k)
         rank = 2 + k % 3  # different ranks, which are made one
         linear.weight += 0.1 * torch.randn(len(linear.weight), rank, generator=dice) @ torch.randn(rank, linear.weight.shape[1], generator=dice)
-        shifts[name] = factor(linear.weight - before[name], tolerance=1e-5)
+        shifts[name] = factor(shard_of(linear).turned(linear.weight - before[name]), tolerance=1e-5)
     unedited, edited = edited, model(input_ids=_IDS, use_cache=False).logits
-    write_adapter(tmp_path / "adapter", shifts, base=str(tmp_path / "model"))
+    write_adapter(tmp_path / "adapter", shifts, base=str(tmp_path / "model"), transposed=tiny is GPT2)
 
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     with_adapter = PeftModel.from_pretrained(base, tmp_path / "adapter")

@@ -11,7 +11,7 @@ from editing import ModelError
 from editing.files import pretrained
 from editing.files.weights import WeightFiles
 from tests.support.families import tiny_model
-from tests.support.tiny_models import TINY
+from tests.support.tiny_models import GPT2, TINY
 
 MULTIMODAL = next(model for model in TINY if model.family == "gemma3")
 
@@ -27,7 +27,7 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
     save_file({k: t for k, t in merged.items() if t is not None}, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("model", [m for m in TINY if m.name in ("gptj", "llama", "phi3", "gemma3_text", "gemma3")], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [*(m for m in TINY if m.name in ("gptj", "llama", "phi3", "gemma3_text", "gemma3")), GPT2], ids=lambda m: m.name)
 def test_every_parameter_is_found_as_transformers_loads_it(model, tmp_path: Path) -> None:
     model.write(tmp_path)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path)

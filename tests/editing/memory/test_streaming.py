@@ -22,7 +22,7 @@ from editing.model.prefix import Prefixed, log_likelihoods, run_prefix
 from editing.model.tokenization import encode
 from editing.monitoring.evaluation import evaluate
 from editing.turn import tokenize
-from tests.support.tiny_models import TINY, TinyModel
+from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 CPU = torch.device("cpu")
 WORK = Work(batch_tokens=64, edits_per_turn=6, process=0)
@@ -82,7 +82,7 @@ def check_same_bits(
 
 
 @pytest.mark.parametrize("layers", [1, 3, 4])
-@pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda m: m.name)
 def test_streaming_gives_the_same_bits(model: TinyModel, layers: int, tmp_path: Path) -> None:
     model.write(tmp_path)
     check_same_bits(tmp_path, model.modules, layers)

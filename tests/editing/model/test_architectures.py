@@ -52,6 +52,7 @@ SUPPORTED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "falcon mamba": ("falcon_mamba", "mixer.out_proj", {**TOKENS, **STATES, "hidden_size": 32, "num_hidden_layers": 4}),
     "gemma 2": ("gemma2", "mlp.down_proj", {**GROUPED, "final_logit_softcapping": 5.0}),
     "glm 4": ("glm4", "mlp.down_proj", GROUPED),
+    "gpt-2": ("gpt2", "mlp.c_proj", GPT),
     "gpt-neox": ("gpt_neox", "mlp.dense_4h_to_h", SMALL),
     "gpt-oss": ("gpt_oss", "self_attn.o_proj", {**GROUPED, **EXPERTS}),
     "granite": ("granite", "mlp.down_proj", {**GROUPED, "logits_scaling": 8.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
@@ -109,7 +110,6 @@ REFUSED = {
     "gemma 3n": ("gemma3n_text", _GEMMA_3N, "Gemma3nForCausalLM: this architecture is not supported, its layers cannot be run in two halves: "),
     "gpt": ("openai-gpt", GPT, "OpenAIGPTLMHeadModel: this architecture is not supported, its layers cannot be run in two halves: "),
     "zamba 2": ("zamba2", ZAMBA_2, "Zamba2ForCausalLM: this architecture is not supported, its layers cannot be run in two halves: they do not"),
-    "gpt-2": ("gpt2", GPT, "its layers hold no Linear, only Conv1D, which is not supported"),
 }
 
 

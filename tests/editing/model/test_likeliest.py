@@ -8,11 +8,11 @@ import torch
 from editing.files import pretrained
 from editing.model import decoder as decoding
 from editing.model.decoder import Decoder
-from tests.support.tiny_models import TINY, TinyModel
+from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 
 @pytest.mark.parametrize("block", [1, 10, 96, 97, 4096])
-@pytest.mark.parametrize("model", TINY, ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda m: m.name)
 def test_blocks_of_words_give_the_token_of_all_logits(model: TinyModel, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model.write(tmp_path)
     decoder = Decoder(pretrained.load(tmp_path, device=torch.device("cpu"))[0])

@@ -12,14 +12,14 @@ from editing.model.decoder import Decoder
 from editing.presets import unmeasured
 from editing.state import load_state, save_state
 from tests.support.paths import PARITY
-from tests.support.tiny_models import TINY, TinyModel
+from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 MODEL = PARITY / "llama-tiny" / "model"
 FACTS = [EditRequest(f"The colour of number {i} is", f"blue {i}", subject=f"number {i}") for i in range(6)]
 ONE_PASS: dict[str, Any] = {"passes": 1, "preserve": "off", "preserve_text": "none", "device": "cpu"}
 
 
-@pytest.mark.parametrize("model", TINY, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda model: model.name)
 def test_every_family_is_edited_without_a_setting(model: TinyModel, tmp_path: Path) -> None:
     model.write(tmp_path)
     editor = Editor.from_pretrained(tmp_path, device="cpu")
