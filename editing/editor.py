@@ -14,7 +14,7 @@ refused, and weights and statistics are then what they were before it. What each
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
@@ -245,12 +245,39 @@ class Editor:
             self._reference = self._observe_text() if self._text.passages else {}
         return self._reference
 
-    def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
+    @property
+    def finds_rate(self) -> bool:
+        """Whether the next turn that is applied finds the learning rate, from the configured strength."""
+        return self.config.strength is not None and self.lifelong.rate is None
+
+    def apply_gently(self, prepared: PreparedTurn, is_harmless: Callable[[], bool], *, most_halvings: int) -> TurnReport:
+        """Compute and commit the turn that finds the learning rate; while it does harm, take it back and do it again at half the strength.
+
+        Args:
+            prepared: The turn.
+            is_harmless: Looks at the model after the turn; all workers get the same answer.
+            most_halvings: After so many the turn stays, whatever it does.
+
+        Raises:
+            TurnRefused: As :meth:`apply_turn` does; the last halving may leave nothing that changes a weight.
+        """
+        before = self.lifelong
+        for halvings in range(most_halvings + 1):
+            report = self.apply_turn(prepared, measure=False, strength_share=0.5**halvings)
+            if halvings == most_halvings or is_harmless():
+                break
+            with uninterrupted():
+                self.weights.restore()
+                self.lifelong, self.turns = before, self.turns - 1
+        return replace(report, halvings=halvings)
+
+    def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True, strength_share: float = 1.0) -> TurnReport:
         """Compute and commit one turn.
 
         Args:
             prepared: The turn.
             measure: Also measure the efficacy of its edits afterwards.
+            strength_share: Of the configured strength, at the turn that finds the learning rate.
 
         Raises:
             TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and statistics are as before.
@@ -265,8 +292,8 @@ class Editor:
             rows, num_settled = solved.rows, solved.num_settled
             clock.lap("targets")
         statistics = self._statistics_with(rows, prepared.turn)
-        if self.config.strength is not None and statistics.rate is None:
-            statistics = replace(statistics, rate=self._find_rate(rows, statistics))
+        if self.finds_rate:
+            statistics = replace(statistics, rate=strength_share * self._find_rate(rows, statistics))
         passes = self._passes(prepared, rows, statistics)
         passes.first()
         clock.lap("solve")

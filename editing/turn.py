@@ -192,6 +192,7 @@ class TurnReport:
         subjects: Edits with a subject in their prompt; ``None`` if no module is edited at subjects.
         settled: Of these, edits whose solved target, in every framing, makes the answer lead by the margin; ``None`` if no targets are solved.
         rate: The learning rate, where the first turn was to find one; else ``None``.
+        halvings: How often that turn was done again at half the strength, since it had done harm.
     """
 
     turn: int
@@ -208,6 +209,7 @@ class TurnReport:
     subjects: int | None = None
     settled: int | None = None
     rate: float | None = None
+    halvings: int = 0
 
 
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:

@@ -36,6 +36,8 @@ class WorkerSpec:
         device_memory: Memory that may be used, as ``6GiB`` or ``auto``; ``None`` keeps the whole model in memory.
         watch_size: Edits in the watched sample of all applied ones.
         seed: Seed of that sample.
+        min_probe_retention: Share of the fixed probes that a first turn which finds the learning rate has to keep; below it the turn is
+            done again at half the strength.
     """
 
     model: str
@@ -50,6 +52,7 @@ class WorkerSpec:
     device_memory: str | None = None
     watch_size: int = 20
     seed: int = 0
+    min_probe_retention: float = 0.0
 
     @property
     def editing(self) -> dict[str, Any]:

@@ -30,6 +30,10 @@ from workers.protocol import Worker, WorkerSpec
 __all__ = ["LocalWorker", "Placement", "WorkerSpec"]
 
 
+_MOST_HALVINGS = 4
+"""Of the strength of a first turn: a sixteenth of it is left."""
+
+
 class LocalWorker(Worker):
     """One copy of one model and its lifelong moments, or one shard of it.
 
@@ -52,6 +56,9 @@ class LocalWorker(Worker):
         self.editor = self._engine.load()
         self._watch = Watch(self.editor, size=self.spec.watch_size, seed=self.spec.seed)
         self._health = Health(self.editor, self._watch)
+
+    def _keeps_probes(self) -> bool:
+        return self._health.probe_retention() >= self.spec.min_probe_retention
 
     @cached_property
     def _engine(self) -> Engine:
@@ -120,7 +127,10 @@ class LocalWorker(Worker):
         return self.editor.prepare(turns)
 
     def apply(self, prepared: PreparedTurn) -> TurnReport:
-        report = self.editor.apply_turn(prepared, measure=False)
+        if self.editor.finds_rate:
+            report = self.editor.apply_gently(prepared, self._keeps_probes, most_halvings=_MOST_HALVINGS)
+        else:
+            report = self.editor.apply_turn(prepared, measure=False)
         self._watch.offer(prepared.turn.edits)
         return report
 

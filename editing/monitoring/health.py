@@ -75,17 +75,21 @@ class Health:
 
     def measure(self, prepared: PreparedTurn) -> Vitals:
         """Measure after a turn was applied."""
-        kept = [now == before for now, before in zip(self._predict(), self._answers, strict=True)]
         found = self._measure_text()
         watched = self._watch.measure()
         return Vitals(
             efficacy_after=self._editor.efficacy(prepared, self._turn_sample),
             perplexity=found,
             perplexity_growth=found / self._perplexity,
-            probe_retention=sum(kept) / len(kept),
+            probe_retention=self.probe_retention(),
             perplexity_before=self._perplexity,
             **{f"watch_{name}": watched.get(name) for name in _WATCHED},
         )
+
+    def probe_retention(self) -> float:
+        """Share of the fixed probes whose answer is still the unedited model's."""
+        kept = [now == before for now, before in zip(self._predict(), self._answers, strict=True)]
+        return sum(kept) / len(kept)
 
     def _predict(self) -> list[tuple[int, ...]]:
         editor = self._editor

@@ -305,6 +305,7 @@ class RunConfig:
             lookahead=self.lookahead,
             device_memory=None if self.device_memory is None else str(self.device_memory),
             seed=self.seed,
+            min_probe_retention=self.min_probe_retention,
         )
 
     @property

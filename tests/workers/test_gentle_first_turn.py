@@ -1,0 +1,66 @@
+"""The turn that finds the learning rate is done again at half the strength as long as the fixed probes say that it does harm."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editing import EditRequest
+from editing.turn import PreparedTurn, Turn, in_turns, tokenize
+from tests.support.paths import PARITY
+from workers.protocol import WorkerSpec
+from workers.worker import LocalWorker
+
+MODEL = PARITY / "llama-tiny" / "model"
+FACTS = [EditRequest(f"The colour of number {i} is", f"blue {i}") for i in range(6)]
+OPTIONS: dict[str, Any] = {"passes": 1, "preserve": "off", "preserve_text": "none", "edits_per_turn": 3, "strength": 0.3}
+SPEC = WorkerSpec(model=str(MODEL), device="cpu", modules=("layers.{1,2}.mlp.down_proj",), options=OPTIONS, watch_size=0)
+
+
+def loaded(spec: WorkerSpec = SPEC, retentions: list[float] | None = None) -> LocalWorker:
+    """A worker; with retentions, what its probes are said to keep, one look after the other."""
+    worker = LocalWorker(spec)
+    worker.load()
+    if retentions is not None:
+        worker._health.probe_retention = lambda: retentions.pop(0)  # type: ignore[method-assign]
+    return worker
+
+
+def prepared(worker: LocalWorker) -> list[PreparedTurn]:
+    turns: list[Turn] = list(in_turns((tokenize(worker.joiner, fact, max_tokens=None) for fact in FACTS), 3))
+    return worker.prepare(turns)
+
+
+@pytest.mark.parametrize(("retentions", "halvings"), [([0.6], 0), ([0.2, 0.4, 0.5], 2), ([0.0, 0.1, 0.2, 0.3], 4)])
+def test_strength_is_halved_until_the_probes_keep_their_answers_four_times_at_most(retentions: list[float], halvings: int) -> None:
+    gentle, plain = (
+        loaded(replace(SPEC, min_probe_retention=0.5), retentions),
+        loaded(replace(SPEC, options={**OPTIONS, "strength": 0.3 / 2**halvings})),
+    )
+    for worker in (gentle, plain):
+        turns = prepared(worker)
+        worker.observe(turns[1])  # a warm-up, which a halving must not forget
+    report, expected = gentle.apply(prepared(gentle)[0]), plain.apply(prepared(plain)[0])
+    assert report.halvings == halvings
+    assert not retentions
+    assert report.rate == pytest.approx(expected.rate, rel=1e-12)
+    assert gentle.digest() == plain.digest()
+
+
+def test_the_probes_are_really_asked_and_later_turns_are_not_done_again(tmp_path: Path) -> None:
+    strong = replace(SPEC, options={**OPTIONS, "strength": 2.0}, min_probe_retention=1.0)
+    worker = loaded(strong)
+    first, second = (worker.apply(turn) for turn in prepared(worker))
+    assert (first.halvings, second.halvings) == (4, 0)
+    assert first.rate == second.rate
+    worker.save_state(tmp_path / "state")
+    resumed = loaded(strong)
+    resumed.load_state(tmp_path / "state", None)
+    assert resumed.apply(prepared(resumed)[0]).halvings == 0
+
+
+def test_a_given_learning_rate_is_taken_as_it_is() -> None:
+    options = {name: value for name, value in OPTIONS.items() if name != "strength"}
+    worker = loaded(replace(SPEC, learning_rate=0.5, options=options, min_probe_retention=1.0))
+    assert worker.apply(prepared(worker)[0]).halvings == 0
