@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from editing.files import pretrained
-from tests.support.gang import _free_port
+from tests.support.ports import free_ports
 from workers.engines.sharded import load_sharded
 from workers.process_groups import Placement, join_groups
 
@@ -35,7 +35,7 @@ def main(gib: float, dtype: str) -> None:
         print("|---|---|---|---|---|---|")
         for shards in (1, 2, 4):
             results = mp.get_context("spawn").SimpleQueue()
-            mp.start_processes(measure, (shards, _free_port(), folder, dtype, results), nprocs=shards, start_method="spawn")
+            mp.start_processes(measure, (shards, free_ports(1)[0], folder, dtype, results), nprocs=shards, start_method="spawn")
             rows = sorted(results.get() for _ in range(shards))
             share = total / scale / shards / MIB
             peaks, ends = (" ".join(f"{row[i]:.0f}" for row in rows) for i in (1, 2))
