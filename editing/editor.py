@@ -13,7 +13,6 @@ refused, and weights and statistics are then what they were before it. What each
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -220,12 +219,13 @@ class Editor:
 
         The result stays valid whatever turns are applied. That of one turn does not depend on the others, to the last bit.
         """
-        began = time.perf_counter()
+        clock = PhaseClock()
         replica, count, row_cost = self.collectives.replica, self.collectives.num_replicas, self.decoder.row_cost(self.start)
         shares = [turn.shares(self.config.group_size, count, row_cost=row_cost) for turn in turns]
         own = [turn.sequences_at(of_turn[replica]) for turn, of_turn in zip(turns, shares, strict=True)]
         prefixed = self.run_prefix([sequence for sequences in own for sequence in sequences], apart=[len(sequences) for sequences in own])
-        seconds = (time.perf_counter() - began) / max(1, len(turns))
+        clock.lap("prefix")
+        seconds = clock.seconds["prefix"] / max(1, len(turns))
         ranges = consecutive(len(sequences) for sequences in own)
         return [PreparedTurn(turn, prefixed.select(r), seconds, of_turn) for turn, r, of_turn in zip(turns, ranges, shares, strict=True)]
 
