@@ -56,10 +56,15 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan: its lines, each a topic and a text, and whether the model fits."""
+    """A plan: its lines, each a topic and a text, and where the layers would be on a device; ``None`` if the model does not fit."""
 
     lines: list[tuple[str, str]]
-    fits: bool
+    memory: MemoryPlan | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model fits."""
+        return self.memory is not None
 
 
 def plan(options: PlanOptions) -> Plan:
@@ -89,7 +94,7 @@ def plan(options: PlanOptions) -> Plan:
     lines += memory
     lines += _traffic(decoder, modules, footprint, options)
     lines += _time(footprint, found, skeleton.dtype, options) if found else []
-    return Plan(lines, found is not None)
+    return Plan(lines, found)
 
 
 def _about(skeleton: PreTrainedModel, decoder: Decoder, options: PlanOptions) -> list[tuple[str, str]]:
