@@ -52,7 +52,7 @@ class Normalizer:
 
 
 class BaselineEditor:
-    """A model in float32, edited turn by turn.
+    """A model in float32, edited turn by turn, on the device that it is on. With a model in float64 everything is float64.
 
     Args:
         model: A Hugging Face causal language model; edited in place.
@@ -84,11 +84,11 @@ class BaselineEditor:
 
     def _capture(self, number: int, group: Sequence[AnswerSequence]) -> None:
         """Run a group forward and back, update the normalizers and put its rows on disk."""
-        input_ids, mask, labels = _collate(group, self._pad_token)
+        input_ids, mask, labels = (t.to(self.model.device) for t in _collate(group, self._pad_token))
         answers = labels != _IGNORED
         with self._recorded(answers) as rows:
             logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-            F.cross_entropy(logits[answers].float(), labels[answers]).backward()
+            F.cross_entropy(_at_least_float32(logits[answers]), labels[answers]).backward()
         self.model.zero_grad(set_to_none=True)
         for name, module in self.modules.items():
             self.normalizers[_shape(module)].update(torch.cat((rows[name]["keys"], rows[name]["gradients"]), dim=1))
@@ -96,7 +96,8 @@ class BaselineEditor:
 
     def _solve(self, name: str, num_groups: int) -> Tensor:
         """The dense shift ``(d_in, d_out)`` of one module."""
-        parts = [{kind: rows.float() for kind, rows in load_file(self._file(number, name)).items()} for number in range(num_groups)]
+        read = [load_file(self._file(number, name), device=str(self.model.device)) for number in range(num_groups)]
+        parts = [{kind: _at_least_float32(rows) for kind, rows in part.items()} for part in read]
         keys, gradients = (torch.cat([part[kind] for part in parts]) for kind in ("keys", "gradients"))
         normalized = self.normalizers[_shape(self.modules[name])](torch.cat((keys, gradients), dim=1))
         norms = normalized[:, : keys.shape[1]].square().sum(1, keepdim=True)
@@ -142,6 +143,10 @@ def _collate(group: Sequence[AnswerSequence], pad_token: int) -> tuple[Tensor, T
         mask[b, :end] = 1
         labels[b, sequence.first_row : end] = torch.tensor(sequence.answer_ids)
     return input_ids, mask, labels
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _shape(module: nn.Linear) -> tuple[int, int]:

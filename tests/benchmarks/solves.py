@@ -5,7 +5,7 @@ conditioned, so both shifts can be compared.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,7 +18,8 @@ from tests.benchmarks.workload import relative_difference, seconds
 
 NUM_ROWS = 400
 LARGE = 6000
-"""Above this ``d_in`` the baseline takes tens of seconds: it runs once, and not at all in a quick run."""
+"""Above this ``d_in`` the baseline takes tens of seconds on a CPU: it runs once there, and not at all in a quick run."""
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,27 @@ class SolveTime:
     difference: float
 
 
-def time_solves(*, quick: bool) -> Iterator[SolveTime]:
-    """Time both solves shape by shape."""
-    for shape in SHAPES:
+def time_solves(*, quick: bool, device: torch.device = _CPU, shapes: Sequence[SolveShape] = SHAPES) -> Iterator[SolveTime]:
+    """Time both solves shape by shape, on a device."""
+    for shape in shapes:
         if not (quick and shape.d_in > LARGE):
-            yield _time_shape(shape, repetitions=1 if quick else 3)
+            yield _time_shape(shape, device, repetitions=1 if quick else 3)
             gc.collect()
 
 
-def _time_shape(shape: SolveShape, repetitions: int) -> SolveTime:
+@torch.no_grad()
+def _time_shape(shape: SolveShape, device: torch.device, repetitions: int) -> SolveTime:
     generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(NUM_ROWS, shape.d_in, generator=generator)
-    targets = torch.randn(NUM_ROWS, shape.d_out, generator=generator)
-    directions = torch.randn(shape.d_out, 16, generator=generator)
-    weight = torch.empty(shape.d_out, shape.d_in).zero_()  # touched once, unlike torch.zeros
+    keys = torch.randn(NUM_ROWS, shape.d_in, generator=generator).to(device)
+    targets = torch.randn(NUM_ROWS, shape.d_out, generator=generator).to(device)
+    directions = torch.randn(shape.d_out, 16, generator=generator).to(device)
+    weight = torch.empty(shape.d_out, shape.d_in, device=device).zero_()  # touched once, unlike torch.zeros
     thin = solve_rows(keys, gram_matrix(keys), targets)  # also a warm-up
     expected = thin.left @ (thin.right @ directions)
     times = [seconds(lambda: _apply_rows(weight, keys, targets)) for _ in range(repetitions)]
     baseline_times, differences = [], []
-    for _ in range(1 if shape.d_in > LARGE else repetitions):
+    once = shape.d_in > LARGE and device.type == "cpu"
+    for _ in range(1 if once else repetitions):
         weight.zero_()
         baseline_times.append(seconds(lambda: _apply_dense(weight, keys, targets)))
         differences.append(relative_difference(weight.T @ directions, expected))

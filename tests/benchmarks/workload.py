@@ -100,10 +100,18 @@ def matmul_speeds(size: int = 2048, repetitions: int = 8) -> dict[str, float]:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Wall time of one call, with what it leaves to a GPU."""
+    synchronize()
     began = time.perf_counter()
     action()
+    synchronize()
     return time.perf_counter() - began
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

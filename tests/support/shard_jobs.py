@@ -24,7 +24,10 @@ PROMPTS = ["The capital of Kiribati is", "Perl", "The moon Triton orbits the pla
 
 @dataclass(frozen=True)
 class Job:
-    """A model, how it is edited, and what is left out or done on top; ``measured`` adds evaluation, vitals and generated texts."""
+    """A model, how it is edited, and what is left out or done on top; ``measured`` adds evaluation, vitals and generated texts.
+
+    ``device`` is ``cpu`` or ``cuda``, where each process has the GPU of its own rank.
+    """
 
     name: str
     model: str
@@ -41,6 +44,7 @@ class Job:
     saved: str | None = None
     measured: bool = True
     extra: str | None = None
+    device: str = "cpu"
 
 
 @dataclass
@@ -143,7 +147,7 @@ def _own_head() -> Iterator[None]:
 
 def _loaded(job: Job, placement: Placement) -> LocalWorker:
     spec = WorkerSpec(
-        model=job.model, device="cpu", dtype=job.dtype, modules=job.modules, learning_rate=job.learning_rate, options=job.options, watch_size=4
+        model=job.model, device=job.device, dtype=job.dtype, modules=job.modules, learning_rate=job.learning_rate, options=job.options, watch_size=4
     )
     worker = LocalWorker(spec, placement)
     worker.load()
