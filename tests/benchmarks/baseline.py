@@ -92,12 +92,12 @@ class BaselineEditor:
         self.model.zero_grad(set_to_none=True)
         for name, module in self.modules.items():
             self.normalizers[_shape(module)].update(torch.cat((rows[name]["keys"], rows[name]["gradients"]), dim=1))
-            save_file(rows[name], self._file(number, name))
+            save_file({kind: values.cpu() for kind, values in rows[name].items()}, self._file(number, name))
 
     def _solve(self, name: str, num_groups: int) -> Tensor:
         """The dense shift ``(d_in, d_out)`` of one module."""
-        read = [load_file(self._file(number, name), device=str(self.model.device)) for number in range(num_groups)]
-        parts = [{kind: _at_least_float32(rows) for kind, rows in part.items()} for part in read]
+        files, device = (self._file(number, name) for number in range(num_groups)), self.model.device
+        parts = [{kind: _at_least_float32(rows.to(device)) for kind, rows in load_file(file).items()} for file in files]
         keys, gradients = (torch.cat([part[kind] for part in parts]) for kind in ("keys", "gradients"))
         normalized = self.normalizers[_shape(self.modules[name])](torch.cat((keys, gradients), dim=1))
         norms = normalized[:, : keys.shape[1]].square().sum(1, keepdim=True)
