@@ -4,6 +4,7 @@
 # make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
 # make peers    this project beside MEMIT, AlphaEdit, LoRA, fine-tuning and retrieval on Gemma 3 270M; an hour or two (SHARED=DIR)
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
+# make gpu-check  what only a GPU can show: ten minutes on one card, 20 GB of disk, no network; a table and docs/gpu-check.json (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make demo-chat  edit SmolLM2-135M-Instruct with the same facts, chats before and after
 # make demo-live  live editing: a service on SmolLM2-135M takes ten facts, catches one that breaks something, and goes back
@@ -13,7 +14,7 @@
 # make coverage which lines the tests run                make wheel-check  build the wheel and use it without the checkout
 PYTHON ?= python3.11
 VENV   ?= .venv
-# A GPU machine brings its own: make demo TORCH=torch, or VENV=/a/venv/with/torch TORCH=
+# A GPU machine brings its own: make demo TORCH=torch, make gpu-check TORCH=torch, or VENV=/a/venv/with/torch TORCH=
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -25,7 +26,7 @@ WORKERS ?= 2
 # Environments of serving engines
 ENGINES := .cache/engines
 
-.PHONY: demo demo-chat demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b quality peers soak docs docs-serve coverage wheel-check hooks clean
+.PHONY: demo demo-chat demo-live test test-thorough test-slow test-engines fuzz check format bench bench-7b gpu-check quality peers soak docs docs-serve coverage wheel-check hooks clean
 demo: $(READY)
 	$(BIN)/ultraedit demo
 
@@ -103,6 +104,9 @@ bench: $(READY)
 
 bench-7b: $(READY)
 	$(BIN)/python -m tests.benchmarks.streamed $(if $(SCRATCH),--scratch $(SCRATCH))
+
+gpu-check: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.gpu_check --output docs/gpu-check.json $(if $(SCRATCH),--scratch $(SCRATCH))
 
 quality: $(READY)
 	$(BIN)/python -m tests.benchmarks.quality --counterfact $(SHARED)/counterfact-edit.json --zsre $(SHARED)/zsre_mend_edit.json
