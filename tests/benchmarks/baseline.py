@@ -61,15 +61,27 @@ class BaselineEditor:
         folder: Where keys and value gradients are kept within a turn.
         group_size: Edits over whose answer tokens the loss is averaged.
         pad_token: Token id at the right of short inputs; masked, so any will do.
+        solve_dtype: Precision of the solve; by default that of the rows, as published.
     """
 
-    def __init__(self, model: Any, modules: Sequence[str], *, learning_rate: float, folder: Path, group_size: int = 10, pad_token: int = 0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        modules: Sequence[str],
+        *,
+        learning_rate: float,
+        folder: Path,
+        group_size: int = 10,
+        pad_token: int = 0,
+        solve_dtype: torch.dtype | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.modules: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in modules}
         for module in self.modules.values():
             module.weight.requires_grad_(True)
         self.normalizers = {_shape(m): Normalizer() for m in self.modules.values()}
         self._learning_rate, self._folder, self._group_size, self._pad_token = learning_rate, folder, group_size, pad_token
+        self._solve_dtype = solve_dtype
 
     def apply_turn(self, sequences: Sequence[AnswerSequence]) -> None:
         """Write one turn's edits, given in any order."""
@@ -101,7 +113,8 @@ class BaselineEditor:
         keys, gradients = (torch.cat([part[kind] for part in parts]) for kind in ("keys", "gradients"))
         normalized = self.normalizers[_shape(self.modules[name])](torch.cat((keys, gradients), dim=1))
         norms = normalized[:, : keys.shape[1]].square().sum(1, keepdim=True)
-        return solve_dense(keys, -self._learning_rate * norms * normalized[:, keys.shape[1] :])
+        targets = -self._learning_rate * norms * normalized[:, keys.shape[1] :]
+        return solve_dense(keys.to(self._solve_dtype or keys.dtype), targets.to(self._solve_dtype or targets.dtype))
 
     @contextmanager
     def _recorded(self, answers: Tensor) -> Iterator[dict[str, dict[str, Tensor]]]:

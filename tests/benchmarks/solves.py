@@ -61,11 +61,23 @@ def time_solves(*, quick: bool, device: torch.device = _CPU, shapes: Sequence[So
 
 
 @torch.no_grad()
-def _time_shape(shape: SolveShape, device: torch.device, repetitions: int) -> SolveTime:
+def error_in_float64(shape: SolveShape, device: torch.device) -> float:
+    """Relative error of the row form's shift on random directions, against the d_in x d_in system solved in float64 on the same device."""
+    keys, targets, directions = _problem(shape, device)
+    thin = solve_rows(keys, gram_matrix(keys), targets)
+    return relative_difference(thin.left @ (thin.right @ directions), solve_dense(keys.double(), targets.double() @ directions.double()))
+
+
+def _problem(shape: SolveShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys ``(n, d_in)``, targets ``(n, d_out)`` and directions ``(d_out, 16)``; the same on every device."""
     generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(NUM_ROWS, shape.d_in, generator=generator).to(device)
-    targets = torch.randn(NUM_ROWS, shape.d_out, generator=generator).to(device)
-    directions = torch.randn(shape.d_out, 16, generator=generator).to(device)
+    keys, targets = (torch.randn(NUM_ROWS, width, generator=generator).to(device) for width in (shape.d_in, shape.d_out))
+    return keys, targets, torch.randn(shape.d_out, 16, generator=generator).to(device)
+
+
+@torch.no_grad()
+def _time_shape(shape: SolveShape, device: torch.device, repetitions: int) -> SolveTime:
+    keys, targets, directions = _problem(shape, device)
     weight = torch.empty(shape.d_out, shape.d_in, device=device).zero_()  # touched once, unlike torch.zeros
     thin = solve_rows(keys, gram_matrix(keys), targets)  # also a warm-up
     expected = thin.left @ (thin.right @ directions)

@@ -65,10 +65,10 @@ class Workload:
         return list(in_turns(edits[: whole * self.edits_per_turn], self.edits_per_turn))
 
 
-def make_baseline(like: Editor, model: Any, folder: Path) -> BaselineEditor:
+def make_baseline(like: Editor, model: Any, folder: Path, *, solve_dtype: torch.dtype | None = None) -> BaselineEditor:
     """The baseline on a model, with an editor's settings."""
-    config = like.config
-    return BaselineEditor(model, list(like.modules), learning_rate=config.learning_rate, group_size=config.group_size, folder=folder)
+    settings = {"learning_rate": like.config.learning_rate, "group_size": like.config.group_size, "solve_dtype": solve_dtype}
+    return BaselineEditor(model, list(like.modules), folder=folder, **settings)
 
 
 def choose_edits(requested: Path) -> tuple[Path, str]:
