@@ -4,7 +4,7 @@
 # make quality  published and refined settings on data that they were not tuned on; many hours at full size (SHARED=DIR)
 # make peers    this project beside MEMIT, AlphaEdit, LoRA, fine-tuning and retrieval on Gemma 3 270M; an hour or two (SHARED=DIR)
 # make bench-7b a random model of 14.5 GB edited in 5 GiB of memory; 15 GB of disk, a quarter of an hour (SCRATCH=DIR)
-# make gpu-check  what only a GPU can show: ten minutes on one card, 20 GB of disk, no network; a table and docs/gpu-check.json (SCRATCH=DIR)
+# make gpu-check  what only a GPU can show: ten minutes or so on one card, 20 GB of disk; a table and docs/gpu-check.json (SCRATCH=DIR)
 # make soak     a million edits of a tiny model, killed and resumed; an hour or more
 # make demo-chat  edit SmolLM2-135M-Instruct with the same facts, chats before and after
 # make demo-live  live editing: a service on SmolLM2-135M takes ten facts, catches one that breaks something, and goes back

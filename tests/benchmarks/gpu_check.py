@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one table: ``make gpu-check``, about ten minutes on one card, without a network.
+"""Everything that only a GPU can show, in one table: ``make gpu-check``, made for ten minutes on one card, without a network.
 
 python -m tests.benchmarks.gpu_check [--device cuda|cpu] [--small] [--only CHECK] [--scratch DIR] [--output FILE]
 
