@@ -103,19 +103,18 @@ def skipped(name: str, expected: str, reason: str) -> Finding:
 
 
 def run_check(name: str, check: Check, setting: Setting) -> Iterator[Row]:
-    """The rows of a check. One that raises ends with a failed row."""
-    began = _begin(setting.device)
-    findings = iter(check(setting))
-    while True:
-        try:
-            finding = next(findings)
-        except StopIteration:
-            return
-        except Exception as error:
-            yield _row(name, Finding("the check itself", "runs to its end", one_line(error), "failed"), began, setting.device)
-            return
-        yield _row(name, finding, began, setting.device)
-        began = _begin(setting.device)
+    """The rows of a check. One that raises ends with a failed row, also where the device itself no longer answers."""
+    began = time.perf_counter()
+    try:
+        reset_peak(setting.device)
+        for finding in check(setting):
+            synchronize()
+            seconds = time.perf_counter() - began
+            yield Row(name, finding.name, finding.expected, finding.found, finding.result, seconds, peak(setting.device))
+            reset_peak(setting.device)
+            began = time.perf_counter()
+    except Exception as error:
+        yield Row(name, "the check itself", "runs to its end", one_line(error), "failed", time.perf_counter() - began, _peak_if_known(setting.device))
 
 
 def one_line(error: BaseException) -> str:
@@ -128,6 +127,7 @@ def reset_peak(device: torch.device) -> None:
     """Let the peak begin again. A CPU whose system does not allow it has the peak of the whole process."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # without it there are no statistics to reset
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -152,11 +152,8 @@ def as_line(row: Row) -> str:
     return f"| {' | '.join(texts)} | {row.result} | {row.seconds:.1f} | {show_size(row.peak_bytes)} |"
 
 
-def _begin(device: torch.device) -> float:
-    reset_peak(device)
-    return time.perf_counter()
-
-
-def _row(check: str, finding: Finding, began: float, device: torch.device) -> Row:
-    synchronize()
-    return Row(check, finding.name, finding.expected, finding.found, finding.result, time.perf_counter() - began, peak(device))
+def _peak_if_known(device: torch.device) -> int:
+    try:
+        return peak(device)
+    except RuntimeError:  # of a GPU after an error that ends its context
+        return 0

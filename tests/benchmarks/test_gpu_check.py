@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from editing.files import pretrained
 from editing.method import solver
 from editing.method.shift import Shift, solve_rows
-from tests.benchmarks import solves
+from tests.benchmarks import device_rows, solves
 from tests.benchmarks.device_rows import Finding, Row, Setting, below, run_check
 from tests.benchmarks.device_speed import WIDE, Wide
 from tests.benchmarks.gpu_check import CHECKS, main
@@ -101,6 +101,16 @@ def test_a_check_that_raises_is_a_failed_row_and_the_others_go_on(tmp_path: Path
     assert done.exit_code == 1
     assert [(row["check"], row["result"]) for row in report["rows"]] == [("flags", "passed"), ("flags", "failed"), ("solves", "passed")]
     assert report["rows"][1]["found"] == "RuntimeError: no luck"
+
+
+def test_a_device_that_no_longer_answers_fails_every_check_that_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device_rows, "reset_peak", lost)
+    done, report = check(tmp_path, "flags", "process")
+    assert done.exit_code == 1
+    assert [(row["check"], row["result"]) for row in report["rows"]] == [("flags", "failed"), ("process", "failed")]
 
 
 def test_an_error_that_is_not_a_number_is_red() -> None:
