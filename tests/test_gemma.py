@@ -55,7 +55,7 @@ def test_the_model_learns_real_facts_and_keeps_what_it_knew(run: Path) -> None:
     assert metrics["turns"] == 2
     assert metrics["efficacy"] > metrics["efficacy_before"] + 0.25
     assert metrics["generalization"] > metrics["generalization_before"] + 0.03
-    assert metrics["efficacy_generated"] > 0.5
+    assert metrics["efficacy_generated"] > 0.25
     assert metrics["locality_retention"] > 0.7
 
 

@@ -43,7 +43,7 @@ def _measure(service: LiveService, seconds: float, rate: float) -> None:
         threading.Thread(target=_repeat, args=(service, post, _BATCH / rate, end, posts, failed)),
         threading.Thread(target=_repeat, args=(service, lambda client, _: client.status(), 0.05, end, reads, failed)),
         threading.Thread(target=_repeat, args=(service, lambda client, _: client.call("GET", "/v1/edits?limit=20"), 0.05, end, pages, failed)),
-        threading.Thread(target=_watch_memory, args=(service, seconds / _TIMES, end, memory)),
+        threading.Thread(target=_watch_memory, args=(service, end, seconds / _TIMES, memory)),
     ]
     for thread in threads:
         thread.start()
@@ -62,12 +62,11 @@ def _measure(service: LiveService, seconds: float, rate: float) -> None:
     print(f"{status['edits']}, version {status['version']}")
 
 
-def _watch_memory(service: LiveService, every: float, end: float, found: list[tuple[float, float]]) -> None:
-    while (due := time.monotonic() + every) <= end + every:
-        writer = service.writer()
-        processes = psutil.Process(service.process.pid), writer
+def _watch_memory(service: LiveService, end: float, every: float, found: list[tuple[float, float]]) -> None:
+    for left in range(_TIMES - 1, -1, -1):
+        time.sleep(max(0.0, end - left * every - time.monotonic()))
+        processes = psutil.Process(service.process.pid), service.writer()
         found.append(tuple(p.memory_info().rss / 1e6 if p is not None else 0.0 for p in processes))  # type: ignore[arg-type]
-        time.sleep(max(0.0, due - time.monotonic()))
 
 
 def _repeat(service: LiveService, do: Callable[[Client, int], object], every: float, end: float, took: list[float], failed: list[str]) -> None:
