@@ -188,8 +188,10 @@ def counts(connection: Connection) -> dict[str, int]:
 
 def oldest_waiting(connection: Connection, now: float) -> float | None:
     """When the oldest edit came that could be written now."""
-    query = select(func.min(edits.c.created)).where(edits.c.state.in_(WAITING), or_(edits.c.valid_from.is_(None), edits.c.valid_from <= now))
-    return connection.execute(query).scalar()
+    due = or_(edits.c.valid_from.is_(None), edits.c.valid_from <= now)
+    # time never goes back from one edit to the next, so the first of a state is its oldest: the index has it, however many wait
+    first = (select(edits.c.created).where(edits.c.state == state, due).order_by(edits.c.seq).limit(1) for state in WAITING)
+    return min((found for query in first if (found := connection.execute(query).scalar()) is not None), default=None)
 
 
 def approve(work: Work, row: Mapping[str, Any], reason: str) -> None:

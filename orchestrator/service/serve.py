@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ TOKEN_VARIABLE = "ULTRAEDIT_SERVE_TOKEN"
 """Where the first token may be given, so that several front ends know the same."""
 
 _DRAIN_SECONDS = 10
+_SWITCH_SECONDS = 5e-4
+"""How long a thread may keep Python to itself while others wait: reads go on while many edits are taken in."""
 
 
 def serve(config: ServeConfig) -> int:
@@ -44,6 +47,7 @@ def serve(config: ServeConfig) -> int:
     listening = listen(config.host, config.port)
     _first_token(database)
     writer = WriterProcess(config) if config.role == "all" else None
+    sys.setswitchinterval(_SWITCH_SECONDS)
     server = _Server(uvicorn.Config(make_app(config, database), **_SETTINGS))
     if writer is not None:
         writer.start(on_give_up=server.give_up)
