@@ -51,14 +51,14 @@ def total_shifts(
     return found
 
 
-def write_adapter(folder: Path, shifts: Mapping[str, LowRank], *, base: str, transposed: bool = False) -> int:
+def write_adapter(folder: Path, shifts: Mapping[str, LowRank], linears: Mapping[str, LinearShard], *, base: str) -> int:
     """Write an adapter.
 
     Args:
         folder: Where it goes; made if missing.
         shifts: Total shift of each edited module, by module name.
+        linears: These modules by name. The factors are the same whichever way round a weight is stored; who merges them has to know.
         base: Folder or Hub id of the base model.
-        transposed: Whether its linears store their weights ``(d_in, d_out)``. The factors are the same; who merges them has to know.
 
     Returns:
         The adapter's rank.
@@ -88,7 +88,7 @@ def write_adapter(folder: Path, shifts: Mapping[str, LowRank], *, base: str, tra
         "alpha_pattern": {},
         "bias": "none",
         "lora_dropout": 0.0,
-        "fan_in_fan_out": transposed,
+        "fan_in_fan_out": any(linears[name].transposed for name in shifts),
         "use_rslora": False,
         "use_dora": False,
         "modules_to_save": None,

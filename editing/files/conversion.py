@@ -106,7 +106,7 @@ def plain_folder(source: Source, folder_of: FolderOf) -> Path:
     used = [source.file, *source.weights, *(() if base is None else sorted(base.glob("*.safetensors")))]
     stamps = [[str(file.resolve()), *stamp_of(file.stat())] for file in used]
     key = hashlib.sha256(json.dumps([_RULES, stamps]).encode()).hexdigest()
-    folder = cache() / f"{source.name}-{key[:16]}"
+    folder = cache("models") / f"{source.name}-{key[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_name(f".{folder.name}.lock")):
@@ -133,9 +133,9 @@ def quantization_of(folder: Path) -> str | None:
     return str(found.get("quant_method", "bitsandbytes")) if isinstance(found, dict) else None
 
 
-def cache() -> Path:
-    """Where converted models are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ultraedit" / "models"
+def cache(kind: str) -> Path:
+    """The user's folder for what can be made again, of one kind: ``models`` that were converted, ``answers`` of unedited ones."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ultraedit" / kind
 
 
 def _gguf(file: Path) -> Source:

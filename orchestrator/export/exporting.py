@@ -144,7 +144,7 @@ def _write(
             rank = write_gguf_adapter(folder / GGUF_ADAPTER, shifts, names)
             products = {name: shift.dense() for name, shift in shifts.items()}
         else:
-            rank = write_adapter(folder, shifts, base=source.base, transposed=any(linear.transposed for linear in linears.values()))
+            rank = write_adapter(folder, shifts, linears, base=source.base)
             products = {name: left @ right for name, (left, right) in read_adapter(folder).items()}
         merged = {name: before.held[name].float() + linears[name].turned(product) for name, product in products.items()}
         return {name: {**_shape(linears[name]), **_lost(shift), "stored_rank": rank} for name, shift in shifts.items()}, merged

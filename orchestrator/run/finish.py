@@ -94,7 +94,7 @@ class Finish:
         model, precision = pretrained.local_folder(self._config.model), torch.float32 if dtype == "float32" else torch.bfloat16
         linears = linears_of(pretrained.make_skeleton(model, pretrained.load_config(model), precision), edited)
         shifts = total_shifts(read_weights(model, edited, precision), edited, linears, num_turns=last.turn)
-        write_adapter(folder, shifts, base=self._config.model, transposed=any(linear.transposed for linear in linears.values()))
+        write_adapter(folder, shifts, linears, base=self._config.model)
 
     def _write_results(self, out: RunDirectory, journal: Journal, run: dict[str, Any], began: float, collapse: str) -> None:
         state, memory = journal.state, _peak_memory()

@@ -34,7 +34,7 @@ _TABLE = "CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, questi
 
 def folder_of_all() -> Path | None:
     """Where the answers of all models are kept; ``None`` keeps none."""
-    return cache().with_name("answers")
+    return cache("answers")
 
 
 class UneditedAnswers:

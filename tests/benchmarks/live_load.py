@@ -52,7 +52,7 @@ def _measure(service: LiveService, seconds: float, rate: float) -> None:
     with service.client() as client:
         status = client.status()
     print(f"{len(posts) * _BATCH} edits posted in {seconds:g} s ({len(posts) * _BATCH / seconds:.0f} a second), {len(failed)} failed {failed[:3]}")
-    for name, found in (("posts of 100 edits", posts), ("GET /v1/status", reads), ("GET /v1/edits", pages)):
+    for name, found in ((f"posts of {_BATCH} edits", posts), ("GET /v1/status", reads), ("GET /v1/edits", pages)):
         hundredths = statistics.quantiles(found, n=100)
         print(
             f"{name}: median {1e3 * hundredths[49]:.0f} ms, p99 {1e3 * hundredths[98]:.0f} ms, largest {1e3 * max(found):.0f} ms, {len(found)} calls"

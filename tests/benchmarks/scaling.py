@@ -1,16 +1,16 @@
 """How the time of a turn grows: with the edits in it, and with the depth of the model."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from editing import Editor, EditorConfig
 from editing.turn import Turn
-from tests.benchmarks.workload import Workload
+from tests.benchmarks.workload import Workload, seconds
 
 EDITS_PER_TURN = (1, 10, 100, 1_000)
 DEPTHS = (4, 8, 16, 32)
@@ -44,7 +44,7 @@ def over_edits(workload: Workload, sizes: Sequence[int] = EDITS_PER_TURN) -> Ite
 
 def over_depth(workload: Workload, depths: Sequence[int] = DEPTHS) -> Iterator[Point]:
     """Turns of the same size on random Llamas of several depths, of which the last quarter of the layers is edited."""
-    tokenizer = workload.load_editor().tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(workload.model)
     for depth in depths:
         torch.manual_seed(0)
         heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
@@ -58,10 +58,10 @@ def over_depth(workload: Workload, depths: Sequence[int] = DEPTHS) -> Iterator[P
 
 def _seconds(editor: Editor, turns: Sequence[Turn]) -> float:
     """Of a turn alone, without the others of a window; the first of several warms up."""
-    times = []
-    for turn in turns:
-        began = time.perf_counter()
+
+    def run(turn: Turn) -> None:
         (prepared,) = editor.prepare([turn])
         editor.apply_turn(prepared, measure=False)
-        times.append(time.perf_counter() - began)
+
+    times = [seconds(partial(run, turn)) for turn in turns]
     return median(times[1:] or times)
