@@ -29,7 +29,8 @@ def page(request: pytest.FixtureRequest, service: LiveService) -> Iterator[Any]:
         opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: wrong.append(str(error)))
         opened.goto(f"{service.address}/")
-        opened.keyboard.type(service.token)  # the field has the focus
+        opened.wait_for_function("() => document.activeElement.name === 'token'")  # a browser gives the focus when it first paints
+        opened.keyboard.type(service.token)
         opened.keyboard.press("Enter")
         opened.wait_for_url("**/console/edits")
         yield opened
