@@ -1,7 +1,7 @@
 """Shards give what the whole model gives: what is captured, what is written, what is reported, on every shard."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,35 @@ SOLVED["subject_modules"] = ["model.layers.0.mlp.down_proj", "model.layers.0.sel
 SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8, "preserve_text": "everyday"}
 
 
-DAILY = ["gptj", "llama", "llama-uneven", "phi3", "gemma3"]
-"""Models of which every run of the tests makes two shards."""
-REPLICATED = ["even", "uneven", "one-group", "one-edit", "all", "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
+DAILY = {"llama", "solved", "refusals", "llama-tiny", "state-second"}
+"""Jobs that two shards do in every run of the tests; the others are thorough."""
+SETTINGS = ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects", "solved", "strength"]
+DAILY_REPLICATED = {"uneven", "uneven-one-by-one", "preserving", "thin"}
+"""Likewise of two replicas of one shard."""
+SIZES = {"even": (4, 2), "uneven": (5, 2), "one-group": (3, 3), "one-edit": (1, 1), "all": (7, 1)}
+"""Edits of a turn and of a group: whole groups that do and do not divide by two replicas, a group that is a turn, and a turn of one edit."""
+REPLICATED = [*SIZES, "llama-tiny", "gptj-tiny", "gptj", "gemma3"]
 REPLICATED += ["preserving", "sketching", "subjects", "solved", "strength", "subject-by-subject"]
+
+
+def thorough_but(names: Iterable[str], daily: set[str]) -> list[Any]:
+    """Cases of a test, of which those of the daily jobs alone are in every run of the tests."""
+    return [name if name in daily else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+
+
+class Gang:
+    """Records of jobs by name, which two gangs make when they are first asked for: one does the daily jobs, the other the others."""
+
+    def __init__(self, jobs: Iterable[Job], daily: set[str], records_of: Callable[[list[Job]], dict[str, list[Record]]]) -> None:
+        self._jobs = list(jobs)
+        self._daily = daily
+        self._records_of = records_of
+        self._records: dict[str, list[Record]] = {}
+
+    def __getitem__(self, name: str) -> list[Record]:
+        if name not in self._records:
+            self._records |= self._records_of([job for job in self._jobs if (job.name in self._daily) == (name in self._daily)])
+        return self._records[name]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(1, id="of-one-shard"), pytest.param(2, id="of-two-shards", marks=pytest.mark.thorough)])
@@ -127,20 +152,12 @@ def half_jobs(job_of: Callable[..., Job], folder: Path) -> list[Job]:
 
 
 @pytest.fixture(scope="module")
-def two_of_the_others(job_of: Callable[..., Job], folder: Path) -> dict[str, list[Record]]:
-    """Records of two shards of the models that :func:`two` leaves out."""
-    return run_on_shards([job_of(model) for model in TINY if model.name not in DAILY], 2, folder)
-
-
-@pytest.fixture(scope="module")
-def two(
-    job_of: Callable[..., Job], parity_jobs: list[Job], variants: list[Job], state_jobs: list[Job], half_jobs: list[Job], folder: Path
-) -> dict[str, list[Record]]:
+def two(job_of: Callable[..., Job], parity_jobs: list[Job], variants: list[Job], state_jobs: list[Job], half_jobs: list[Job], folder: Path) -> Gang:
     """Records of two shards."""
     run(state_jobs[0], Placement())
     own_head = job_of(BY_NAME["llama"], "own-head", options={"edits_per_turn": 100}, extra="own head")
-    jobs = [*(job_of(BY_NAME[name]) for name in DAILY), *variants, *parity_jobs, state_jobs[1], *half_jobs, own_head]
-    return run_on_shards(jobs, 2, folder)
+    jobs = [*map(job_of, TINY), *variants, *parity_jobs, state_jobs[1], *half_jobs, own_head]
+    return Gang(jobs, DAILY, lambda some: run_on_shards(some, 2, folder))
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +168,8 @@ def four(job_of: Callable[..., Job], folder: Path) -> dict[str, list[Record]]:
 
 @pytest.fixture(scope="module")
 def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job]:
-    """Whole groups that do and do not divide by two replicas, a group that is a turn, and a turn of one edit."""
     llama = BY_NAME["llama"]
-    sizes = {"even": (4, 2), "uneven": (5, 2), "one-group": (3, 3), "one-edit": (1, 1), "all": (7, 1)}
-    jobs = [job_of(llama, name, options={"edits_per_turn": turn, "group_size": group}) for name, (turn, group) in sizes.items()]
+    jobs = [job_of(llama, name, options={"edits_per_turn": turn, "group_size": group}) for name, (turn, group) in SIZES.items()]
     wide = TinyModel("wide", "llama", ("model.layers.{1,2}.mlp.{gate,down}_proj",), {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
     thin = job_of(wide, "thin", options={"edits_per_turn": 1, "group_size": 1}, last_turn=1, measured=False, extra="sent")
     one_by_one = [replace(job, name=f"{job.name}-one-by-one", lookahead=1, measured=False) for job in jobs]
@@ -173,17 +188,16 @@ def replica_jobs(job_of: Callable[..., Job], parity_jobs: list[Job]) -> list[Job
 
 
 @pytest.fixture(scope="module")
-def replicas(num_shards: int, replica_jobs: list[Job], folder: Path) -> dict[str, list[Record]]:
+def replicas(num_shards: int, replica_jobs: list[Job], folder: Path) -> Gang:
     """Records of two replicas."""
     of_shards = folder / f"replicas-of-{num_shards}"
     of_shards.mkdir()
-    return run_on_shards(replica_jobs, num_shards, of_shards, num_replicas=2)
+    daily = DAILY_REPLICATED if num_shards == 1 else set()
+    return Gang(replica_jobs, daily, lambda jobs: run_on_shards(jobs, num_shards, of_shards, num_replicas=2))
 
 
-@pytest.mark.parametrize("name", REPLICATED)
-def test_two_replicas_equal_one(
-    name: str, replicas: dict[str, list[Record]], replica_jobs: list[Job], on_whole_model: Callable[[Job], Record]
-) -> None:
+@pytest.mark.parametrize("name", thorough_but(REPLICATED, DAILY_REPLICATED))
+def test_two_replicas_equal_one(name: str, replicas: Gang, replica_jobs: list[Job], on_whole_model: Callable[[Job], Record]) -> None:
     (job,) = (job for job in replica_jobs if job.name == name)
     whole, records = on_whole_model(job), replicas[name]
     for record in records:
@@ -193,31 +207,23 @@ def test_two_replicas_equal_one(
     _assert_same_values(whole.values, records[0].values)
 
 
-@pytest.mark.parametrize("name", ["even", "uneven", "one-group", "one-edit", "all"])
-def test_lookahead_gives_the_same_bits_on_replicas(name: str, replicas: dict[str, list[Record]]) -> None:
+@pytest.mark.parametrize("name", thorough_but(SIZES, DAILY_REPLICATED))
+def test_lookahead_gives_the_same_bits_on_replicas(name: str, replicas: Gang) -> None:
     ahead, one_by_one = (replicas[found][0].values for found in (name, f"{name}-one-by-one"))
     assert one_by_one["digests"] == ahead["digests"]
     assert one_by_one["reports"] == ahead["reports"]
 
 
-def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: dict[str, list[Record]]) -> None:
+def test_nothing_as_large_as_a_weight_leaves_a_worker_in_a_turn(num_shards: int, replicas: Gang) -> None:
     for record in replicas["thin"]:
         smallest = min(t.numel() for name, t in record.tensors.items() if name.startswith("weight."))
         assert record.values["sent"], "the count sees nothing"
         assert max(record.values["sent"]) < smallest / num_shards / 2  # a shard's own part of a weight would be seen
 
 
-@pytest.mark.parametrize("name", DAILY)
-def test_two_shards_equal_one(name: str, two: dict[str, list[Record]], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]) -> None:
+@pytest.mark.parametrize("name", thorough_but(BY_NAME, DAILY))
+def test_two_shards_equal_one(name: str, two: Gang, job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]) -> None:
     assert_same(on_whole_model(job_of(BY_NAME[name])), two[name])
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("model", [model for model in TINY if model.name not in DAILY], ids=lambda m: m.name)
-def test_two_shards_equal_one_of_the_other_models(
-    model: TinyModel, two_of_the_others: dict[str, list[Record]], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
-) -> None:
-    assert_same(on_whole_model(job_of(model)), two_of_the_others[model.name])
 
 
 @pytest.mark.thorough
@@ -226,16 +232,14 @@ def test_four_shards_equal_one(model: TinyModel, four: dict[str, list[Record]], 
     assert_same(run(job_of(model), Placement()), four[f"{model.name}-on-four"])
 
 
-@pytest.mark.parametrize(
-    "name", ["many-rows", "d_in-form", "without-a-prefix", "saved", "refined", "preserving", "sketching", "subjects", "solved", "strength"]
-)
-def test_two_shards_equal_one_whatever_the_settings(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
+@pytest.mark.parametrize("name", thorough_but(SETTINGS, DAILY))
+def test_two_shards_equal_one_whatever_the_settings(name: str, two: Gang, variants: list[Job]) -> None:
     job = next(job for job in variants if job.name == name)
     assert_same(run(replace(job, saved=None, state_after=None), Placement()), two[job.name])
 
 
-@pytest.mark.parametrize("fixture", ["llama-tiny", "gptj-tiny"])
-def test_two_shards_reproduce_the_published_shifts(fixture: str, two: dict[str, list[Record]]) -> None:
+@pytest.mark.parametrize("fixture", thorough_but(["llama-tiny", "gptj-tiny"], DAILY))
+def test_two_shards_reproduce_the_published_shifts(fixture: str, two: Gang) -> None:
     expected = load_file(PARITY / fixture / "expected.safetensors")
     before = {k: t for file in (PARITY / fixture / "model").glob("*.safetensors") for k, t in load_file(file).items()}
     weights = {k.removeprefix("weight."): t for k, t in two[fixture][0].tensors.items() if k.startswith("weight.")}
@@ -246,7 +250,7 @@ def test_two_shards_reproduce_the_published_shifts(fixture: str, two: dict[str, 
 
 
 def test_a_state_moves_between_one_and_two_shards(
-    two: dict[str, list[Record]], state_jobs: list[Job], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
+    two: Gang, state_jobs: list[Job], job_of: Callable[..., Job], on_whole_model: Callable[[Job], Record]
 ) -> None:
     whole, last = on_whole_model(job_of(BY_NAME["llama"])), run(state_jobs[2], Placement())
     assert last.values["reports"][-1]["turn"] == whole.values["reports"][-1]["turn"] == 3
@@ -255,7 +259,8 @@ def test_a_state_moves_between_one_and_two_shards(
         assert relative_error(last.tensors[name], whole.tensors[name]) < 1e-5
 
 
-def test_a_sketch_written_by_shards_is_that_of_the_whole_model(two: dict[str, list[Record]], variants: list[Job], folder: Path) -> None:
+@pytest.mark.thorough
+def test_a_sketch_written_by_shards_is_that_of_the_whole_model(two: Gang, variants: list[Job], folder: Path) -> None:
     """Directions may be turned; what they stand for may not."""
     job = next(job for job in variants if job.name == "sketching")
     run(replace(job, state_after=str(folder / "sketching-whole")), Placement())
@@ -271,14 +276,15 @@ def job_shape(state: dict[str, torch.Tensor], name: str) -> int:
     return state[name.replace("sketch.", "weight.")].shape[1]
 
 
-def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: dict[str, list[Record]], state_jobs: list[Job]) -> None:
+def test_a_state_written_by_shards_is_loaded_bit_for_bit(two: Gang, state_jobs: list[Job]) -> None:
     stored = load_file(state_jobs[1].state_after)
     for name, weight in stored.items():
         if name.startswith("weight."):
             assert torch.equal(weight, two["state-second"][0].tensors[name])
 
 
-def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dict[str, list[Record]], half_jobs: list[Job], folder: Path) -> None:
+@pytest.mark.thorough
+def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: Gang, half_jobs: list[Job], folder: Path) -> None:
     stored = load_file(folder / "state-half")
     (job,) = half_jobs
     whole = run(replace(job, state_after=str(folder / "whole-half"), saved=None), Placement())
@@ -297,8 +303,9 @@ def test_bfloat16_shards_keep_masters_and_round_as_the_whole_model_does(two: dic
         assert torch.equal(weight, weight.bfloat16().float()) if edited else torch.equal(weight, base[name])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["saved", "saved-multimodal"])
-def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: dict[str, list[Record]], variants: list[Job]) -> None:
+def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: Gang, variants: list[Job]) -> None:
     (job,) = (job for job in variants if job.name == name)
     saved, base = (dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in (job.saved, job.model))
     weights = {k.removeprefix("weight."): t for k, t in two[name][0].tensors.items() if k.startswith("weight.")}
@@ -307,7 +314,7 @@ def test_a_saved_model_is_plain_and_has_the_edited_weights(name: str, two: dict[
         assert torch.equal(weight, weights.get(key.removesuffix(".weight"), base[key])), key
 
 
-def test_all_shards_refuse_alike_what_is_broken_on_one(two: dict[str, list[Record]]) -> None:
+def test_all_shards_refuse_alike_what_is_broken_on_one(two: Gang) -> None:
     first, second = two["refusals"]
     assert first.values["refusals"] == second.values["refusals"]
     refusal, written = first.values["refusals"]
@@ -317,7 +324,8 @@ def test_all_shards_refuse_alike_what_is_broken_on_one(two: dict[str, list[Recor
     assert_close_weights(first, two["llama"][0], 1e-12)  # and nothing was changed by it
 
 
-def test_without_the_repair_of_the_head_gradients_would_be_seen_to_be_wrong(two: dict[str, list[Record]], job_of: Callable[..., Job]) -> None:
+@pytest.mark.thorough
+def test_without_the_repair_of_the_head_gradients_would_be_seen_to_be_wrong(two: Gang, job_of: Callable[..., Job]) -> None:
     whole = run(job_of(BY_NAME["llama"], options={"edits_per_turn": 100}, extra="own head"), Placement())
     record = two["own-head"][0]
     torch.testing.assert_close(record.tensors["losses"], whole.tensors["losses"], rtol=1e-5, atol=1e-5)
