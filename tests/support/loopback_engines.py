@@ -57,14 +57,18 @@ class LoopbackVllm:
     """
 
     def __init__(self, base: Path) -> None:
-        self.base, self.recorded = base, json.loads((RECORDED / "vllm-0.32.0.json").read_text())
+        self.base, self.recorded, self.port = base, json.loads((RECORDED / "vllm-0.32.0.json").read_text()), 0
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """As an engine whose process is started again at the same address: nothing is loaded, nothing goes wrong."""
         self.adapters: dict[str, Path] = {}
         self.weights: Path | None = None
         self.faults: set[str] = set()
         self.token: str | None = None
         self.calls: list[str] = []
         self.released = threading.Event()
-        self.is_paused, self.is_dead, self.port = False, False, 0
+        self.is_paused, self.is_dead = False, False
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
         """Status and body."""

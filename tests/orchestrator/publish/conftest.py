@@ -49,13 +49,17 @@ def sglang() -> Iterator[LoopbackVllm]:
 
 
 @pytest.fixture
-def publish(ultraedit: Run, run: Path, vllm: LoopbackVllm) -> Run:
+def publish(run: Path, vllm: LoopbackVllm) -> Run:
     """``ultraedit publish`` of the run to the server."""
 
     def call(*options: object) -> Outcome:
-        return ultraedit("publish", run, "--to", f"vllm://127.0.0.1:{vllm.port}", "--verify", 8, "--timeout", 20, *options)
+        return publish_to(vllm, run, *options)
 
     return call
+
+
+def publish_to(vllm: LoopbackVllm, run: Path, *options: object) -> Outcome:
+    return run_command_line("publish", run, "--to", f"vllm://127.0.0.1:{vllm.port}", "--verify", 8, "--timeout", 20, *options)
 
 
 def outcomes(run: Path) -> dict[int, str]:

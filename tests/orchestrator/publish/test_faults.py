@@ -4,14 +4,14 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.orchestrator.publish.conftest import MODEL, Run, outcomes, refused
+from tests.orchestrator.publish.conftest import MODEL, Run, outcomes, publish_to, refused
 from tests.support.failing_disk import fail_syncs, files_of_at_most
 from tests.support.loopback_engines import LoopbackVllm, serving, write
 from tests.support.ports import free_ports
@@ -20,6 +20,43 @@ PROMPT = json.loads((MODEL.parent / "edits.json").read_text())[0]["prompt"]
 UNTOUCHED = "failed, the former version is served"
 
 Answers = Callable[[], tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LoopbackVllm]:
+    with serving(LoopbackVllm(MODEL)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def vllm(engine: LoopbackVllm) -> LoopbackVllm:
+    """One engine at one address for all tests, as if it had just been started."""
+    engine.start_anew()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of every test is: a publication that was made there once holds for each."""
+    return tmp_path_factory.mktemp("place") / "of-the-run"
+
+
+@pytest.fixture
+def run(known_run: Path, place: Path) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(known_run, place / "run")
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def published(known_run: Path, place: Path, engine: LoopbackVllm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that place after a first publication."""
+    kept = tmp_path_factory.mktemp("published") / "place"
+    shutil.copytree(known_run, place / "run")
+    assert publish_to(engine, place / "run").code == 0
+    assert engine.adapters == {"edited": place / "run.published" / "0001-peft"}
+    shutil.move(place, kept)
+    return kept
 
 
 @pytest.fixture
@@ -34,10 +71,12 @@ def answer(vllm: LoopbackVllm) -> Answers:
 
 
 @pytest.fixture
-def live(publish: Run, answer: Answers) -> tuple[str, str]:
+def live(published: Path, run: Path, vllm: LoopbackVllm, answer: Answers) -> tuple[str, str]:
     """A version is live: the same of it."""
     _, before = answer()
-    assert publish().code == 0
+    shutil.rmtree(run.parent)
+    shutil.copytree(published, run.parent)
+    vllm.adapters["edited"] = run.with_name("run.published") / "0001-peft"
     assert answer()[1] != before
     return answer()
 
@@ -67,9 +106,11 @@ def test_what_fails_when_it_is_tried_out_changes_nothing(
 
 
 @pytest.mark.parametrize("how", ["adapter", "weights"])
-def test_an_engine_that_dies_between_load_and_verify_is_not_acknowledged(how: str, publish: Run, vllm: LoopbackVllm, run: Path) -> None:
+def test_an_engine_that_dies_between_load_and_verify_is_not_acknowledged(
+    how: str, publish: Run, vllm: LoopbackVllm, run: Path, request: pytest.FixtureRequest
+) -> None:
     if how == "adapter":
-        assert publish().code == 0
+        request.getfixturevalue("live")
     vllm.faults.add("dies in place")
     told = refused(publish("--how", how, "--tolerance", 0.2, "--rollback-on-failure"))
     assert "the connection broke" in told
@@ -93,9 +134,11 @@ def test_an_engine_that_is_paused_is_one_line_and_no_long_wait(publish: Run, vll
 
 
 @pytest.mark.parametrize("how", ["adapter", "weights"])
-def test_a_load_that_fails_in_the_pause_ends_the_pause(how: str, publish: Run, vllm: LoopbackVllm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_fails_in_the_pause_ends_the_pause(
+    how: str, publish: Run, vllm: LoopbackVllm, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     if how == "adapter":
-        assert publish().code == 0
+        request.getfixturevalue("live")
     load = vllm._load
     refuses = lambda name, folder, in_place: vllm._said("rank", NAME=name) if in_place else load(name, folder, in_place=False)  # noqa: E731
     monkeypatch.setattr(vllm, "_load", refuses)
