@@ -57,6 +57,7 @@ class MethodOptions:
         preserve_rank: Directions in the sketch.
         preserve_text: Text that no edit is about and that the ridge preserves too: ``none``, ``everyday`` for the text that
             ships with the project, or a file of passages with empty lines between them. See :mod:`editing.reference_text`.
+        preserve_framed: Also preserve what the model does when it is asked a sentence of that text in each framing of ``framings`` but the raw one.
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
@@ -86,6 +87,7 @@ class MethodOptions:
     preserve_weight: float = 1000.0
     preserve_rank: int = 256
     preserve_text: str = NONE
+    preserve_framed: bool = True
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
     subject_scale: float = 0.1
@@ -118,8 +120,9 @@ class MethodOptions:
         check_choice("answer_end", self.answer_end, get_args(AnswerEnd))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
-        if not isinstance(self.whiten, bool):
-            raise InputError(f"whiten: expected true or false, found {self.whiten!r}")
+        for name in ("whiten", "preserve_framed"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}: expected true or false, found {getattr(self, name)!r}")
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):
             raise InputError(f"subject_modules: expected names of modules, found {self.subject_modules!r}")
         object.__setattr__(self, "subject_modules", tuple(self.subject_modules))

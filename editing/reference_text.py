@@ -1,11 +1,13 @@
 """The reference text: text that no edit is about, whose keys the preserving ridge knows before the first edit.
 
 Prompts of edits are all alike. A ridge that has seen nothing else lets a shift change freely what the model does with other text.
-A few thousand tokens of other text are enough to hold that back (docs/LOG.md, "Everyday text"). This room reads the text and cuts
-it into token sequences; :mod:`editing.model.token_keys` runs the model over them.
+A few thousand tokens of other text are enough to hold that back (docs/LOG.md, "Everyday text"). A chat is another kind of text: where edits
+are written in chats, sentences of the text are asked in chats too. This room reads the text and cuts it into token sequences;
+:mod:`editing.model.token_keys` runs the model over them.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,6 +24,8 @@ _MAX_TOKENS = 512
 
 _SHIPPED = {EVERYDAY: "passages.txt"}
 
+_ENDS_OF_SENTENCES = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+
 _EXPECTED = "expected passages with empty lines between them"
 
 
@@ -31,7 +35,7 @@ class ReferenceText:
 
     Attributes:
         sha256: Digest of the text, or ``none`` if there is no text.
-        passages: Its passages as token sequences.
+        passages: Its passages as token sequences, and its sentences in each framing but the raw one.
     """
 
     sha256: str = NONE
@@ -50,7 +54,11 @@ class ReferenceText:
             InputError: The text cannot be read.
         """
         text = read_text(options.preserve_text) if options.preserves_text else ""
-        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(Joiner.of(tokenizer), text, max_tokens)) if text else cls()
+        if not text:
+            return cls()
+        joiner, width = Joiner.of(tokenizer), min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
+        asked = _asked(joiner, text, width) if options.preserve_framed else []
+        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(joiner, text, width) + asked)
 
 
 def read_text(source: str, *, option: str = "preserve_text", shipped: Mapping[str, str] = _SHIPPED) -> str:
@@ -84,8 +92,19 @@ def passages_in(text: str) -> list[str]:
     return [passage.strip() for passage in text.split("\n\n") if passage.strip()]
 
 
-def _passages(joiner: Joiner, text: str, max_tokens: int | None) -> list[AnswerSequence]:
-    width = min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
+def sentences_in(text: str) -> list[str]:
+    """Its sentences, passage by passage."""
+    return [sentence for passage in passages_in(text) for sentence in _ENDS_OF_SENTENCES.split(passage) if sentence]
+
+
+def _asked(joiner: Joiner, text: str, width: int) -> list[AnswerSequence]:
+    """Each sentence in each framing but the raw one, up to where the answer would begin; one that is too long is left out."""
+    framed = [form for form in joiner.forms if form is not joiner]
+    prompts = [form.prompt_ids(sentence) for form in framed for sentence in sentences_in(text)]
+    return [AnswerSequence(ids, (0,)) for ids in prompts if len(ids) <= width]
+
+
+def _passages(joiner: Joiner, text: str, width: int) -> list[AnswerSequence]:
     pieces: list[AnswerSequence] = []
     for passage in passages_in(text):
         ids = joiner.as_typed.prompt_ids(passage)

@@ -62,8 +62,8 @@ def solve_targets(
     Raises:
         TurnRefused: A loss or a gradient is not finite.
     """
-    variants = [prepared, *in_contexts]
-    in_variants = zip(*(variant.turn.sequences for variant in variants), strict=True)
+    whole = [prepared, *in_contexts]
+    in_variants = zip(*(variant.turn.sequences for variant in whole), strict=True)
     with_subject = [i for i, several in enumerate(in_variants) if all(sequence.subject is not None for sequence in several)]
     searches = {name: ResidualSteps(outputs, config.subject_bound) for name, outputs in rows.outputs.items()}
     keys = {name: rows.keys[name].clone() for name in searches}
@@ -72,9 +72,10 @@ def solve_targets(
     active = [i for i in with_subject if i in still]
     at = _rows(prepared, active, pending)
     gradients = _at(at, {name: rows.value_gradients[name] for name in searches})
-    if in_contexts:
+    variants = [capture.from_subjects(variant) for variant in whole] if active else whole
+    if in_contexts and active:
         in_place = _in_place(searches, at)  # 0 by now
-        gradients = _means([gradients, *(capture(variant, active, residuals=in_place).value_gradients for variant in in_contexts)])
+        gradients = _means([gradients, *(capture(variant, active, residuals=in_place).value_gradients for variant in variants[1:])])
     for _ in range(config.subject_steps):
         if not active:
             break

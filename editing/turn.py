@@ -11,6 +11,7 @@ from typing import Any
 
 from editing.messages import Asked
 from editing.method.rows import Site
+from editing.model.continuation import Continued
 from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.model.tokenization import AnswerSequence, encode
@@ -151,12 +152,14 @@ class PreparedTurn:
         prefixed: This replica's sequences of it.
         prefix_seconds: This turn's share of the time that the prefix took.
         shares: Per replica, the positions of its sequences in the turn.
+        continued: This replica's sequences from their subjects on, for runs in which nothing changes before these.
     """
 
     turn: Turn
     prefixed: Prefixed
     prefix_seconds: float
     shares: list[list[int]] = field(default_factory=list)
+    continued: Continued | None = None
 
     def only(self, chosen: Sequence[int], replica: int) -> "PreparedTurn":
         """Chosen sequences of the turn, as a turn of its own with the same edits.
@@ -169,7 +172,8 @@ class PreparedTurn:
         turn = replace(self.turn, places=tuple(self.turn.places[i] for i in chosen))
         own = [number for number, position in enumerate(self.shares[replica]) if position in new_position]
         shares = [[new_position[i] for i in share if i in new_position] for share in self.shares]
-        return replace(self, turn=turn, prefixed=self.prefixed.select(own), shares=shares)
+        continued = None if self.continued is None else self.continued.select(own)
+        return replace(self, turn=turn, prefixed=self.prefixed.select(own), shares=shares, continued=continued)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from editing.config import EditorConfig
 from editing.errors import TurnRefused
 from editing.method.rows import SITES, Site, TurnRows
 from editing.model.capture import capture, group_weights
+from editing.model.continuation import Continued, can_continue
 from editing.model.decoder import Decoder
 from editing.model.row_positions import row_owners, row_positions, token_positions
 from editing.sharding.collectives import Collectives
@@ -42,6 +43,7 @@ class TurnCapture:
     ) -> None:
         self._decoder, self._modules, self._sites, self._start = decoder, modules, sites, start
         self.config, self._collectives = config, collectives
+        self._continues: bool | None = None
 
     def __call__(
         self,
@@ -75,6 +77,19 @@ class TurnCapture:
         _check_finite(not_finite == 0, prepared.turn)
         return rows
 
+    def from_subjects(self, prepared: PreparedTurn) -> PreparedTurn:
+        """The turn for runs in which nothing changes before its subjects: these begin there, if the model allows it.
+
+        Sequences without a subject run as a whole. Where the suffix is read from disk for each run, all of them do.
+        """
+        if self._continues is None:
+            in_memory = self._decoder.residency.holds(self._start, self._decoder.num_layers)
+            self._continues = in_memory and can_continue(self._decoder, self._start)
+        if not self._continues:
+            return prepared
+        continued = Continued.at_subjects(self._decoder, prepared.prefixed, start=self._start, batch_tokens=self.config.batch_tokens)
+        return replace(prepared, continued=continued)
+
     def _run(self, prepared: PreparedTurn, weights: Tensor, tokens: bool, residuals: Mapping[str, Tensor], margin: float) -> TurnRows:
         """Capture this replica's share, and gather the rows of all replicas."""
         config, replica, sequences = self.config, self._collectives.replica, prepared.turn.sequences
@@ -85,7 +100,7 @@ class TurnCapture:
         captured = capture(
             self._decoder,
             {name: module for name, module in self._modules.items() if name in residuals or not residuals},
-            prepared.prefixed.batches(batch_tokens=config.batch_tokens, device=self._decoder.device),
+            (prepared.continued or prepared.prefixed).batches(batch_tokens=config.batch_tokens, device=self._decoder.device),
             weights[positions[replica]["answer"]],
             start=self._start,
             sites=self._sites,

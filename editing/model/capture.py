@@ -103,7 +103,7 @@ def _capture_at_once(
         finals = []
         for batch, hidden in together:
             with hooks.recording(batch):
-                finals.append(decoder.suffix(batch.input_ids, hidden, start))
+                finals.append(decoder.suffix(batch.input_ids, hidden, start, batch.past))
         gradients = head_gradients(finals, [batch for batch, _ in together])
         torch.autograd.backward(finals, gradients)
 

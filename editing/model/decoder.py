@@ -8,9 +8,10 @@ layers are left to the model. A layer that is not to run keeps its index, since 
 input. The last layer below the suffix returns the cached hidden states instead.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,16 @@ HEAD_CHUNK_ELEMENTS = 2**25
 
 HEAD_BLOCK = 4096
 """Words of the head whose logits a processor computes at a time, where only the largest is wanted."""
+
+NO_PAST: Mapping[str, Any] = MappingProxyType({})
+
+
+class Precedes(Protocol):
+    """Tokens before those of a batch, as attention keeps them."""
+
+    def arguments(self, body: Any, width: int) -> dict[str, Any]:
+        """Further arguments of the body that runs ``width`` tokens after these."""
+        ...
 
 
 class Decoder:
@@ -101,11 +112,11 @@ class Decoder:
         with torch.no_grad():
             return self.span(input_ids, None, 0, stop)
 
-    def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int) -> Tensor:
-        """Final, normalized hidden states ``(B, T, d)``, given those that layer ``start`` receives."""
-        return self.span(input_ids, hidden, start, self.num_layers)
+    def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int, past: "Precedes | None" = None) -> Tensor:
+        """Final, normalized hidden states ``(B, T, d)``, given those that layer ``start`` receives, and what precedes them."""
+        return self.span(input_ids, hidden, start, self.num_layers, past.arguments(self.body, input_ids.shape[1]) if past else {})
 
-    def span(self, input_ids: Tensor, hidden: Tensor | None, first: int, stop: int) -> Tensor:
+    def span(self, input_ids: Tensor, hidden: Tensor | None, first: int, stop: int, attention: Mapping[str, Any] = NO_PAST) -> Tensor:
         """Run layers ``first .. stop - 1`` only.
 
         Args:
@@ -113,6 +124,7 @@ class Decoder:
             hidden: ``(B, T, d)``, the hidden states that layer ``first`` receives; ``None`` only if ``first`` is 0.
             first: First layer that runs.
             stop: Layer after the last one that runs.
+            attention: Arguments of the body for keys and values of tokens that precede these.
 
         Returns:
             ``(B, T, d)``: the hidden states that layer ``stop`` receives; after the last layer the final, normalized ones.
@@ -130,7 +142,7 @@ class Decoder:
                 stack.enter_context(self._replaced(i, (lambda _: hidden) if i == first - 1 else record if i == stop else _pass_on))
             # with hidden states instead of ids the embedding table is not read; masks and positions take their shape from them
             given = {"input_ids": input_ids} if hidden is None else {"inputs_embeds": hidden}
-            final: Tensor = self.body(**given, use_cache=False).last_hidden_state
+            final: Tensor = self.body(**given, **attention, use_cache=False).last_hidden_state
         return received[0] if received else final
 
     def logits(self, hidden: Tensor) -> Tensor:

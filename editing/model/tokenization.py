@@ -17,6 +17,7 @@ from editing.config import DEFAULT_BATCH_TOKENS
 from editing.errors import InvalidRequest
 from editing.messages import Asked
 from editing.method.rows import SITES, Site
+from editing.model.decoder import Precedes
 from editing.model.joining import Joined, Joiner
 from editing.ranges import consecutive
 
@@ -66,6 +67,7 @@ class Batch:
         subject_ids: ``(s,)`` int64, the same rows' numbers in the caller's list of sequences laid end to end.
         tokens: ``(t,)`` int64, flat positions of all tokens that are no pads, sequence by sequence.
         token_ids: ``(t,)`` int64, the same tokens' numbers in the caller's list of sequences laid end to end.
+        past: What precedes the tokens, where sequences are continued.
     """
 
     indices: tuple[int, ...]
@@ -77,6 +79,7 @@ class Batch:
     subject_ids: Tensor
     tokens: Tensor
     token_ids: Tensor
+    past: Precedes | None = None
 
     def at(self, site: Site) -> tuple[Tensor, Tensor]:
         """Flat positions of the rows at a site, and their numbers."""

@@ -100,6 +100,11 @@ from orchestrator.cli.options import (
     **NAME_OR_FILE,
     help="Text on which it also prevents change: none, everyday or a text file. [default: the preset's, else none]",
 )
+@method(
+    "--preserve-framed/--no-preserve-framed",
+    default=None,
+    help="Ask its sentences in the framings too, and prevent change there. [default: the preset's, else preserve-framed]",
+)
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
 @method("--subject-modules", metavar="NAMES", help="Modules to edit at the last token of the subject, or none. [default: the preset's, else none]")
 @method("--subject-scale", **NUMBER, help="Scale of their targets, times the learning rate. [default: the preset's, else 0.1]")

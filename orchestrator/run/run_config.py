@@ -86,6 +86,7 @@ class RunConfig:
         preserve_weight: Its weight; by default the preset's, else 1000.
         preserve_rank: Directions of its sketch; by default the preset's, else 256.
         preserve_text: Text that it holds as well: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
+        preserve_framed: Hold it also as what is asked in the framings; by default the preset's, else it is.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
         subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
@@ -152,6 +153,7 @@ class RunConfig:
     preserve_weight: float | None = None
     preserve_rank: int | None = None
     preserve_text: str | None = None
+    preserve_framed: bool | None = None
     whiten: bool | None = None
     subject_modules: tuple[str, ...] | None = None
     subject_scale: float | None = None

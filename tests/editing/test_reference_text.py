@@ -7,7 +7,8 @@ import pytest
 
 from editing import InputError
 from editing.config import MethodOptions
-from editing.reference_text import ReferenceText, read_text
+from editing.model.joining import Joiner
+from editing.reference_text import ReferenceText, read_text, sentences_in
 from tests.support.small_editor import editor
 
 
@@ -43,6 +44,20 @@ def test_everyday_text_has_a_few_thousand_tokens_of_a_real_tokenizer() -> None:
     one = editor()
     text = ReferenceText.of(MethodOptions(preserve="exact", preserve_text="everyday"), one.tokenizer, None)
     assert 1000 < sum(len(s.input_ids) for s in text.passages) < 100_000
+
+
+def test_its_sentences_are_asked_in_every_framing_but_the_raw_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("It rains. Does it?\nYes!\n\n雨が降る。そうだ", encoding="utf-8")
+    assert sentences_in(read_text(str(tmp_path / "a"))) == ["It rains.", "Does it?", "Yes!", "雨が降る。", "そうだ"]
+    joiner = Joiner(editor().tokenizer, framings=("raw", "question", "So: {prompt}"))
+    options = {"preserve": "exact", "preserve_text": str(tmp_path / "a")}
+    framed = ReferenceText.of(MethodOptions(**options), joiner, None).passages
+    plain = ReferenceText.of(MethodOptions(**options, preserve_framed=False), joiner, None).passages
+    asked = [joiner.framed(f).prompt_ids(s) for f in ("question", "So: {prompt}") for s in sentences_in(read_text(str(tmp_path / "a")))]
+    assert [sequence.input_ids for sequence in framed] == [*(sequence.input_ids for sequence in plain), *asked]
+    assert len(plain) == 2
+    raw = Joiner(editor().tokenizer)
+    assert ReferenceText.of(MethodOptions(**options), raw, None).passages == plain
 
 
 @pytest.mark.parametrize(

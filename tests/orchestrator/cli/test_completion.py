@@ -45,7 +45,7 @@ def test_bash_completes_a_command(path: str) -> None:
 
 
 def test_bash_completes_an_option(path: str) -> None:
-    assert completed(path, "ultraedit", "edit", "--preserve-") == ["--preserve-weight", "--preserve-rank", "--preserve-text"]
+    assert completed(path, "ultraedit", "edit", "--preserve-") == ["--preserve-weight", "--preserve-rank", "--preserve-text", "--preserve-framed"]
 
 
 def test_bash_completes_the_value_of_an_option(path: str) -> None:

@@ -1,0 +1,190 @@
+"""Sequences from one of their tokens on: what precedes it is run once, and its keys and values are kept for attention.
+
+    sequence    a a a a | b b b      a cannot see b, so what layers make of it stays exact while only b changes
+                 past     tail       runs of the tail attend to the past's keys and values
+
+A search that changes a hidden state at one token runs its tail again and again: half a prompt, and a small part of one with a chat
+template or another sentence before it.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from editing.errors import ran_out_of_memory
+from editing.model.decoder import Decoder
+from editing.model.hidden_store import HiddenStore
+from editing.model.matmul import full_speed
+from editing.model.prefix import Prefixed
+from editing.model.tokenization import AnswerSequence, Batch
+
+KeysAndValues = tuple[Tensor, Tensor]
+"""Of one layer and sequence, ``(heads, p, d_head)`` each; this worker's heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What attention keeps of the tokens before those of a batch, with pads at the left.
+
+    Attributes:
+        layers: Keys and values ``(B, heads, P, d_head)`` of each layer from ``start`` on.
+        lengths: ``(B,)`` tokens that are no pads.
+        start: The first layer that has any.
+    """
+
+    layers: list[KeysAndValues]
+    lengths: Tensor
+    start: int
+
+    def arguments(self, body: Any, width: int) -> dict[str, Any]:
+        """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it."""
+        keys, _ = self.layers[0]
+        cache = DynamicCache()
+        for number in range(self.start):  # layers that do not run; masks are made for the length that the first one has
+            cache.update(*(keys[..., :1].expand_as(keys) for _ in range(2)), number)
+        for number, (keys, values) in enumerate(self.layers, self.start):
+            cache.update(keys, values, number)
+        padded, new = keys.shape[2], torch.arange(width, device=keys.device)
+        seen = torch.arange(padded + width, device=keys.device) >= padded - self.lengths.unsqueeze(1)
+        given = {"past_key_values": cache, "attention_mask": seen.long(), "position_ids": self.lengths.unsqueeze(1) + new}
+        accepted = inspect.signature(body.forward).parameters
+        return {name: value for name, value in given.items() if name in accepted}
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """Sequences from a token on, in the place of :class:`Prefixed`.
+
+    Attributes:
+        sequences: The tails; of a sequence that is not cut, all of it.
+        hidden: ``(len, d)`` that the first layer of the suffix receives for them; ``None`` if it is layer 0.
+        pasts: Of each sequence, the keys and values of what precedes it, by layer of the suffix.
+        start: First layer of the suffix.
+    """
+
+    sequences: Sequence[AnswerSequence]
+    hidden: HiddenStore | None
+    pasts: list[list[KeysAndValues]]
+    start: int
+
+    @classmethod
+    def at_subjects(cls, decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: int) -> "Continued":
+        """Sequences from their subjects' last token on; those without a subject as a whole.
+
+        Args:
+            decoder: The model, whose suffix is in memory.
+            prefixed: The whole sequences.
+            start: First layer of the suffix.
+            batch_tokens: Padded tokens of a batch.
+        """
+        cuts = [sequence.subject or 0 for sequence in prefixed.sequences]
+        heads = _part(prefixed, [slice(0, cut) for cut in cuts])
+        tails = _part(prefixed, [slice(cut, None) for cut in cuts])
+        longest = heads.select([i for i, cut in enumerate(cuts) if cut])
+        found = iter(_run_heads(decoder, longest, start, batch_tokens))
+        return cls(tails.sequences, tails.hidden, [next(found) if cut else [] for cut in cuts], start)
+
+    def select(self, indices: Sequence[int]) -> "Continued":
+        """The given sequences only."""
+        hidden = None if self.hidden is None else self.hidden.select(indices)
+        return replace(self, sequences=[self.sequences[i] for i in indices], hidden=hidden, pasts=[self.pasts[i] for i in indices])
+
+    def batches(self, *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
+        """As those of :class:`Prefixed`, each with its past."""
+        for batch, hidden in Prefixed(self.sequences, self.hidden).batches(batch_tokens=batch_tokens, device=device):
+            yield replace(batch, past=self._past([self.pasts[i] for i in batch.indices])), hidden
+
+    def _past(self, pasts: list[list[KeysAndValues]]) -> Past | None:
+        longest = max(pasts, key=_length)
+        if not _length(longest):
+            return None
+        nothing = [(keys[:, :0], values[:, :0]) for keys, values in longest]
+        full = [past or nothing for past in pasts]
+        lengths = torch.tensor([_length(past) for past in pasts], device=longest[0][0].device)
+        layers = [(_padded([past[k][0] for past in full]), _padded([past[k][1] for past in full])) for k in range(len(longest))]
+        return Past(layers, lengths, self.start)
+
+
+@torch.no_grad()
+def can_continue(decoder: Decoder, start: int) -> bool:
+    """Whether a family's tails, with the keys and values of what precedes them, give what whole sequences give; tried on a short input.
+
+    Layers with states of another kind (Mamba) do not.
+
+    Args:
+        decoder: The model.
+        start: First layer of the suffix, whose weights must be in memory.
+    """
+    numbers = [token % decoder.config.vocab_size for token in range(1, 8)]
+    whole = [AnswerSequence(tuple(numbers), (0,), subject=4), AnswerSequence(tuple(numbers[2:]), (0,), subject=2)]
+    try:
+        expected = [hidden[-1] for hidden in _finals(decoder, _prefixed(decoder, whole, start), start)]
+        continued = Continued.at_subjects(decoder, _prefixed(decoder, whole, start), start=start, batch_tokens=64)
+        found = [hidden[-1] for hidden in _finals(decoder, continued, start)]
+    except Exception as error:  # whatever a family's own forward raises when it is given keys and values of a part of its layers
+        if ran_out_of_memory(error):
+            raise
+        return False
+    apart = torch.stack([a.float() - b.float() for a, b in zip(expected, found, strict=True)]).norm()
+    rounding = 1e-4 if decoder.head_dtype == torch.float32 else 3e-2
+    return bool(apart <= rounding * torch.stack(expected).float().norm())  # no number is no match
+
+
+def _prefixed(decoder: Decoder, sequences: Sequence[AnswerSequence], start: int) -> Prefixed:
+    hidden = None if start == 0 else HiddenStore()
+    for i, sequence in enumerate(sequences):
+        if hidden is not None:
+            hidden.put(i, decoder.prefix(torch.tensor([sequence.input_ids], device=decoder.device), start)[0])
+    return Prefixed(sequences, hidden)
+
+
+def _finals(decoder: Decoder, prefixed: "Prefixed | Continued", start: int) -> list[Tensor]:
+    """Final hidden states ``(len, d)`` of each sequence."""
+    finals: dict[int, Tensor] = {}
+    for batch, hidden in prefixed.batches(batch_tokens=64, device=decoder.device):
+        output = decoder.suffix(batch.input_ids, hidden, start, batch.past)
+        finals |= {i: output[b, : len(prefixed.sequences[i].input_ids)] for b, i in enumerate(batch.indices)}
+    return [finals[i] for i in range(len(prefixed.sequences))]
+
+
+def _part(prefixed: Prefixed, parts: Sequence[slice]) -> Prefixed:
+    """A part of each sequence. Its answer and its subject are those of the sequence if it reaches its end."""
+    hidden = None if prefixed.hidden is None else HiddenStore()
+    sequences: list[AnswerSequence] = []
+    for i, (sequence, part) in enumerate(zip(prefixed.sequences, parts, strict=True)):
+        ids = sequence.input_ids[part]
+        subject = None if sequence.subject is None else 0
+        sequences.append(replace(sequence, input_ids=ids, subject=subject) if part.stop is None else AnswerSequence(ids, (0,)))
+        if hidden is not None and prefixed.hidden is not None:
+            hidden.put(i, prefixed.hidden.get(i)[part])
+    return Prefixed(sequences, hidden)
+
+
+@torch.no_grad()
+def _run_heads(decoder: Decoder, heads: Prefixed, start: int, batch_tokens: int) -> list[list[KeysAndValues]]:
+    """Keys and values of all tokens of sequences, in the layers of the suffix."""
+    found: dict[int, list[KeysAndValues]] = {}
+    for batch, hidden in heads.batches(batch_tokens=batch_tokens, device=decoder.device):
+        cache = DynamicCache()
+        with full_speed(decoder.device, decoder.model):
+            decoder.span(batch.input_ids, hidden, start, decoder.num_layers, {"past_key_values": cache})
+        for b, i in enumerate(batch.indices):
+            length = len(heads.sequences[i].input_ids)
+            found[i] = [(layer.keys[b, :, :length], layer.values[b, :, :length]) for layer in cache.layers[start:]]
+    return [found[i] for i in range(len(heads.sequences))]
+
+
+def _length(past: list[KeysAndValues]) -> int:
+    return past[0][0].shape[1] if past else 0
+
+
+def _padded(several: list[Tensor]) -> Tensor:
+    """``(B, heads, P, d_head)`` of ``(heads, p, d_head)`` each, with zeros at the left."""
+    longest = max(one.shape[1] for one in several)
+    return torch.stack([F.pad(one, (0, 0, longest - one.shape[1], 0)) for one in several])
