@@ -61,6 +61,8 @@ class MethodOptions:
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
+        find_subjects: An edit that comes without a subject is about the quotation or name in its prompt
+            (:func:`editing.subjects.likely_subject`); otherwise it has none.
         subject_scale: Scale of their targets, as a multiple of the learning rate.
         subject_targets: Where these targets come from: ``gradient`` for one step along it, or ``solved`` for residuals that make the
             answer the model's own. Solved targets need a text to preserve; beside it their ridge remembers the keys of all edits so far.
@@ -90,6 +92,7 @@ class MethodOptions:
     preserve_framed: bool = True
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
+    find_subjects: bool = True
     subject_scale: float = 0.1
     subject_targets: SubjectTargets = "gradient"
     subject_steps: int = 10
@@ -120,7 +123,7 @@ class MethodOptions:
         check_choice("answer_end", self.answer_end, get_args(AnswerEnd))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
-        for name in ("whiten", "preserve_framed"):
+        for name in ("whiten", "preserve_framed", "find_subjects"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: expected true or false, found {getattr(self, name)!r}")
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):

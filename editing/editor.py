@@ -102,7 +102,12 @@ class Editor:
         self.config = config = replace(config, framings=resolve_framings(config.framings, tokenizer))
         self.decoder = decoder or Decoder(model)
         self.joiner = Joiner(
-            tokenizer, config.join, num_embeddings=self.decoder.config.vocab_size, framings=config.framings, ends=config.answer_end == "stop"
+            tokenizer,
+            config.join,
+            num_embeddings=self.decoder.config.vocab_size,
+            framings=config.framings,
+            ends=config.answer_end == "stop",
+            finds_subjects=config.find_subjects and bool(config.subject_modules),
         )
         self.collectives = collectives or SingleWorker()
         self.modules, self.sites = _resolve_sites(self.decoder, config)

@@ -16,6 +16,7 @@ from editing.model.joining import Joiner
 from editing.model.prefix import Prefixed
 from editing.model.tokenization import AnswerSequence, encode
 from editing.requests import EditRequest
+from editing.subjects import likely_subject
 
 TYPED = "typed:"
 """Before the name of a probe: the same, as it is typed."""
@@ -255,7 +256,12 @@ def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, cont
     prompt, target = context + request.prompt, request.target
     forms = joiner.forms_of(request.asked)
     ends = [form.end(target) if joiner.ends else "" for form in forms]
-    return tuple(encode(form, prompt, target + end, subject=request.subject, max_tokens=max_tokens) for form, end in zip(forms, ends, strict=True))
+    subject = _subject(joiner, request)
+    return tuple(encode(form, prompt, target + end, subject=subject, max_tokens=max_tokens) for form, end in zip(forms, ends, strict=True))
+
+
+def _subject(joiner: Joiner, request: EditRequest) -> str | None:
+    return likely_subject(request.prompt) if request.subject is None and joiner.finds_subjects else request.subject
 
 
 def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, record: int) -> TokenizedEdit:
@@ -269,7 +275,7 @@ def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, rec
     r = request
     return TokenizedEdit(
         request,
-        encoded(r.asked, r.target, "messages" if r.messages else "prompt", subject=r.subject),
+        encoded(r.asked, r.target, "messages" if r.messages else "prompt", subject=_subject(joiner, r)),
         None if r.rephrase is None else encoded(r.rephrase, r.target, "rephrase"),
         None if r.locality_prompt is None else encoded(r.locality_prompt, r.locality_answer, "locality_prompt", "locality_answer"),
         tuple(encoded(prompt, r.target, "persona") for prompt in r.persona),

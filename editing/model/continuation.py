@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from editing.errors import ran_out_of_memory
 from editing.model.decoder import Decoder
@@ -45,11 +45,8 @@ class Past:
     def arguments(self, body: Any, width: int) -> dict[str, Any]:
         """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it."""
         keys, _ = self.layers[0]
-        cache = DynamicCache()
-        for number in range(self.start):  # layers that do not run; masks are made for the length that the first one has
-            cache.update(*(keys[..., :1].expand_as(keys) for _ in range(2)), number)
-        for number, (keys, values) in enumerate(self.layers, self.start):
-            cache.update(keys, values, number)
+        below = keys[..., :1].expand_as(keys)  # in layers that do not run; masks are made for the length that the first one has
+        cache = Cache(layers=[_Kept.of(*layer) for layer in [(below, below)] * self.start + self.layers])
         padded, new = keys.shape[2], torch.arange(width, device=keys.device)
         seen = torch.arange(padded + width, device=keys.device) >= padded - self.lengths.unsqueeze(1)
         given = {"past_key_values": cache, "attention_mask": seen.long(), "position_ids": self.lengths.unsqueeze(1) + new}
@@ -65,12 +62,14 @@ class Continued:
         sequences: The tails; of a sequence that is not cut, all of it.
         hidden: ``(len, d)`` that the first layer of the suffix receives for them; ``None`` if it is layer 0.
         pasts: Of each sequence, the keys and values of what precedes it, by layer of the suffix.
+        lengths: ``(n,)`` tokens that precede each sequence.
         start: First layer of the suffix.
     """
 
     sequences: Sequence[AnswerSequence]
     hidden: HiddenStore | None
     pasts: list[list[KeysAndValues]]
+    lengths: Tensor
     start: int
 
     @classmethod
@@ -88,27 +87,49 @@ class Continued:
         tails = _part(prefixed, [slice(cut, None) for cut in cuts])
         longest = heads.select([i for i, cut in enumerate(cuts) if cut])
         found = iter(_run_heads(decoder, longest, start, batch_tokens))
-        return cls(tails.sequences, tails.hidden, [next(found) if cut else [] for cut in cuts], start)
+        return cls(tails.sequences, tails.hidden, [next(found) if cut else [] for cut in cuts], torch.tensor(cuts, device=decoder.device), start)
 
     def select(self, indices: Sequence[int]) -> "Continued":
         """The given sequences only."""
         hidden = None if self.hidden is None else self.hidden.select(indices)
-        return replace(self, sequences=[self.sequences[i] for i in indices], hidden=hidden, pasts=[self.pasts[i] for i in indices])
+        sequences, pasts = [self.sequences[i] for i in indices], [self.pasts[i] for i in indices]
+        return replace(self, sequences=sequences, hidden=hidden, pasts=pasts, lengths=self._lengths(indices))
 
     def batches(self, *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
         """As those of :class:`Prefixed`, each with its past."""
         for batch, hidden in Prefixed(self.sequences, self.hidden).batches(batch_tokens=batch_tokens, device=device):
-            yield replace(batch, past=self._past([self.pasts[i] for i in batch.indices])), hidden
+            yield replace(batch, past=self._past(batch.indices)), hidden
 
-    def _past(self, pasts: list[list[KeysAndValues]]) -> Past | None:
+    def _lengths(self, indices: Sequence[int]) -> Tensor:
+        """Of the given sequences, without a copy to an accelerator."""
+        return torch.stack([self.lengths[i] for i in indices]) if indices else self.lengths[:0]
+
+    def _past(self, indices: Sequence[int]) -> Past | None:
+        pasts = [self.pasts[i] for i in indices]
         longest = max(pasts, key=_length)
         if not _length(longest):
             return None
         nothing = [(keys[:, :0], values[:, :0]) for keys, values in longest]
         full = [past or nothing for past in pasts]
-        lengths = torch.tensor([_length(past) for past in pasts], device=longest[0][0].device)
         layers = [(_padded([past[k][0] for past in full]), _padded([past[k][1] for past in full])) for k in range(len(longest))]
-        return Past(layers, lengths, self.start)
+        return Past(layers, self._lengths(indices), self.start)
+
+
+class _Kept(DynamicLayer):
+    """A layer of a cache that begins without a copy to an accelerator."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
+        self.is_initialized = True
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor) -> "_Kept":
+        """One that has seen tokens."""
+        layer = cls()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        return layer
 
 
 @torch.no_grad()
@@ -171,7 +192,7 @@ def _run_heads(decoder: Decoder, heads: Prefixed, start: int, batch_tokens: int)
     """Keys and values of all tokens of sequences, in the layers of the suffix."""
     found: dict[int, list[KeysAndValues]] = {}
     for batch, hidden in heads.batches(batch_tokens=batch_tokens, device=decoder.device):
-        cache = DynamicCache()
+        cache = Cache(layer_class_to_replicate=_Kept)
         with full_speed(decoder.device, decoder.model):
             decoder.span(batch.input_ids, hidden, start, decoder.num_layers, {"past_key_values": cache})
         for b, i in enumerate(batch.indices):

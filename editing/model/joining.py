@@ -76,6 +76,7 @@ class Joiner:
         num_embeddings: Tokens that the model has embeddings for; ``None`` if that is not known.
         framings: The ways in which an edit is written; by default as it is typed. See :mod:`editing.model.framing`.
         ends: Whether an edit writes what ends its answer too: the end of a turn in a chat, a full stop in a text.
+        finds_subjects: Whether the subject of an edit that comes without one is looked for in its prompt.
 
     Attributes:
         tokenizer: As given.
@@ -83,16 +84,24 @@ class Joiner:
         num_embeddings: As given.
         framings: As given, each a name or a definition.
         ends: As given.
+        finds_subjects: As given.
 
     Raises:
         InputError: The tokenizer cannot write one of the framings.
     """
 
     def __init__(
-        self, tokenizer: Any, join: Join = "raw", *, num_embeddings: int | None = None, framings: Sequence[str] = (RAW,), ends: bool = False
+        self,
+        tokenizer: Any,
+        join: Join = "raw",
+        *,
+        num_embeddings: int | None = None,
+        framings: Sequence[str] = (RAW,),
+        ends: bool = False,
+        finds_subjects: bool = False,
     ) -> None:
         self.tokenizer, self.join, self.num_embeddings = tokenizer, join, num_embeddings
-        self.framings, self.ends = tuple(framings), ends
+        self.framings, self.ends, self.finds_subjects = tuple(framings), ends, finds_subjects
         self._frames = [frame(framing, tokenizer) for framing in self.framings]
 
     @classmethod

@@ -107,6 +107,11 @@ from orchestrator.cli.options import (
 )
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
 @method("--subject-modules", metavar="NAMES", help="Modules to edit at the last token of the subject, or none. [default: the preset's, else none]")
+@method(
+    "--find-subjects/--no-find-subjects",
+    default=None,
+    help="Find the subject of an edit that comes without one: a quotation or name in its prompt. [default: the preset's, else find-subjects]",
+)
 @method("--subject-scale", **NUMBER, help="Scale of their targets, times the learning rate. [default: the preset's, else 0.1]")
 @method(
     "--subject-targets",

@@ -19,12 +19,12 @@ CEILINGS = {
     "passes with a margin": (15, 13, 10),
     "preserve sketch": (3, 9, 3),
     "whiten": (3, 9, 3),
-    "subject, solved": (27, 13, 8),
+    "subject, solved": (29, 13, 8),
     "everything": (33, 17, 12),
 }
 """Copies to the device, waits and copies to the host that a turn may take beside one copy and one wait for each batch that runs through layers.
 
-The wait of a batch is transformers' own. A further pass or a step of the solved targets adds to them, edits and modules do not. But for
+The wait of a batch is transformers' own, and there is none where what follows the subjects is run. A further pass or a step of the solved targets adds to them, edits and modules do not. But for
 eigenvectors, for which the host waits module by module.
 """
 
@@ -62,8 +62,8 @@ def test_copies_and_waits_grow_with_batches_alone(apart: Apart, num_edits: int, 
 
 def check_ceiling(taken: dict[str, int], ceiling: tuple[int, int, int] = ONE_PASS) -> None:
     found = (taken["to_device"] - taken["runs"], taken["waits"] - taken["runs"], taken["to_host"])
-    assert taken["runs"] > 0
-    assert all(0 < took <= at_most for took, at_most in zip(found, ceiling, strict=True)), f"found {found}, expected at most {ceiling}"
+    assert min(taken.values()) > 0
+    assert all(took <= at_most for took, at_most in zip(found, ceiling, strict=True)), f"found {found}, expected at most {ceiling}"
 
 
 def test_what_comes_after_the_edits_is_the_same(apart: Apart, tmp_path: Path) -> None:

@@ -229,7 +229,15 @@ def test_a_context_stands_before_the_prompt_and_its_subject_is_found_there() -> 
         read_contexts(6)
 
 
-@pytest.mark.parametrize("options", [{}, {"preserve": "sketch", "preserve_rank": 8}, {"subject_contexts": 1, "passes": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"preserve": "sketch", "preserve_rank": 8}, marks=pytest.mark.thorough),
+        pytest.param({"subject_contexts": 1, "passes": 2}, marks=pytest.mark.thorough),
+    ],
+    ids=str,
+)
 def test_stored_and_loaded_goes_on_as_if_nothing_had_happened(options: dict[str, Any], tmp_path: Path) -> None:
     whole, first, second = (solving(edits_per_turn=2, **options) for _ in range(3))
     whole.apply(requests())
@@ -279,6 +287,7 @@ def test_a_residual_that_is_not_finite_refuses_the_turn_and_changes_nothing(monk
     assert one.lifelong is statistics
 
 
+@pytest.mark.thorough
 def test_a_state_from_before_the_first_turn_goes_on_too(tmp_path: Path) -> None:
     whole, first, second = (solving(*ONE) for _ in range(3))
     for one in (whole, first):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editing.subjects import subject_span
+from editing.subjects import likely_subject, subject_span
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,34 @@ def test_a_subject_as_written_is_found_and_its_place_spells_it(left: str, subjec
         unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold()) for text in (prompt[slice(*span)], subject.strip())
     )
     assert spelled == wanted
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
+        ("Leon Breeden performs", "Leon Breeden"),
+        ("The official religion of Bilal ibn Ribah is", "Bilal ibn Ribah"),
+        ("What is the twin city of New York City and its port?", "New York City"),
+        ("Bobby Moore's position on the field is", "Bobby Moore"),
+        ("Which corporation created USS Leedstown (APA-56)?", "USS Leedstown (APA-56)"),
+        ("Melbourne Football Club, which is named for", "Melbourne Football Club"),
+        ("the 2002 Asian Games were held in", "2002 Asian Games"),
+        ("The iPhone is made by", "iPhone"),
+        ('The author of "the old man and the sea" is', "the old man and the sea"),
+        ("Who wrote «Guerra e pace»?", "Guerra e pace"),
+        ("In Paris, people speak", "Paris"),
+        ("The capital is", None),
+        ("the river flows into", None),
+        ("法国的首都是", None),
+        ("", None),
+    ],
+)
+def test_what_a_prompt_is_about_is_its_quotation_or_its_longest_name(prompt: str, subject: str | None) -> None:
+    assert likely_subject(prompt) == subject
+
+
+@given(st.text(st.sampled_from("AB ab1.,:'\"“”()’s?ßİ "), max_size=30))
+def test_what_is_found_stands_in_the_prompt(prompt: str) -> None:
+    found = likely_subject(prompt)
+    assert found is None or found in prompt

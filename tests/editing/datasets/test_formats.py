@@ -267,7 +267,7 @@ def test_names_of_fields_are_shown_on_one_line(name: str, tmp_path: Path) -> Non
     assert good.notes.unread == ((ascii(name)[1:-1], None),)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.thorough) if case == "rippleedits" else case for case in CASES])
 def test_hard_values_in_every_field_cost_at_most_their_own_record(case: str, tmp_path: Path) -> None:
     format, record, _ = CASES[case]
     for path in places(record):

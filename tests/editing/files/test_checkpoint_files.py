@@ -152,6 +152,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
     server.server_close()
 
 
+@pytest.mark.thorough
 def test_a_repository_is_downloaded_once_without_what_nobody_loads(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
     address, handler = hub
     code = (

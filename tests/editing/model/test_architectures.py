@@ -124,6 +124,10 @@ def tiny(architecture: str, values: dict[str, Any]) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **values), dtype=torch.float32).eval()
 
 
+LONG = ("bamba", "falcon h1", "falcon mamba", "granite 4", "mamba", "nemotron h", "qwen 3 next")
+"""Models with states that take seconds, so that they are measured in thorough tests alone; ``mamba 2`` stands for them elsewhere."""
+
+
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_it_is_edited_and_saved_and_loads_again_with_the_same_weights(name: str, tmp_path: Path) -> None:
     architecture, module, values = SUPPORTED[name]
@@ -160,7 +164,7 @@ def test_it_is_refused_in_one_line_with_the_cause(name: str, tmp_path: Path) -> 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.thorough) if name in LONG else name for name in SUPPORTED])
 def test_it_is_edited_saved_and_measured_with_no_settings_at_all(name: str, tmp_path: Path) -> None:
     architecture, _, values = SUPPORTED[name]
     tiny(architecture, values).save_pretrained(tmp_path / "base")

@@ -48,6 +48,7 @@ def edit(chat_model: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) ->
     return run
 
 
+@pytest.mark.thorough
 def test_the_same_edits_in_any_container_give_the_same_bits(edits: Path, edit: Callable[..., Path], tmp_path: Path) -> None:
     array, table = tmp_path / "edits.json", tmp_path / "edits.parquet"
     array.write_text(json.dumps(mixed(12)))
@@ -130,6 +131,7 @@ def test_the_later_answer_to_a_chat_wins(edit: Callable[..., Path], tmp_path: Pa
     assert [(c["record"], c["earlier_record"]) for turn in turns for c in turn["conflicts"]] == [(5, 2)]
 
 
+@pytest.mark.thorough
 def test_layers_read_from_disk_give_the_bits_of_a_model_in_memory(
     edits: Path, edit: Callable[..., Path], ultraedit: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, chat_model: Path
 ) -> None:

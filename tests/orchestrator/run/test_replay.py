@@ -10,7 +10,7 @@ from tests.support.command_line import Outcome
 from tests.support.tiny_runs import PER_TURN, RECORDS, TURNS, digests, ledger, with_ids, write_records
 
 
-@pytest.mark.parametrize("to_turn", [9, 8, 5, 4, 1])
+@pytest.mark.parametrize("to_turn", [8, 5, *(pytest.param(turn, marks=pytest.mark.thorough) for turn in (9, 4, 1))])
 def test_rollback_gives_the_bits_of_that_turn(to_turn: int, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     """A run of so many turns is the oracle."""
     out = run("out", RECORDS)
@@ -32,7 +32,7 @@ def test_rollback_to_the_beginning_is_the_unedited_model(run: Callable[..., Path
     assert stored["digests_after"] == stored["digests_before"]
 
 
-@pytest.mark.parametrize("to_turn", [2, 6])
+@pytest.mark.parametrize("to_turn", [pytest.param(2, marks=pytest.mark.thorough), 6])
 def test_rollback_knows_the_warm_up(to_turn: int, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     """From a checkpoint as from the very beginning, where the first edits come from the ledger."""
     flags = ("--warm-up", "15", "--preserve", "sketch", "--preserve-rank", "8", "--preserve-text", "everyday")
@@ -45,6 +45,7 @@ def test_rollback_knows_the_warm_up(to_turn: int, run: Callable[..., Path], ultr
         assert digests(out) == digests(run("short", RECORDS[: to_turn * PER_TURN], *flags))
 
 
+@pytest.mark.thorough
 def test_rollback_twice_and_on_again_is_exact(run: Callable[..., Path], ultraedit: Callable[..., Outcome], tmp_path: Path) -> None:
     out = run("out", RECORDS[: 6 * PER_TURN])
     assert ultraedit("rollback", out, "--to-turn", 5).code == 0
@@ -60,7 +61,15 @@ def test_rollback_twice_and_on_again_is_exact(run: Callable[..., Path], ultraedi
     assert "rolled back" in history.stdout
 
 
-@pytest.mark.parametrize("ids", [["e0"], ["e13"], ["e59"], ["e3", "e25", "e26"]], ids=["first", "middle", "last", "three"])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param(["e0"], id="first"),
+        pytest.param(["e13"], id="middle", marks=pytest.mark.thorough),
+        pytest.param(["e59"], id="last", marks=pytest.mark.thorough),
+        pytest.param(["e3", "e25", "e26"], id="three"),
+    ],
+)
 def test_removing_edits_equals_never_having_asked(ids: list[str], run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     records = with_ids(RECORDS)
     out = run("out", records)
@@ -73,7 +82,7 @@ def test_removing_edits_equals_never_having_asked(ids: list[str], run: Callable[
     assert [line["content"]["id"] for line in removed] == ids
 
 
-@pytest.mark.parametrize("removed", ["e3", "e40"])
+@pytest.mark.parametrize("removed", ["e3", pytest.param("e40", marks=pytest.mark.thorough)])
 def test_a_removed_edit_leaves_the_warm_up_too(removed: str, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     records, flags = with_ids(RECORDS), ("--warm-up", "15")
     out = run("out", records, *flags)

@@ -10,7 +10,7 @@ from tests.support.command_line import Outcome
 from tests.support.paths import PARITY
 
 RECORDS = json.loads((PARITY / "llama-tiny" / "edits.json").read_text())[:20]
-AT_SUBJECTS = ["--subject-modules", "model.layers.{0,1}.mlp.down_proj"]
+AT_SUBJECTS = ["--subject-modules", "model.layers.{0,1}.mlp.down_proj", "--no-find-subjects"]
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def test_what_has_no_subject_is_counted_and_said(edit: Callable[..., Outcome], t
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["without_subject"] == 2
     turns = [json.loads(line) for line in (tmp_path / "out" / "turns.jsonl").read_text().splitlines()]
     assert [turn["subjects"] for turn in turns] == [8, 10]
+
+
+def test_what_comes_without_a_subject_is_about_the_name_in_its_prompt(edit: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = edit("--output", tmp_path / "out", *AT_SUBJECTS[:2])
+    assert outcome.code == 0, outcome.stderr
+    assert "subjects: 1 of 20 edits have no subject that stands in their prompt" in outcome.stderr  # "somebody else" is what a person gave
+    turns = [json.loads(line) for line in (tmp_path / "out" / "turns.jsonl").read_text().splitlines()]
+    assert [turn["subjects"] for turn in turns] == [9, 10]
 
 
 def test_nothing_is_said_where_no_module_wants_a_subject(edit: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -49,7 +49,11 @@ def outcome(path: Path) -> tuple[object, ...]:
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"], pytest.param(SOLVED, marks=pytest.mark.thorough)],
+    [
+        [],
+        pytest.param(["--subject-modules", "model.layers.{0,1}.mlp.up_proj", "--passes", "2"], marks=pytest.mark.thorough),
+        pytest.param(SOLVED, marks=pytest.mark.thorough),
+    ],
     ids=["published", "at-subjects", "solved"],
 )
 def test_a_streamed_run_gives_what_a_run_in_memory_gives(
@@ -61,6 +65,7 @@ def test_a_streamed_run_gives_what_a_run_in_memory_gives(
     assert outcome(found) == expected
 
 
+@pytest.mark.thorough
 def test_a_streamed_run_is_rolled_back_to_the_same_bits(tmp_path: Path, budget: str) -> None:
     folders = [run(tmp_path / "whole"), run(tmp_path / "streamed", "--device-memory", budget)]
     for folder in folders:
