@@ -21,7 +21,7 @@ from orchestrator.progress import Progress
 from tests.support.forked import ForkedRun
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.gemma, pytest.mark.long]
+pytestmark = [pytest.mark.gemma, pytest.mark.long, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,6 @@ def test_the_text_after_the_edit_is_what_the_saved_model_writes(run: Path) -> No
     assert row["text_after"].strip().startswith(row["target"])
 
 
-@pytest.mark.thorough
 def test_a_second_run_gives_the_same_bits(gemma: Path) -> None:
     digests = []
     for _ in range(2):
@@ -81,7 +80,6 @@ def test_a_second_run_gives_the_same_bits(gemma: Path) -> None:
     assert digests[0] == digests[1]
 
 
-@pytest.mark.thorough
 def test_bfloat16_reaches_what_float32_does(gemma: Path) -> None:
     """The same edits in half precision, with float32 masters of the edited modules."""
     editor = Editor.from_pretrained(gemma, dtype="bfloat16")
@@ -92,7 +90,6 @@ def test_bfloat16_reaches_what_float32_does(gemma: Path) -> None:
     assert report.efficacy_after > report.efficacy_before + 0.25
 
 
-@pytest.mark.thorough
 def test_the_largest_turn_takes_the_feature_form(gemma: Path) -> None:
     """More rows than features: the d_in form and the row form give the same weights on real keys."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(gemma, dtype=torch.float32), AutoTokenizer.from_pretrained(gemma)
@@ -124,7 +121,6 @@ def alone(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.distributed
-@pytest.mark.thorough
 @pytest.mark.parametrize("topology", [["--shards", "2"], ["--replicas", "2"]], ids=["2-shards", "2-replicas"])
 def test_the_same_on_ray(topology: list[str], gemma: Path, alone: Path, tmp_path: Path) -> None:
     """A model with one head of keys and values, which one of two shards must do without."""

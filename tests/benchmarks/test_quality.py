@@ -40,6 +40,7 @@ def plan(tmp_path: Path) -> Plan:
     )
 
 
+@pytest.mark.thorough
 def test_a_search_in_small(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = Search(plan, tmp_path / "out")
     search.run()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.forked import ForkedRun
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,7 @@ def test_edits_are_made_of_triples_and_written_within_a_budget(tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "run" / "run.json").read_text())["config"]["device_memory"] == "2GiB"
 
 
+@pytest.mark.thorough
 def test_a_script_that_cannot_go_on_ends_in_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(ROOT / "examples" / "edit_and_ask.py"), "--model", "nowhere"]  # started as by a person

@@ -82,6 +82,7 @@ def test_three_runs_that_start_together_on_a_new_database_are_all_in_it(before: 
     assert sorted(p.name for p in tmp_path.iterdir() if p.name not in ("mlartifacts", "go") and p.suffix != ".ready") == ["mlflow.db"]
 
 
+@pytest.mark.thorough
 def test_a_process_killed_while_it_makes_the_database_leaves_no_broken_one(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     killed = start(tmp_path, "killed")

@@ -86,6 +86,7 @@ def test_a_killed_coordinators_run_goes_on_on_another_topology(stopped: tuple[Pa
     assert_close(out, whole)
 
 
+@pytest.mark.thorough
 def test_control_c_ends_every_process(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(out, "--replicas", "2")
@@ -111,7 +112,11 @@ def test_a_stuck_worker_is_noticed_by_the_timeout(tmp_path: Path, whole: Path) -
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--replicas", "2", "--resources-per-shard", "gpu=1"], "2 x 1 shards need 2 GPU, 1 on one node each; the cluster has 0 on 1 nodes"),
+        pytest.param(
+            ["--replicas", "2", "--resources-per-shard", "gpu=1"],
+            "2 x 1 shards need 2 GPU, 1 on one node each; the cluster has 0 on 1 nodes",
+            marks=pytest.mark.thorough,
+        ),
         (["--shards", "999"], "give 1 to 4"),  # nobody waits for 999 processes to say so
         pytest.param(["--replicas", "2", "--placement-timeout", "5"], "give --resources-per-shard, such as gpu=1", marks=pytest.mark.thorough),
         (["--replicas", "2", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),

@@ -14,6 +14,7 @@ LLAMA = str(PARITY / "llama-tiny" / "model")
 SPEC = WorkerSpec(model=LLAMA, device="cpu", modules=("model.layers.1.mlp.down_proj",), learning_rate=1e-3, options={})
 
 
+@pytest.mark.thorough
 def test_a_whole_model_is_loaded_without_deepspeed() -> None:
     code = f"""
 import sys

@@ -74,18 +74,18 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         ({**FLAT, "target_new": None}, "target_new: "),
         ({**NESTED, "requested_rewrite": "text"}, "requested_rewrite: expected an object"),
         ({**NESTED, "neighborhood_prompts": [["text"]]}, "neighborhood_prompts: "),
-        ({**NESTED, "case_id": {}}, "case_id: expected a text, found dict"),
-        ({**FEVER, "equiv_prompt": [7]}, "equiv_prompt: expected a text, found int"),
+        ({**NESTED, "case_id": {}}, "case_id: expected a non-empty string, found dict"),
+        ({**FEVER, "equiv_prompt": [7]}, "equiv_prompt: expected a non-empty string, found int"),
         ({**WIKIBIGEDIT, "personas": ["a", ""]}, "personas: expected a non-empty text"),
         ({**WIKIBIGEDIT, "mhop_ans": None}, "mhop_ans: expected one answer for each question, found 0 for 1"),
         ({**WIKIBIGEDIT, "mhop": ["a", "b"]}, "mhop_ans: expected one answer for each"),
         ({**MQUAKE, "requested_rewrite": []}, "requested_rewrite: expected an object, found list"),
         ({**KNOWEDIT, "locality": [1]}, "locality: expected an object with lists of questions, found list"),
         ({**KNOWEDIT, "portability": {"Reasoning": ["a"]}}, "portability.Reasoning: expected objects with prompt"),
-        ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": 1, "ground_truth": "a"}]}}, "portability: expected a text, found int"),
+        ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": 1, "ground_truth": "a"}]}}, "portability: expected a non-empty string, found int"),
         ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": "a", "ground_truth": [[["b"]]]}]}}, "portability.Reasoning.ground_truth: expected"),
         ({**QAEDIT, "locality": ["a"]}, "locality: expected objects with loc and loc_ans"),
-        ({**QAEDIT, "locality": [{"loc": "a", "loc_ans": 3}]}, "loc_ans: expected a text"),
+        ({**QAEDIT, "locality": [{"loc": "a", "loc_ans": 3}]}, "loc_ans: expected a non-empty string"),
         ({**JSONL, "multi_hop_prompt": "a"}, "multi_hop_answer: expected one answer for each question, found 0 for 1"),
         ({**JSONL, "prompt": "x" * 1_000_001}, "prompt: is 1,000,001 characters long; expected at most 1,000,000"),
     ],
@@ -388,13 +388,13 @@ def test_a_value_of_another_type_in_parquet_is_a_bad_record_with_its_field(tmp_p
     table = pa.table({"prompt": [b"p", b"q"], "target": ["a", "b"], "rephrase": [None, 0.5]})
     pq.write_table(table, tmp_path / "edits")
     assert [record.reason for record in EditFile(tmp_path / "edits") if isinstance(record, BadRecord)] == [
-        "prompt: expected a text, found bytes",
-        "prompt: expected a text, found bytes",
+        "prompt: expected a non-empty string, found bytes",
+        "prompt: expected a non-empty string, found bytes",
     ]
     pq.write_table(table.set_column(0, "prompt", pa.array(["p", "q"])), tmp_path / "edits")
     good, bad = EditFile(tmp_path / "edits")
     assert good == NumberedRequest(1, EditRequest("p", "a"))
-    assert bad == BadRecord(2, "rephrase: expected a text, found float", {"prompt": "q", "target": "b", "rephrase": 0.5})
+    assert bad == BadRecord(2, "rephrase: expected a non-empty string, found float", {"prompt": "q", "target": "b", "rephrase": 0.5})
 
 
 def test_a_null_in_parquet_is_a_missing_field(tmp_path: Path) -> None:

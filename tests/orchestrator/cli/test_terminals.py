@@ -70,6 +70,7 @@ def test_a_file_name_that_is_not_utf_8_can_be_named_in_an_error() -> None:
     assert done.stderr == "error: /nowhere/\\udcff.jsonl: no such file; expected a file with edits\n"
 
 
+@pytest.mark.thorough
 def test_progress_bars_and_spinners_of_a_run_are_ascii_in_an_ascii_terminal_of_40_columns(tmp_path: Path) -> None:
     tiny = PARITY / "llama-tiny"
     flags = ["--model", tiny / "model", "--edits", tiny / "edits.json", "--limit", 4, "--edits-per-turn", 2, "--tracking-uri", "none"]

@@ -78,7 +78,7 @@ def test_inspect_says_what_a_file_holds(tmp_path: Path, write_jsonl: WriteJsonl,
     shown = ultraedit("data", "inspect", path)
     assert shown.code == 0
     words = " ".join(shown.stdout.split())  # lines break where the path's length wants it
-    assert all(text in words for text in ("format jsonl", "(2 prompts)", "lone surrogate", "expected a text, found int", "conflicts"))
+    assert all(text in words for text in ("format jsonl", "(2 prompts)", "lone surrogate", "expected a non-empty string, found int", "conflicts"))
 
 
 def test_inspect_counts_tokens_of_a_model_and_what_it_cannot_take(
@@ -140,6 +140,7 @@ print((kilobytes("VmHWM") - before) // 1000)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
 @pytest.mark.parametrize("count", [15_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_file(count: int, tmp_path: Path) -> None:
@@ -169,8 +170,8 @@ def test_bad_records_are_set_aside_with_reason_and_content(tmp_path: Path, write
     assert outcome.code == 0
     rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
     assert [line["record"] for line in rejected] == [5, 6, 7, 9, 10]
-    assert rejected[1] == {"record": 6, "reason": "target: expected a text, found int", "content": {"prompt": "c", "target": 5}}
-    assert "record 6 set aside: target: expected a text, found int" in outcome.stderr
+    assert rejected[1] == {"record": 6, "reason": "target: expected a non-empty string, found int", "content": {"prompt": "c", "target": 5}}
+    assert "record 6 set aside: target: expected a non-empty string, found int" in outcome.stderr
     write_jsonl(path, RECORDS[:2])
     assert ultraedit("data", "convert", path, "-o", tmp_path / "out.parquet", "--overwrite").code == 0
     assert files(tmp_path) == {"edits.jsonl", "out.parquet"}  # what was set aside the last time is gone
@@ -223,7 +224,7 @@ def test_a_split_deals_out_every_edit_once_and_keeps_prompts_together(tmp_path: 
         (["inspect", "cut.gz"], ["cut.gz: the gzip stream is damaged or cut off"]),
         (["convert", "cut.gz", "-o", "out"], ["cut.gz: the gzip stream is damaged or cut off"]),
         (["split", "cut.gz", "-o", "out", "--fractions", "0.5,0.5"], ["cut.gz: the gzip stream is damaged or cut off"]),
-        (["convert", "bad.jsonl", "-o", "out"], ["bad.jsonl: holds no usable edit; record 1: target: expected a text, found int"]),
+        (["convert", "bad.jsonl", "-o", "out"], ["bad.jsonl: holds no usable edit; record 1: target: expected a non-empty string, found int"]),
         (["convert", "some.jsonl", "-o", "out", "--strict"], ["some.jsonl: record 2: target: missing"]),
         (["sample", "some.jsonl", "-o", "out", "-n", "3"], ["n: expected at most 2, the number of usable edits, found 3"]),
         (["sample", "some.jsonl", "-o", "out", "-n", "0"], ["-n"]),

@@ -85,11 +85,11 @@ def live(published: Path, run: Path, vllm: LoopbackVllm, answer: Answers) -> tup
     ("fault", "told"),
     [
         ("rank", "LoRA rank 100 is greater than max_lora_rank 64"),
-        ("unknown module", "expected target modules in"),
-        ("half written", "incomplete metadata, file not fully covered"),
-        ("no lora", "takes no adapters while it runs; start it with --enable-lora"),
+        pytest.param("unknown module", "expected target modules in", marks=pytest.mark.thorough),
+        pytest.param("half written", "incomplete metadata, file not fully covered", marks=pytest.mark.thorough),
+        pytest.param("no lora", "takes no adapters while it runs; start it with --enable-lora", marks=pytest.mark.thorough),
         ("dies after a load", "the connection broke"),
-        ("slow /v1/load_lora_adapter", "/v1/load_lora_adapter: no answer within 0.5 s"),
+        pytest.param("slow /v1/load_lora_adapter", "/v1/load_lora_adapter: no answer within 0.5 s", marks=pytest.mark.thorough),
     ],
 )
 def test_what_fails_when_it_is_tried_out_changes_nothing(
@@ -105,7 +105,7 @@ def test_what_fails_when_it_is_tried_out_changes_nothing(
         assert list(vllm.adapters) == ["edited"]
 
 
-@pytest.mark.parametrize("how", ["adapter", "weights"])
+@pytest.mark.parametrize("how", [pytest.param("adapter", marks=pytest.mark.thorough), "weights"])
 def test_an_engine_that_dies_between_load_and_verify_is_not_acknowledged(
     how: str, publish: Run, vllm: LoopbackVllm, run: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -118,6 +118,7 @@ def test_an_engine_that_dies_between_load_and_verify_is_not_acknowledged(
     assert list(outcomes(run).values())[-1] == "failed"
 
 
+@pytest.mark.thorough
 def test_a_pause_that_takes_too_long_is_ended(publish: Run, vllm: LoopbackVllm, live: tuple[str, str], answer: Answers) -> None:
     """The engine waits for the requests under way, longer than the client waits for it, and would then be paused for ever."""
     vllm.faults.add("slow /pause?mode=wait")
@@ -133,7 +134,7 @@ def test_an_engine_that_is_paused_is_one_line_and_no_long_wait(publish: Run, vll
     assert not run.with_name("run.published").exists()
 
 
-@pytest.mark.parametrize("how", ["adapter", "weights"])
+@pytest.mark.parametrize("how", [pytest.param("adapter", marks=pytest.mark.thorough), "weights"])
 def test_a_load_that_fails_in_the_pause_ends_the_pause(
     how: str, publish: Run, vllm: LoopbackVllm, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_load_that_fails_in_the_pause_ends_the_pause(
     assert not vllm.is_paused
 
 
+@pytest.mark.thorough
 def test_without_the_developer_mode_weights_alone_are_refused(publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str]) -> None:
     vllm.faults.add("no dev mode")
     assert publish("--rank", 40).code == 0
@@ -204,7 +206,7 @@ def test_an_altered_export_is_not_published_again(publish: Run, run: Path, live:
     assert outcomes(run) == {1: "live"}
 
 
-@pytest.mark.parametrize("left", [".0002-peft.partial-4711", "0002-peft"])
+@pytest.mark.parametrize("left", [".0002-peft.partial-4711", pytest.param("0002-peft", marks=pytest.mark.thorough)])
 def test_what_a_killed_export_left_is_never_loaded(left: str, publish: Run, vllm: LoopbackVllm, run: Path, live: tuple[str, str]) -> None:
     folder = run.with_name("run.published")
     whole = (folder / "0001-peft" / "adapter_model.safetensors").read_bytes()
@@ -235,6 +237,7 @@ def test_a_record_that_cannot_be_written_leaves_the_former_version(
     assert outcomes(run) == last
 
 
+@pytest.mark.thorough
 def test_a_folder_on_a_full_disk_keeps_its_link(ultraedit: Run, run: Path, tmp_path: Path) -> None:
     place, larger = tmp_path / "served", tmp_path / "larger"
     assert ultraedit("publish", run, "--to", f"folder:{place}", "--verify", 8).code == 0

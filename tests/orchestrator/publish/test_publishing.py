@@ -71,6 +71,7 @@ def test_an_engine_that_says_done_and_serves_the_old_one_is_found_out(publish: R
     assert outcomes(run) == {1: "failed"}
 
 
+@pytest.mark.thorough
 def test_with_rollback_the_weights_before_are_loaded_again(publish: Run, vllm: LoopbackVllm, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reload, loads = vllm._reload, []
 

@@ -33,6 +33,7 @@ def test_an_adapter_is_unloaded_and_loaded_and_taken_back(publish_there: Call, u
     assert sglang.adapters == {"edited": folder / "0001-peft"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fault", "told", "outcome"),
     [

@@ -55,6 +55,7 @@ class _HookHandler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.thorough
 def test_webhooks_are_signed_and_told_again_until_they_are_heard(service: LiveService, client: Client) -> None:
     hooks = Hooks()
     made = client.call("POST", "/v1/webhooks", {"url": f"http://127.0.0.1:{hooks.server_port}/told?x=1", "kinds": ["version.live"]})

@@ -37,6 +37,7 @@ def test_a_fact_that_is_removed_is_said_no_more_and_that_is_measured(client: Cli
     assert client.complete(kept.prompt, "tiny").strip().startswith(kept.target)
 
 
+@pytest.mark.thorough
 def test_a_fact_whose_time_is_over_is_taken_out(client: Client, facts: Iterator[Edit]) -> None:
     asked = next(facts)
     soon = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
@@ -45,6 +46,7 @@ def test_a_fact_whose_time_is_over_is_taken_out(client: Client, facts: Iterator[
     assert not client.complete(asked.prompt, "tiny").strip().startswith(asked.target)
 
 
+@pytest.mark.thorough
 def test_an_edit_that_breaks_what_must_stay_is_quarantined_and_its_neighbours_go_live(client: Client, facts: Iterator[Edit]) -> None:
     known, neighbours = next(facts), [next(facts), next(facts)]
     client.wait(client.add(known).id)
@@ -63,6 +65,7 @@ def test_an_edit_that_breaks_what_must_stay_is_quarantined_and_its_neighbours_go
     assert until(client, ends[1].id, "live").state == "live"
 
 
+@pytest.mark.thorough
 def test_a_later_fact_overrules_an_earlier_one_and_gives_way_when_it_is_removed(client: Client, facts: Iterator[Edit]) -> None:
     first = next(facts)
     older = client.wait(client.add(first).id)
@@ -130,6 +133,7 @@ def test_metrics_and_health_tell_what_is_live(service: LiveService, client: Clie
     assert client.call("GET", "/readyz") == {"status": "ok", "writer": "ready"}
 
 
+@pytest.mark.thorough
 def test_the_official_openai_client_streams_from_any_version(service: LiveService, client: Client, facts: Iterator[Edit]) -> None:
     openai = pytest.importorskip("openai")
     asked = next(facts)
@@ -166,6 +170,7 @@ def test_a_probe_without_an_answer_gets_the_unedited_models(client: Client, fact
     client.call("DELETE", f"/v1/probes/{probe}")
 
 
+@pytest.mark.thorough
 def test_a_chat_goes_live_is_said_in_that_chat_and_taken_back(client: Client, facts: Iterator[Edit]) -> None:
     asked = next(facts)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": asked.prompt}]
