@@ -94,7 +94,7 @@ def check_text(name: str, value: object) -> None:
     if value is None:
         raise InvalidRequest(name, "missing; expected a non-empty text")
     if not isinstance(value, str):
-        raise InvalidRequest(name, f"expected a text, found {type(value).__name__}")
+        raise InvalidRequest(name, f"expected a non-empty string, found {type(value).__name__}")
     if not bare(value):
         raise InvalidRequest(name, "expected a non-empty text, found only blanks" if value else "expected a non-empty text")
     if len(value) > _MAX_CHARACTERS:

@@ -98,7 +98,9 @@ def refused(tmp_path: Path, ultraedit: Ultraedit, edit_flags: list[str]) -> Call
         pytest.param(b'{"target": "a", "rephrase": "b"}', ["no known format", "prompt and target"], id="no prompt"),
         pytest.param(b'{"prompt": "a", "target": ""}', ["no usable edit", "record 1", "target"], id="empty target"),
         pytest.param(b'{"prompt": "a", "target": " \\t"}', ["no usable edit", "record 1", "target", "blanks"], id="blank target"),
-        pytest.param(b'{"prompt": "a", "target": 7}', ["no usable edit", "record 1", "target", "expected a text, found int"], id="number as target"),
+        pytest.param(
+            b'{"prompt": "a", "target": 7}', ["no usable edit", "record 1", "target", "expected a non-empty string, found int"], id="number as target"
+        ),
         pytest.param(b'{"prompt": "a", "target": "\xff"}', ["record 1", "not valid UTF-8"], id="invalid UTF-8 in a line"),
         pytest.param(b'[{"prompt": "a", "target": "\xff"}]', ["record 1", "not valid UTF-8"], id="invalid UTF-8 in an array"),
     ],
@@ -403,7 +405,7 @@ UNUSABLE: list[tuple[Any, str]] = [
     ([1, 2], "expected a JSON object, found list"),
     ({"prompt": "no target"}, "target: missing"),
     ({**GOOD, "target": "  "}, "target: expected a non-empty text, found only blanks"),
-    ({**GOOD, "rephrase": 3}, "rephrase: expected a text, found int"),
+    ({**GOOD, "rephrase": 3}, "rephrase: expected a non-empty string, found int"),
     (TOO_LONG, "tokens long with its answer; the model's context holds 256"),
     (NO_TOKEN, "target: '\\xad' gives no token"),
     ({**GOOD, "target": "\u200b"}, "target: expected a non-empty text, found only blanks"),

@@ -157,7 +157,7 @@ def text_of(name: str, value: Any) -> Any:
         keys = [key for key in _ONE_TEXT if present(value.get(key)) is not None]
         if len(keys) != 1:
             found = ", ".join(map(repr, list(value)[:5]))
-            raise InvalidRequest(name, f"expected a text, or an object with one as 'str', found an object with {found}")
+            raise InvalidRequest(name, f"expected a non-empty string, or an object with one as 'str', found an object with {found}")
         return text_of(name, value[keys[0]])
     return present(value)
 

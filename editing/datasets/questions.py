@@ -95,7 +95,7 @@ def answers(name: str, value: Any) -> list[str]:
             elif isinstance(answer, str):
                 found.append(answer)
             elif answer is not None:
-                raise InvalidRequest(name, f"expected a text or a list of texts, found {type(answer).__name__}")
+                raise InvalidRequest(name, f"expected a non-empty string or a list of them, found {type(answer).__name__}")
     return found
 
 

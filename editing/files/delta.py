@@ -118,5 +118,5 @@ def _read_about(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / ABOUT}: is damaged ({type(error).__name__}: {error})") from None
     if missing:
-        raise InputError(f"{folder / ABOUT}: {missing[0]}: expected a text, found {about[missing[0]]!r}")
+        raise InputError(f"{folder / ABOUT}: {missing[0]}: expected a non-empty string, found {about[missing[0]]!r}")
     return about

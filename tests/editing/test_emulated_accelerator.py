@@ -24,8 +24,8 @@ CEILINGS = {
 }
 """Copies to the device, waits and copies to the host that a turn may take beside one copy and one wait for each batch that runs through layers.
 
-The wait of a batch is transformers' own, and there is none where what follows the subjects is run. A further pass or a step of the solved targets adds to them, edits and modules do not. But for
-eigenvectors, for which the host waits module by module.
+The wait of a batch is transformers' own, and there is none where what follows the subjects is run. A further pass or a step of the solved
+targets adds to them, edits and modules do not. But for eigenvectors, for which the host waits module by module.
 """
 
 ONE_PASS = (3, 5, 3)

@@ -74,7 +74,7 @@ def test_requests_ask_the_same_if_all_that_was_said_is_the_same() -> None:
         (["Hello"], "message 1: expected an object with role and content, found str"),
         ([{"role": "user"}], "message 1: content: missing; expected a non-empty text"),
         ([{"role": "user", "content": " "}], "message 1: content: expected a non-empty text, found only blanks"),
-        ([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], "message 1: content: expected a text, found list"),
+        ([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], "message 1: content: expected a non-empty string, found list"),
         ([{"role": "tool", "content": "4"}], "message 1: role: expected system, user, assistant, found 'tool'"),
         ([{"role": "user", "content": "a", "name": "Ann"}], "message 1: expected role and content alone, found 'name'"),
         ([CHAT[0]], "expected the last message by the user, found one by the system"),

@@ -26,7 +26,7 @@ def _text(value: str) -> str:
 
 def _filled(value: str) -> str:
     if not bare(value):
-        raise ValueError("expected a text that is not blank")
+        raise ValueError("expected a non-empty string")
     return value
 
 

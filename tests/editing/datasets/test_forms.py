@@ -62,10 +62,10 @@ def test_a_nested_record_may_have_plain_texts(tmp_path: Path) -> None:
     ("value", "said"),
     [
         (["Rome", "Milan"], "target: expected one text, found a list of 2; keep the one that is meant"),
-        ({"en": "Rome"}, "target: expected a text, or an object with one as 'str', found an object with 'en'"),
-        ({"str": "Rome", "text": "Milan"}, "target: expected a text, or an object with one as 'str', found an object with 'str', 'text'"),
-        ({"str": 3}, "target: expected a text, found int"),
-        ([], "target: expected a text, found list"),
+        ({"en": "Rome"}, "target: expected a non-empty string, or an object with one as 'str', found an object with 'en'"),
+        ({"str": "Rome", "text": "Milan"}, "target: expected a non-empty string, or an object with one as 'str', found an object with 'str', 'text'"),
+        ({"str": 3}, "target: expected a non-empty string, found int"),
+        ([], "target: expected a non-empty string, found list"),
     ],
 )
 def test_which_text_is_meant_is_not_guessed(value: Any, said: str, tmp_path: Path) -> None:
