@@ -16,6 +16,9 @@ from editing.errors import ModelError
 from editing.files.pretrained import fingerprint_step, load_config, make_skeleton
 from editing.files.weights import Stored, WeightFiles
 
+_READ_WHOLE = 2**21
+"""Bytes of a weight that are read in one go where some of its elements are wanted: faster than a read for each of them."""
+
 
 class WeightReader:
     """Reads weights, and notices when their files change.
@@ -95,7 +98,10 @@ class WeightReader:
     def every(self, name: str, step: int, dtype: torch.dtype) -> Tensor:
         """Every ``step`` th element of a weight."""
         stored = self.files.stored(name)
-        found = torch.empty(-(-torch.Size(stored.shape).numel() // step), dtype=stored.dtype)
+        count = torch.Size(stored.shape).numel()
+        if count * stored.dtype.itemsize <= _READ_WHOLE:
+            return self.tensor(name, stored.dtype).flatten()[::step].to(dtype)
+        found = torch.empty(-(-count // step), dtype=stored.dtype)
         for place, element in enumerate(found.split(1)):
             self._read(stored, stored.offset + place * step * stored.dtype.itemsize, element)
         return found.to(dtype)
