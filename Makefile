@@ -124,7 +124,7 @@ docs-serve: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs serve
 
 coverage: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not thorough" --cov=editing --cov=workers --cov=orchestrator --cov-report=term-missing:skip-covered --cov-report=html
+	$(BIN)/python -m pytest -m "not slow and not thorough" -n $(WORKERS) --cov=editing --cov=workers --cov=orchestrator --cov-report=term-missing:skip-covered --cov-report=html
 
 wheel-check: $(READY)
 	tests/wheel/check $(VENV)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,6 +101,7 @@ class Footprint:
         vocabulary: Entries of the head.
         modules: Number of edited modules.
         shapes: ``(d_in, d_out)`` of each edited module.
+        kept: Features that attention keeps of a token in a layer, keys and values together.
     """
 
     layers: tuple[int, ...]
@@ -114,6 +116,7 @@ class Footprint:
     vocabulary: int
     modules: int
     shapes: tuple[Shape, ...] = ()
+    kept: int = 0
 
     @classmethod
     def of(cls, decoder: Decoder, modules: Mapping[str, nn.Linear], dtype: torch.dtype) -> "Footprint":
@@ -141,6 +144,7 @@ class Footprint:
             vocabulary=decoder.config.vocab_size,
             modules=len(modules),
             shapes=tuple(shard_of(module).shape for module in modules.values()),
+            kept=_kept(decoder.config),
         )
 
 
@@ -243,8 +247,23 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
         "second moments": sum(second_moments_bytes(shape, work.method, at_once) for shape in footprint.shapes),
         "slots for streamed layers": sum(slots),
         "work": _work_bytes(footprint, tokens, forms * _ROWS_AN_EDIT, streamed, masters),
+        "keys and values before subjects": _before_subjects(footprint, work, forms) if streamed <= footprint.start else 0,
         "hidden states": 3 * min(of_turn * (1 + work.method.subject_contexts) * footprint.hidden * footprint.itemsize, 64 * MIB),
     }
+
+
+def _before_subjects(footprint: Footprint, work: Work, forms: int) -> int:
+    """What solved targets keep of the tokens before the subjects, about half of an edit's, where the suffix is in memory."""
+    if not work.method.solves_targets:
+        return 0
+    tokens = forms * (1 + work.method.subject_contexts) * _TOKENS_AN_EDIT // 2
+    return tokens * footprint.kept * (len(footprint.layers) - footprint.start) * footprint.itemsize
+
+
+def _kept(config: Any) -> int:
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * (getattr(config, "num_key_value_heads", None) or heads) * width)
 
 
 def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from editing import Editor
+from editing.config import MethodOptions
+from editing.memory.budget import Footprint, Work, memory_breakdown
 from editing.method.rows import TurnRows
 from editing.model.continuation import Continued, can_continue
 from editing.model.decoder import Decoder
@@ -103,3 +105,18 @@ def test_what_a_tail_attends_to_takes_no_gradient() -> None:
     one, turn = prepared()
     continued = Continued.at_subjects(one.decoder, turn.prefixed, start=one.start, batch_tokens=64)
     assert not any(keys.requires_grad or values.requires_grad for past in continued.pasts for keys, values in past)
+
+
+def test_a_plan_counts_what_is_kept_where_the_suffix_stays_in_memory() -> None:
+    one, turn = prepared(subject_modules=("model.layers.{1,2}.mlp.down_proj",))
+    continued = Continued.at_subjects(one.decoder, turn.prefixed, start=one.start, batch_tokens=64)
+    number = max(range(len(continued.pasts)), key=lambda i: int(continued.lengths[i]))
+    bytes_kept = sum(part.numel() * part.element_size() for layer in continued.pasts[number] for part in layer)
+    footprint = Footprint.of(one.decoder, one.modules, torch.float32)
+    suffix = len(footprint.layers) - footprint.start
+    assert bytes_kept == int(continued.lengths[number]) * footprint.kept * footprint.itemsize * suffix
+    name, work = "keys and values before subjects", Work(batch_tokens=64, edits_per_turn=10, process=0, method=one.config)
+    assert memory_breakdown(footprint, work, 1, False)[name] == 10 * 16 * footprint.kept * footprint.itemsize * suffix
+    assert memory_breakdown(footprint, work, 2, False)[name] == 0  # read from disk for each run
+    plain = replace(work, method=MethodOptions())
+    assert memory_breakdown(footprint, plain, 1, False)[name] == 0
