@@ -133,6 +133,7 @@ def test_portability_goes_through_a_whole_run(
     assert all(entry.request.portability_prompt == () for entry in Ledger(tmp_path / "old" / "ledger"))
 
 
+@pytest.mark.thorough
 def test_edits_from_standard_input_are_edited_measured_and_resumed(tmp_path: Path, edits: Path, edit_flags: list[str]) -> None:
     def run(*flags: object, text: bytes) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "orchestrator", *map(str, flags)]

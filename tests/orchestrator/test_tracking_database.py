@@ -64,7 +64,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("before", ["nothing", pytest.param("an empty file", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("before", ["nothing", "an empty file"])
 def test_three_runs_that_start_together_on_a_new_database_are_all_in_it(before: str, tmp_path: Path) -> None:
     if before == "an empty file":
         (tmp_path / "mlflow.db").touch()

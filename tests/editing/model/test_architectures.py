@@ -204,6 +204,7 @@ def test_a_model_with_states_writes_after_several_prompts_what_it_writes_after_e
     assert TOKENIZER.decode(ids[-12:], skip_special_tokens=True).startswith(together[1].text)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mamba", "mamba 2", "recurrent gemma", "qwen 3 next"])
 def test_a_model_with_states_is_edited_in_bfloat16_too(name: str, tmp_path: Path) -> None:
     architecture, _, values = SUPPORTED[name]

@@ -121,6 +121,7 @@ def test_an_error_into_a_closed_pipe_keeps_its_exit_code() -> None:
     assert (int(done.stdout), done.stderr) == (1, "")
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_when_nobody_reads_its_messages(tmp_path: Path) -> None:
     tiny = PARITY / "llama-tiny"
     flags = ["--model", tiny / "model", "--edits", tiny / "edits.json", "--limit", 4, "--edits-per-turn", 2, "--tracking-uri", "none"]

@@ -62,6 +62,7 @@ def test_the_same_edits_in_any_container_give_the_same_bits(edits: Path, edit: C
         assert digests(edit(str(number), file, "--no-eval")) == expected
 
 
+@pytest.mark.thorough
 def test_a_chat_is_evaluated_generated_shown_resumed_rolled_back_and_removed(
     edits: Path, edit: Callable[..., Path], ultraedit: Callable[..., Outcome], write_jsonl: Any, tmp_path: Path, chat_model: Path
 ) -> None:

@@ -48,7 +48,8 @@ def test_stop_ends_the_run_whole_and_loses_no_edit(tmp_path: Path) -> None:
     assert [line["record"] for line in aside] == [7, 8]  # read with the third turn; what comes after was not read yet
 
 
-@pytest.mark.parametrize("action", [pytest.param("stop", marks=pytest.mark.thorough), "rollback"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("action", ["stop", "rollback"])
 def test_a_real_run_stops_or_goes_back_to_the_last_healthy_turn(action: str, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
     """The oracle is a run that was told to stop there by a limit on its edits."""
     records = PARITY / "llama-tiny" / "edits.json"

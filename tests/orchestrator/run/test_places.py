@@ -220,6 +220,7 @@ def test_a_database_is_the_same_from_everywhere(uri: str, resolved: str, tmp_pat
     assert (database_of(uri) is None) == ("db" not in uri)
 
 
+@pytest.mark.thorough
 def test_a_run_whose_tracking_database_is_gone_goes_on_untracked_with_a_warning(
     places: tuple[Path, Path], ultraedit: Ultraedit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

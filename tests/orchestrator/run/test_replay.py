@@ -32,7 +32,8 @@ def test_rollback_to_the_beginning_is_the_unedited_model(run: Callable[..., Path
     assert stored["digests_after"] == stored["digests_before"]
 
 
-@pytest.mark.parametrize("to_turn", [pytest.param(2, marks=pytest.mark.thorough), 6])
+@pytest.mark.thorough
+@pytest.mark.parametrize("to_turn", [2, 6])
 def test_rollback_knows_the_warm_up(to_turn: int, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     """From a checkpoint as from the very beginning, where the first edits come from the ledger."""
     flags = ("--warm-up", "15", "--preserve", "sketch", "--preserve-rank", "8", "--preserve-text", "everyday")
@@ -82,7 +83,8 @@ def test_removing_edits_equals_never_having_asked(ids: list[str], run: Callable[
     assert [line["content"]["id"] for line in removed] == ids
 
 
-@pytest.mark.parametrize("removed", ["e3", pytest.param("e40", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("removed", ["e3", "e40"])
 def test_a_removed_edit_leaves_the_warm_up_too(removed: str, run: Callable[..., Path], ultraedit: Callable[..., Outcome]) -> None:
     records, flags = with_ids(RECORDS), ("--warm-up", "15")
     out = run("out", records, *flags)

@@ -172,7 +172,7 @@ def test_an_unfinished_run_is_not_begun_anew_by_accident(edits: Path, undisturbe
     [
         pytest.param(METHODS[0], id="refined"),
         pytest.param(METHODS[1], id="at-subjects", marks=pytest.mark.thorough),
-        pytest.param(METHODS[2], id="solved"),
+        pytest.param(METHODS[2], id="solved", marks=pytest.mark.thorough),
     ],
 )
 def test_a_resumed_run_ends_in_the_same_bits_whatever_the_method(

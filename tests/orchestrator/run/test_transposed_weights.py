@@ -62,6 +62,7 @@ def load(folder: Path) -> nn.Module:
     return loaded
 
 
+@pytest.mark.thorough
 def test_a_streamed_run_gives_the_same_bits(
     flags: list[str], finished: Path, ultraedit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_other_edits_of_the_same_model_are_asked_about_and_kept_too(run: Run) ->
     assert {**several[1], "asked": 0} == {**several[2], "asked": 0}
 
 
+@pytest.mark.thorough
 def test_another_model_has_its_own(run: Run, tmp_path: Path) -> None:
     first = run("first")
     shutil.copytree(MODEL, other := tmp_path / "model")
