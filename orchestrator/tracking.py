@@ -82,7 +82,7 @@ class MlflowTracker:
         self._experiment = experiment
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: list[Callable[[], None]] = []
-        self._down = self._started = self._gave_up = False
+        self._down = self._started = self._gave_up = self._is_over = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -123,6 +123,7 @@ class MlflowTracker:
         self._jobs.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
+            self._is_over = True
             logger.warning("tracking: %s did not accept all requests within %.0f s; it lacks the run's last values", self.uri, timeout)
         elif self._waiting and not self._gave_up:
             logger.warning("tracking: %d requests to %s could not be sent; the results on disk are complete", len(self._waiting), self.uri)
@@ -145,24 +146,28 @@ class MlflowTracker:
         while self._waiting and self._succeeds(self._waiting[0]):
             self._waiting.pop(0)
             if self._down:
-                logger.warning("tracking: %s answers again", self.uri)
+                self._say("%s answers again", self.uri)
                 self._down = False
 
     def _succeeds(self, job: Callable[[], None]) -> bool:
         try:
             job()
         except BrokenDatabase as error:
-            logger.warning("tracking: %s; the run goes on and is not tracked", error)
+            self._say("%s; the run goes on and is not tracked", error)
             self._gave_up = True
             return False
         except Exception as error:  # whatever a client or network raises, the run goes on
             if not self._down:
-                logger.warning("tracking: a request to %s failed (%s); the run goes on", self.uri, _reason(error))
+                self._say("a request to %s failed (%s); the run goes on", self.uri, _reason(error))
             self._down = True
             return False
         finally:
             self._tried.set()
         return True
+
+    def _say(self, text: str, *values: object) -> None:
+        if not self._is_over:  # else close has said the last word, and its thread still waits for an answer
+            logger.warning(f"tracking: {text}", *values)
 
     def _create_run(self, name: str, params: Mapping[str, Any]) -> None:
         self._client = self._connect()

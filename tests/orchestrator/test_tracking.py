@@ -255,6 +255,10 @@ def test_one_request_that_is_refused_does_not_block_the_others(server: Server, t
     assert "1 requests" in warnings()[-1]
 
 
+def _refused() -> None:
+    raise ConnectionError("refused")
+
+
 def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_timeout(
     server: Server, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +271,9 @@ def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_timeout(
     tracker.close("FINISHED")
     assert time.monotonic() - began < 15
     assert "within 0 s" in warnings()[-1]
+    said = len(warnings())
+    assert not tracker._succeeds(_refused)  # as its request does in the end; the run that it could say it in is over
+    assert len(warnings()) == said
 
 
 def test_a_tracker_that_was_never_started_ends_without_a_word(warnings: Callable[[], list[str]]) -> None:
