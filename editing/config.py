@@ -92,7 +92,7 @@ class MethodOptions:
     preserve_framed: bool = True
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
-    find_subjects: bool = True
+    find_subjects: bool = False
     subject_scale: float = 0.1
     subject_targets: SubjectTargets = "gradient"
     subject_steps: int = 10

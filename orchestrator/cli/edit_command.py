@@ -110,7 +110,7 @@ from orchestrator.cli.options import (
 @method(
     "--find-subjects/--no-find-subjects",
     default=None,
-    help="Find the subject of an edit that comes without one: a quotation or name in its prompt. [default: the preset's, else find-subjects]",
+    help="Find the subject of an edit that comes without one: a quotation or name in its prompt. [default: the preset's, else no-find-subjects]",
 )
 @method("--subject-scale", **NUMBER, help="Scale of their targets, times the learning rate. [default: the preset's, else 0.1]")
 @method(

@@ -89,7 +89,7 @@ class RunConfig:
         preserve_framed: Hold it also as what is asked in the framings; by default the preset's, else it is.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
-        find_subjects: Find the subject of an edit that comes without one in its prompt; by default the preset's, else it is done.
+        find_subjects: Find the subject of an edit that comes without one in its prompt; by default the preset's, else not.
         subject_scale: Scale of their targets, as a multiple of the learning rate; by default the preset's, else 0.1.
         subject_targets: Where these targets come from, ``gradient`` or ``solved``; by default the preset's, else ``gradient``.
         subject_steps: Most steps in which a target is solved; by default the preset's, else 10.

@@ -20,7 +20,7 @@ CEILINGS = {
     "preserve sketch": (3, 9, 3),
     "whiten": (3, 9, 3),
     "subject, solved": (29, 13, 8),
-    "everything": (33, 17, 12),
+    "everything": (35, 17, 12),
 }
 """Copies to the device, waits and copies to the host that a turn may take beside one copy and one wait for each batch that runs through layers.
 

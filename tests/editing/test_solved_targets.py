@@ -195,7 +195,7 @@ def test_the_subject_is_written_first_and_only_what_is_still_pending_at_the_answ
 
 
 def test_an_edit_without_a_subject_is_written_at_the_answer() -> None:
-    one = solving(*ONE, find_subjects=False)
+    one = solving(*ONE)
     nameless = [EditRequest(*fact) for fact in FACTS]
     (report,) = one.apply(nameless)
     assert (report.shift_norms[ONE[0]], report.settled) == (0, 0)

@@ -10,7 +10,7 @@ from tests.support.command_line import Outcome
 from tests.support.paths import PARITY
 
 RECORDS = json.loads((PARITY / "llama-tiny" / "edits.json").read_text())[:20]
-AT_SUBJECTS = ["--subject-modules", "model.layers.{0,1}.mlp.down_proj", "--no-find-subjects"]
+AT_SUBJECTS = ["--subject-modules", "model.layers.{0,1}.mlp.down_proj"]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_what_has_no_subject_is_counted_and_said(edit: Callable[..., Outcome], t
 
 
 def test_what_comes_without_a_subject_is_about_the_name_in_its_prompt(edit: Callable[..., Outcome], tmp_path: Path) -> None:
-    outcome = edit("--output", tmp_path / "out", *AT_SUBJECTS[:2])
+    outcome = edit("--output", tmp_path / "out", *AT_SUBJECTS, "--find-subjects")
     assert outcome.code == 0, outcome.stderr
     assert "subjects: 1 of 20 edits have no subject that stands in their prompt" in outcome.stderr  # "somebody else" is what a person gave
     turns = [json.loads(line) for line in (tmp_path / "out" / "turns.jsonl").read_text().splitlines()]
