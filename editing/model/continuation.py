@@ -21,7 +21,7 @@ from editing.errors import ran_out_of_memory
 from editing.model.decoder import Decoder
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
-from editing.model.prefix import Prefixed
+from editing.model.prefix import Prefixed, run_prefix
 from editing.model.tokenization import AnswerSequence, Batch
 
 KeysAndValues = tuple[Tensor, Tensor]
@@ -145,8 +145,9 @@ def can_continue(decoder: Decoder, start: int) -> bool:
     numbers = [token % decoder.config.vocab_size for token in range(1, 8)]
     whole = [AnswerSequence(tuple(numbers), (0,), subject=4), AnswerSequence(tuple(numbers[2:]), (0,), subject=2)]
     try:
-        expected = [hidden[-1] for hidden in _finals(decoder, _prefixed(decoder, whole, start), start)]
-        continued = Continued.at_subjects(decoder, _prefixed(decoder, whole, start), start=start, batch_tokens=64)
+        prefixed = run_prefix(decoder, whole, stop=start, batch_tokens=64)
+        expected = [hidden[-1] for hidden in _finals(decoder, prefixed, start)]
+        continued = Continued.at_subjects(decoder, prefixed, start=start, batch_tokens=64)
         found = [hidden[-1] for hidden in _finals(decoder, continued, start)]
     except Exception as error:  # whatever a family's own forward raises when it is given keys and values of a part of its layers
         if ran_out_of_memory(error):
@@ -155,14 +156,6 @@ def can_continue(decoder: Decoder, start: int) -> bool:
     apart = torch.stack([a.float() - b.float() for a, b in zip(expected, found, strict=True)]).norm()
     rounding = 1e-4 if decoder.head_dtype == torch.float32 else 3e-2
     return bool(apart <= rounding * torch.stack(expected).float().norm())  # no number is no match
-
-
-def _prefixed(decoder: Decoder, sequences: Sequence[AnswerSequence], start: int) -> Prefixed:
-    hidden = None if start == 0 else HiddenStore()
-    for i, sequence in enumerate(sequences):
-        if hidden is not None:
-            hidden.put(i, decoder.prefix(torch.tensor([sequence.input_ids], device=decoder.device), start)[0])
-    return Prefixed(sequences, hidden)
 
 
 def _finals(decoder: Decoder, prefixed: "Prefixed | Continued", start: int) -> list[Tensor]:
