@@ -19,7 +19,8 @@ from tests.support.tiny_runs import MODEL, RECORDS
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 LENIENT = {"retention": 0, "perplexity": 1e9, "weight_growth": 1e3, "old_efficacy_drop": 1.0, "edit_efficacy": 0.3, "efficacy": 0.3}
-RUN = {"modules": "model.layers.{1,2}.mlp.{gate,up}_proj", "learning_rate": 0.01, "passes": 5, "margin": 0.5, "framings": "raw"}
+# a single fact as a first turn blows up at three times this rate (fact 1 does)
+RUN = {"modules": "model.layers.{1,2}.mlp.{gate,up}_proj", "learning_rate": 0.003, "passes": 5, "margin": 0.5, "framings": "raw"}
 SETTINGS: dict[str, Any] = {"turn_edits": 6, "turn_seconds": 0.5, "gates": LENIENT, "run": RUN, "name": "tiny", "port": 0, "writer_threads": 1}
 
 
