@@ -31,7 +31,7 @@ def gemma() -> Any:
     return AutoTokenizer.from_pretrained(gemma_folder(ROOT / ".cache", Progress(Console(stderr=True))))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(gemma, marks=pytest.mark.gemma), smollm2], ids=["gemma", "smollm2"])
+@pytest.fixture(scope="module", params=[pytest.param(gemma, marks=[pytest.mark.gemma, pytest.mark.thorough]), smollm2], ids=["gemma", "smollm2"])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
