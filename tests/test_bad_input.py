@@ -604,7 +604,7 @@ class Started:
     ("edits_per_turn", "written"),
     [
         (1, "turns.jsonl"),
-        (20, "edits.parquet"),
+        pytest.param(20, "edits.parquet", marks=pytest.mark.thorough),
         (20, "model/model-00001-of-00002.safetensors"),
     ],
 )

@@ -8,7 +8,11 @@ from editing.config import EditorConfig
 from tests.support.published import FIXTURES, errors_by_turn, errors_of_run, worst
 
 
-@pytest.mark.parametrize("options", [[], ["--batch-tokens", "1"], ["--batch-tokens", "64", "--lookahead", "1"], ["--lookahead", "3"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--batch-tokens", "64", "--lookahead", "1"], ["--lookahead", "3"], pytest.param(["--batch-tokens", "1"], marks=pytest.mark.thorough)],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_command_line_reproduces_published_shifts_and_metrics(fixture: str, options: list[str], tmp_path: Path) -> None:
     errors = errors_of_run(fixture, tmp_path / "run", *options)

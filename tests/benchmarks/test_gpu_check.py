@@ -83,6 +83,7 @@ def test_a_wrong_shift_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert first_row().found == "1.0e-02"
 
 
+@pytest.mark.thorough
 def test_a_red_row_is_in_the_table_and_in_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solves, "solve_rows", wrong_shift)
     done, report = check(tmp_path, "solves")
@@ -91,6 +92,7 @@ def test_a_red_row_is_in_the_table_and_in_the_exit_code(tmp_path: Path, monkeypa
     assert [row["result"] for row in report["rows"]] == ["failed"]
 
 
+@pytest.mark.thorough
 def test_a_check_that_raises_is_a_failed_row_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(_: Setting) -> Iterator[Finding]:
         yield Finding("before it breaks", "", "well", "passed")

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class FaultyWorker(RemoteWorker):
         if victim == "memory":
             used = psutil.Process().memory_info().vms
             resource.setrlimit(resource.RLIMIT_AS, (used, used))
+            self._taken = _what_was_freed()
             return
         first = self._placement.replica * self._placement.num_shards
         ranks = {"worker": [], "replica": range(first, first + self._placement.num_shards), "coordinator": ["coordinator"]}[victim]
@@ -101,6 +103,15 @@ class FaultyWorker(RemoteWorker):
                 os.kill(pid, signal.SIGKILL)
         if victim != "coordinator":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _what_was_freed() -> list[bytearray]:
+    """The memory that earlier work gave back to the allocator, in pieces of 8 MiB: activations find no room, small objects do."""
+    taken = []
+    with suppress(MemoryError):
+        while True:
+            taken.append(bytearray(1 << 23))
+    return taken
 
 
 def make_faulty() -> None:

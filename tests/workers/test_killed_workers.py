@@ -62,9 +62,9 @@ def test_a_killed_coordinators_run_goes_on_on_the_same_shards_to_the_same_bits(p
     assert_same(tmp_path / "out", two_shards)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_worker_that_is_out_of_memory_is_named_with_its_node_its_turn_and_advice(tmp_path: Path) -> None:
-    """Its address space ends where it is when the second turn begins, which needs more for activations than earlier work has freed."""
+    """Its address space ends where it is when the second turn begins, and what earlier work has freed is taken."""
     wide = TinyModel("wide", "llama", (), {"tie_word_embeddings": False, "intermediate_size": 48_000})
     wide.write(tmp_path / "model")
     flags = ["--model", tmp_path / "model", "--modules", "model.layers.{1,2}.self_attn.o_proj", "--edits-per-turn", 30, "--replicas", 2]

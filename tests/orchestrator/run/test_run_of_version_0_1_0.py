@@ -127,7 +127,7 @@ def test_a_finished_run_is_appended_to(finished: Path, tmp_path: Path, ultraedit
     assert_same(edited_weights(finished), fresh([*records, *more]))
 
 
-@pytest.mark.parametrize("to_turn", [1, 2, 3])
+@pytest.mark.parametrize("to_turn", [2, *(pytest.param(turn, marks=pytest.mark.thorough) for turn in (1, 3))])
 def test_a_finished_run_is_rolled_back(to_turn: int, finished: Path, ultraedit: Ultraedit, fresh: Callable[..., Any], records: list[str]) -> None:
     outcome = ultraedit("rollback", finished, "--to-turn", to_turn)
     assert outcome.code == 0, outcome.stderr
@@ -135,7 +135,7 @@ def test_a_finished_run_is_rolled_back(to_turn: int, finished: Path, ultraedit: 
     assert_same(edited_weights(finished), fresh(records, "--limit", to_turn * PER_TURN))
 
 
-@pytest.mark.parametrize("record", [1, 22], ids=["of the warm-up", "after the oldest checkpoint"])
+@pytest.mark.parametrize("record", [pytest.param(1, marks=pytest.mark.thorough), 22], ids=["of the warm-up", "after the oldest checkpoint"])
 def test_an_edit_is_removed_from_a_finished_run(
     record: int, finished: Path, ultraedit: Ultraedit, fresh: Callable[..., Any], records: list[str]
 ) -> None:
