@@ -160,6 +160,15 @@ def sqlite_url(file: Path) -> str:
     return f"sqlite:///{file}"
 
 
+def check_address(url: str) -> None:
+    """Refuse what is no address of a database, before anything is made for it.
+
+    Raises:
+        InputError: It is none, or its driver is not installed.
+    """
+    _engine(url).dispose()
+
+
 def _engine(url: str) -> Engine:
     scheme = url.partition(":")[0]
     if scheme not in ("sqlite", "postgresql"):

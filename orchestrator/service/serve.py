@@ -18,7 +18,7 @@ from orchestrator.cli.console import say
 from orchestrator.service import tokens
 from orchestrator.service.api.app import make_app
 from orchestrator.service.config import ServeConfig
-from orchestrator.service.database import Database
+from orchestrator.service.database import Database, check_address
 from orchestrator.service.folders import StateFolder
 from orchestrator.service.tables import tokens as token_table
 from orchestrator.service.writer_process import WriterProcess
@@ -40,6 +40,7 @@ def serve(config: ServeConfig) -> int:
         InputError: The port cannot be had, or the database's address is none.
         UltraEditError: The database does not answer.
     """
+    check_address(config.database_url)
     StateFolder(config.state)
     database = Database(config.database_url)
     if config.role == "writer":

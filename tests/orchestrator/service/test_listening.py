@@ -1,12 +1,15 @@
-"""How the service listens: an answer leaves at once, on a connection that stays too."""
+"""How the service begins: what it cannot use is refused before anything is made; an answer leaves at once, on a connection that stays too."""
 
 import asyncio
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from editing import InputError
 from orchestrator.service.serve import listen
+from tests.support.command_line import Outcome
 
 
 def test_answers_are_not_held_back_until_the_client_has_acknowledged_the_one_before() -> None:
@@ -30,3 +33,14 @@ def test_answers_are_not_held_back_until_the_client_has_acknowledged_the_one_bef
 def test_a_port_that_is_taken_is_one_line() -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(InputError, match="cannot be listened on"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["mysql://root@localhost/x", "service.db", "postgresql://host:port/x"])
+def test_an_address_of_no_database_is_one_line_and_leaves_no_folder(
+    address: str, tmp_path: Path, llama_tiny: Path, ultraedit: Callable[..., Outcome]
+) -> None:
+    outcome = ultraedit("serve", "--model", llama_tiny / "model", "--state", tmp_path / "state", "--database", address)
+    assert outcome.code == 1
+    assert outcome.stderr.startswith("error: database: expected ")
+    assert outcome.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
