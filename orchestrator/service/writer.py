@@ -142,7 +142,7 @@ class Writer:
             rows = all_rows(connection, query)
         if not rows:
             return False
-        tokenizer = self._live.tokenizer
+        faults = {row["id"]: self._fault(row) for row in rows}  # before the change begins: others wait for its end
         with self._changing("validate") as work:
             still = set(
                 work.connection.execute(select(edits.c.id).where(edits.c.id.in_([r["id"] for r in rows]), edits.c.state == "queued")).scalars()
@@ -150,13 +150,19 @@ class Writer:
             for row in rows:
                 if row["id"] not in still:
                     continue
-                try:
-                    tokenizer.tokenize(request_of(row), 0)
-                except InvalidRequest as error:
-                    work.change(row, "rejected", str(error))
+                if (fault := faults[row["id"]]) is not None:
+                    work.change(row, "rejected", fault)
                 else:
                     work.change(row, "validated", "the model can be asked for it")
         return True
+
+    def _fault(self, row: Row) -> str | None:
+        """Why the model cannot be asked for an edit, if it cannot."""
+        try:
+            self._live.tokenizer.tokenize(request_of(row), 0)
+        except InvalidRequest as error:
+            return str(error)
+        return None
 
     def _answer_probes(self) -> bool:
         with self._database.reading() as connection:
