@@ -40,7 +40,7 @@ from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
 from editing.model.decoder import Decoder
-from editing.model.framing import resolve_framings
+from editing.model.framing import has_template, resolve_framings
 from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
@@ -99,7 +99,7 @@ class Editor:
         self.model = model.eval().requires_grad_(False)
         self.base = BaseFiles.of_model(model)
         self.tokenizer = tokenizer
-        self.config = config = replace(config, framings=resolve_framings(config.framings, tokenizer))
+        self.config = config = replace(config, framings=resolve_framings(config.framings, chats=has_template(tokenizer)))
         self.decoder = decoder or Decoder(model)
         self.joiner = Joiner(
             tokenizer,

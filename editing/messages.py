@@ -92,11 +92,11 @@ def check_text(name: str, value: object) -> None:
         value: What it holds.
     """
     if value is None:
-        raise InvalidRequest(name, "missing; expected a non-empty text")
+        raise InvalidRequest(name, "missing; expected a non-empty string")
     if not isinstance(value, str):
         raise InvalidRequest(name, f"expected a non-empty string, found {type(value).__name__}")
     if not bare(value):
-        raise InvalidRequest(name, "expected a non-empty text, found only blanks" if value else "expected a non-empty text")
+        raise InvalidRequest(name, "expected a non-empty string, found only blanks" if value else "expected a non-empty string")
     if len(value) > _MAX_CHARACTERS:
         raise InvalidRequest(name, f"is {len(value):,} characters long; expected at most {_MAX_CHARACTERS:,}")
     try:

@@ -1,19 +1,20 @@
 """``ultraedit plan``: what editing a model would take in memory, disk, traffic and time, from its configuration alone. No weight is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from editing import InputError, ModelError
-from editing.config import MethodOptions
+from editing.config import RAW, MethodOptions
 from editing.files import pretrained
 from editing.files.checkpoint_files import weight_files
 from editing.memory.budget import Footprint, MemoryPlan, Work, make_plan, memory_breakdown, show_size
 from editing.memory.calibration import ROWS_AN_EDIT, Forecast, Rates, outlook
 from editing.model.decoder import Decoder
+from editing.model.framing import describe_framings, resolve_framings
 from editing.model.modules import describe_editable, resolve
 from editing.presets import find_preset
 from editing.presets.resolve import resolve_settings
@@ -81,6 +82,7 @@ def plan(options: PlanOptions) -> Plan:
     rate = 1.0 if options.modules else None  # any: a plan does not depend on it
     chosen, _, preset = resolve_settings(decoder, options.model, modules=options.modules, learning_rate=rate, preset=options.preset)
     method = MethodOptions(**{name: value for name, value in preset.items() if name in MethodOptions.names()})
+    method = replace(method, framings=resolve_framings(method.framings, chats=pretrained.has_chat_template(options.model)))
     modules = resolve(decoder, (*chosen, *method.subject_modules))
     footprint = Footprint.of(decoder, modules, skeleton.dtype)
     work = Work(
@@ -90,6 +92,8 @@ def plan(options: PlanOptions) -> Plan:
         method=method,
     )
     lines = [*_about(skeleton, decoder, options), ("edits", ", ".join(modules))]
+    if method.framings != (RAW,):
+        lines.append(("text", describe_framings(method.framings)))
     memory, found = _memory(decoder, footprint, work, options)
     lines += memory
     lines += _traffic(decoder, modules, footprint, options)

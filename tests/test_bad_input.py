@@ -404,11 +404,11 @@ UNUSABLE: list[tuple[Any, str]] = [
     (b'{"prompt": "a", "target": "\xff"}', "not valid UTF-8"),
     ([1, 2], "expected a JSON object, found list"),
     ({"prompt": "no target"}, "target: missing"),
-    ({**GOOD, "target": "  "}, "target: expected a non-empty text, found only blanks"),
+    ({**GOOD, "target": "  "}, "target: expected a non-empty string, found only blanks"),
     ({**GOOD, "rephrase": 3}, "rephrase: expected a non-empty string, found int"),
     (TOO_LONG, "tokens long with its answer; the model's context holds 256"),
     (NO_TOKEN, "target: '\\xad' gives no token"),
-    ({**GOOD, "target": "\u200b"}, "target: expected a non-empty text, found only blanks"),
+    ({**GOOD, "target": "\u200b"}, "target: expected a non-empty string, found only blanks"),
 ]
 
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
 from editing.files.checkpoint_files import download, weight_files
@@ -158,6 +160,13 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Any:
     called = check_name(name)
     folder = local_folder(name) if source_at(Path(name)) is not None else name
     return attempt(called, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def has_chat_template(name: str | os.PathLike[str]) -> bool:
+    """Whether a model brings a chat template; its tokenizer is not loaded, and may be missing."""
+    where = local_folder(name) if source_at(Path(name)) is not None else name
+    in_config = get_tokenizer_config(where, trust_remote_code=False).get("chat_template")
+    return bool(in_config) or cached_file(where, "chat_template.jinja", _raise_exceptions_for_missing_entries=False) is not None
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:

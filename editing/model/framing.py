@@ -65,11 +65,16 @@ def expanded(framings: Sequence[str]) -> tuple[str, ...]:
     return tuple(one for framing in framings for one in (_of_file(Path(framing)) if _is_file(framing) else [framing]))
 
 
-def resolve_framings(framings: Sequence[str], tokenizer: Any) -> tuple[str, ...]:
-    """Framings with ``auto`` replaced: raw, and chat where the tokenizer has a chat template."""
+def resolve_framings(framings: Sequence[str], *, chats: bool) -> tuple[str, ...]:
+    """Framings with ``auto`` replaced: raw, and chat where the model has a chat template."""
     if tuple(framings) != (AUTO,):
         return expanded(framings)
-    return (RAW, CHAT) if has_template(tokenizer) else (RAW,)
+    return (RAW, CHAT) if chats else (RAW,)
+
+
+def describe_framings(framings: Sequence[str]) -> str:
+    """What a person reads of them."""
+    return f"each edit is written as {' and '.join(map(repr, framings))}"
 
 
 def check_framings(framings: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from editing.blanks import BLANKS, as_read, bare, between, joins_words
 from editing.config import RAW, Join
 from editing.messages import Asked
-from editing.model.framing import Frame, frame, frame_of_chat
+from editing.model.framing import Frame, describe_framings, frame, frame_of_chat
 from editing.subjects import subject_span
 
 Ids = tuple[int, ...]
@@ -193,7 +193,7 @@ class Joiner:
             done = "kept as published, with the metrics of the text as typed beside" if self.join == "published" else "both are encoded together"
             found.append(f"prompt and answer encoded together differ from their parts in {', '.join(differing)}; {done}")
         if self.framings != (RAW,):
-            found.append(f"each edit is written as {' and '.join(map(repr, self.framings))}")
+            found.append(describe_framings(self.framings))
         return found
 
     def _parts_agree(self, prompt: str, answer: str) -> bool:

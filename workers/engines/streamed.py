@@ -1,6 +1,7 @@
 """A model within a memory budget: layers that do not fit are read from disk when a pass needs them."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from editing.memory.budget import Footprint, MemoryPlan, Work, free_memory, make
 from editing.memory.calibration import Forecast, Rates, outlook
 from editing.memory.heap import return_large_blocks
 from editing.model.decoder import Decoder
+from editing.model.framing import has_template, resolve_framings
 from editing.model.modules import resolve
 from editing.presets.resolve import resolve_settings
 from workers.engines.engine import Engine
@@ -48,7 +50,8 @@ class StreamedEngine(Engine):
         """Where the layers will be. Raises :class:`editing.InputError` if the budget is too small, before anything is loaded."""
         self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
         budget = _budget(self._spec.device_memory or "auto", self._device)
-        return make_plan(self._footprint, Work(**self._options, process=process_bytes(self._device), method=self._method), budget)
+        method = replace(self._method, framings=resolve_framings(self._method.framings, chats=has_template(self._tokenizer)))
+        return make_plan(self._footprint, Work(**self._options, process=process_bytes(self._device), method=method), budget)
 
     @property
     def lookahead(self) -> int:

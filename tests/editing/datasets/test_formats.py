@@ -78,7 +78,7 @@ def test_the_number_of_edits_of_mquake_in_parquet_is_not_that_of_its_rows(tmp_pa
 def test_a_reason_of_mquake_names_its_field(tmp_path: Path) -> None:
     (bad,) = read(tmp_path, {**MQUAKE, "new_answer": None})
     assert isinstance(bad, BadRecord)
-    assert bad.reason == "new_answer: missing; expected a non-empty text"
+    assert bad.reason == "new_answer: missing; expected a non-empty string"
 
 
 # --- choices

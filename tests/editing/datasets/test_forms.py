@@ -105,7 +105,7 @@ def test_the_prompt_of_a_rewrite_has_room_for_its_subject_whatever_else_it_says(
             "portability.one_hop.ground_truth: expected one answer for each",
         ),
         ({"portability_prompt": ["a", "b"], "portability_answer": ["c"]}, "portability_answer: expected one answer for each question, found 1 for 2"),
-        ({"portability": {"one_hop": {"prompt": "", "answer": "c"}}}, "portability: expected a non-empty text"),
+        ({"portability": {"one_hop": {"prompt": "", "answer": "c"}}}, "portability: expected a non-empty string"),
     ],
 )
 def test_probes_that_cannot_be_asked_cost_the_record(fields: dict[str, Any], said: str, tmp_path: Path) -> None:

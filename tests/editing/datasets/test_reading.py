@@ -76,7 +76,7 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         ({**NESTED, "neighborhood_prompts": [["text"]]}, "neighborhood_prompts: "),
         ({**NESTED, "case_id": {}}, "case_id: expected a non-empty string, found dict"),
         ({**FEVER, "equiv_prompt": [7]}, "equiv_prompt: expected a non-empty string, found int"),
-        ({**WIKIBIGEDIT, "personas": ["a", ""]}, "personas: expected a non-empty text"),
+        ({**WIKIBIGEDIT, "personas": ["a", ""]}, "personas: expected a non-empty string"),
         ({**WIKIBIGEDIT, "mhop_ans": None}, "mhop_ans: expected one answer for each question, found 0 for 1"),
         ({**WIKIBIGEDIT, "mhop": ["a", "b"]}, "mhop_ans: expected one answer for each"),
         ({**MQUAKE, "requested_rewrite": []}, "requested_rewrite: expected an object, found list"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from editing import Editor, EditorConfig, EditRequest, InputError
-from editing.model.framing import check_framings, expanded, frame, resolve_framings, shipped
+from editing.model.framing import check_framings, expanded, frame, has_template, resolve_framings, shipped
 from editing.model.joining import Joiner
 from editing.model.tokenization import encode
 from editing.subject_targets import put_in_context
@@ -86,8 +86,8 @@ def test_an_end_is_the_end_of_the_turn_in_a_chat_and_a_full_stop_in_a_text() -> 
 
 
 def test_auto_is_raw_and_chat_where_there_is_a_template() -> None:
-    assert resolve_framings(("auto",), byte_pairs()) == ("raw",)
-    assert resolve_framings(("auto",), chatting()) == ("raw", "chat")
+    assert resolve_framings(("auto",), chats=has_template(byte_pairs())) == ("raw",)
+    assert resolve_framings(("auto",), chats=has_template(chatting())) == ("raw", "chat")
     assert Joiner(chatting(), framings=("raw", "chat")).findings()[-1] == "each edit is written as 'raw' and 'chat'"
 
 

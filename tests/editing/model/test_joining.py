@@ -221,7 +221,7 @@ def test_a_token_without_an_embedding_is_refused_in_one_line() -> None:
 
 def test_what_only_has_characters_that_cannot_be_seen_is_no_text() -> None:
     for text in ("", " \n", "\ufeff", "\u200b \u2060"):
-        with pytest.raises(InvalidRequest, match=r"^target: expected a non-empty text"):
+        with pytest.raises(InvalidRequest, match=r"^target: expected a non-empty string"):
             EditRequest("a", text)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_shards_that_would_fit_do(capsys: pytest.CaptureFixture[str]) -> None:
     told = plan(capsys, *flags, "--shards", shards, "--replicas", "2")
     assert "a shard sends" in told
     assert "a replica gets" in told
+
+
+def test_a_chat_model_takes_the_memory_of_both_forms_of_an_edit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, work = shutil.copytree(PARITY / "llama-tiny" / "model", tmp_path / "model"), r"hidden states ([\d.]+) MiB"
+    flags = ["--model", model, "--modules", "model.layers.1.mlp.down_proj", "--flops", "1e12", "--read", "1e9", "--edits-per-turn", 1000]
+    plain = plan(capsys, *flags)
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    told = plan(capsys, *flags)
+    assert "text each edit is written as 'raw' and 'chat'" in told
+    assert "each edit is written" not in plain
+    assert float(re.search(work, told)[1]) == pytest.approx(2 * float(re.search(work, plain)[1]), abs=1.0)  # whole mebibytes
 
 
 def test_the_preset_and_the_time_of_a_model_that_is_there(capsys: pytest.CaptureFixture[str]) -> None:
