@@ -59,6 +59,7 @@ class RunDirectory:
         self._heartbeat: Heartbeat | None = None
         self._made: list[Path] = []
         self._resumed = False
+        self._branched: set[tuple[str, int, int]] = set()
 
     def __enter__(self) -> "RunDirectory":
         self._made = [parent for parent in self.path.parents if not parent.exists()]
@@ -85,8 +86,8 @@ class RunDirectory:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether :attr:`staging` holds a checkpoint, so that the run can be resumed."""
-        return _has_checkpoint(self.staging)
+        """Whether :attr:`staging` holds a checkpoint that the finished run has not, so that there is something to resume."""
+        return not _checkpoints(self.staging) <= self._branched
 
     def discard(self) -> None:
         """Remove :attr:`staging` with all that is in it."""
@@ -99,6 +100,7 @@ class RunDirectory:
                 shutil.copytree(self.path / name, self.staging / name, copy_function=link_or_copy)
             elif (self.path / name).is_file():
                 shutil.copyfile(self.path / name, self.staging / name)
+        self._branched = _checkpoints(self.staging)
 
     def require_space(self, num_bytes: int) -> None:
         """Check the free space before the work.
@@ -231,7 +233,12 @@ def find_unfinished(path: Path) -> Path | None:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("turn-*"))
+    return bool(_checkpoints(folder))
+
+
+def _checkpoints(folder: Path) -> set[tuple[str, int, int]]:
+    """What tells the checkpoints in a folder from others, of the same turn too."""
+    return {(found.name, (stat := found.stat()).st_ino, stat.st_ctime_ns) for found in (folder / "checkpoints").glob("turn-*")}
 
 
 def link_or_copy(source: str, target: str) -> None:

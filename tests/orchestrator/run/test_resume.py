@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.command_line import Outcome
+from tests.support.command_line import FinishedRun, Outcome
 from tests.support.forked import ForkedRun
 from tests.support.paths import PARITY
 from tests.support.tiny_runs import MODEL, PER_TURN, SOLVED, TURNS, arguments, digests, ledger
@@ -304,6 +304,24 @@ def test_appending_to_a_finished_run_equals_one_run_over_both(
     assert [turn for turn, _, _ in ledger(out)] == [turn for turn, _, _ in ledger(undisturbed)]
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["edits"], metrics["turns"], metrics["rejected"]) == (TURNS * PER_TURN, TURNS, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(["--learning-rate", "0.5"], "learning_rate was"), (["--strict"], "record 2: prompt: expected a non-empty string")],
+    ids=["other settings", "a bad record"],
+)
+def test_appending_that_is_refused_leaves_the_finished_run_alone(
+    options: list[str], reason: str, finished_run: FinishedRun, tmp_path: Path, ultraedit: Callable[..., Outcome]
+) -> None:
+    out, more = shutil.copytree(finished_run.path, tmp_path / "out"), tmp_path / "more.jsonl"
+    more.write_text('{"prompt": "The capital of France is", "target": "Lyon"}\n{"prompt": "", "target": "Lyon"}\n')
+    outcome = ultraedit("edit", "--resume", out, "--edits", more, "--tracking-uri", "none", *options)
+    assert outcome.code == 1
+    assert reason in outcome.errors[0]
+    assert "kept up to its last checkpoint" not in outcome.stderr
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out", "more.jsonl"}
+    assert (out / "run.json").read_bytes() == (finished_run.path / "run.json").read_bytes()
 
 
 def test_resuming_what_is_complete_changes_nothing(edits: Path, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
