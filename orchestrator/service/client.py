@@ -18,6 +18,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from editing.errors import InputError, UltraEditError
 
+_LONGEST_WAIT = 300.0
+"""Seconds that the service lets a caller wait for its writer."""
+
 _IDLE_SECONDS = 4.0
 """A connection that was not used for so long may have been closed by the service; another one is opened."""
 
@@ -110,7 +113,7 @@ class Client:
             raise InputError(f"address: expected http://HOST:PORT, found {address!r}")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname, parts.port, timeout=timeout)
-        self._token, self._used = token, 0.0
+        self._token, self._used, self._timeout = token, 0.0, timeout
 
     def __enter__(self) -> "Client":
         return self
@@ -168,7 +171,7 @@ class Client:
 
     def dry_run(self, edits: Sequence[Edit]) -> dict[str, Any]:
         """What edits would do."""
-        return self.call("POST", "/v1/dry-run", {"edits": [edit.as_dict() for edit in edits]})
+        return self._call_writer("/v1/dry-run", {"edits": [edit.as_dict() for edit in edits]})
 
     def add_probes(self, probes: Sequence[Mapping[str, str]], suite: str = "default") -> list[str]:
         """Add questions that must stay; their ids."""
@@ -181,11 +184,19 @@ class Client:
 
     def roll_back(self, version: int, reason: str = "") -> dict[str, Any]:
         """Go back to a version."""
-        return self.call("POST", f"/v1/versions/{version}/rollback", {"reason": reason})
+        return self._call_writer(f"/v1/versions/{version}/rollback", {"reason": reason})
 
     def publish(self, version: int, **how: Any) -> dict[str, Any]:
         """Have a version live, or with ``canary=True`` tried."""
-        return self.call("POST", f"/v1/versions/{version}/publish", how)
+        return self._call_writer(f"/v1/versions/{version}/publish", how)
+
+    def promote(self, version: int) -> dict[str, Any]:
+        """Have a canary take the place of what is live."""
+        return self._call_writer(f"/v1/versions/{version}/promote")
+
+    def drop(self, version: int) -> dict[str, Any]:
+        """Take a canary out of its engine."""
+        return self._call_writer(f"/v1/versions/{version}/drop")
 
     def diff(self, first: int, second: int) -> dict[str, Any]:
         """What two versions differ in."""
@@ -211,6 +222,10 @@ class Client:
             cursor = page["next"]
             if cursor is None:
                 return
+
+    def _call_writer(self, path: str, body: Any = None) -> dict[str, Any]:
+        """Have the writer do something, and wait for it nearly as long as an answer may take; after that the answer is its job."""
+        return self.call("POST", f"{path}?{urlencode({'wait': min(_LONGEST_WAIT, 0.9 * self._timeout)})}", body)
 
     def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """One call.

@@ -119,10 +119,10 @@ def test_a_version_is_live_once_an_engine_serves_it_and_a_canary_is_promoted_or_
                 assert client.publish(2, canary=True)["canary"]
                 assert set(engine.adapters) == {"edited", "edited-canary"}
                 assert client.status()["live_version"] == 1
-                client.call("POST", "/v1/versions/2/drop")
+                client.drop(2)
                 assert set(engine.adapters) == {"edited"}
                 client.publish(2, canary=True)
-                client.call("POST", "/v1/versions/2/promote")
+                client.promote(2)
                 assert set(engine.adapters) == {"edited"}
                 assert client.status()["live_version"] == 2
                 engine.faults.add("rank")
