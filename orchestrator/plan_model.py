@@ -97,7 +97,7 @@ def plan(options: PlanOptions) -> Plan:
     memory, found = _memory(decoder, footprint, work, options)
     lines += memory
     lines += _traffic(decoder, modules, footprint, options)
-    lines += _time(footprint, found, skeleton.dtype, options) if found else []
+    lines += _time(footprint, found, skeleton.dtype, options, forms=len(method.framings)) if found else []
     return Plan(lines, found)
 
 
@@ -171,7 +171,7 @@ def _traffic(decoder: Decoder, modules: dict[str, torch.nn.Linear], footprint: F
     return lines
 
 
-def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: PlanOptions) -> list[tuple[str, str]]:
+def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: PlanOptions, *, forms: int) -> list[tuple[str, str]]:
     if options.cuda and options.flops is None:
         return [("time", "unknown: this machine's CPU says nothing about a GPU; give --flops, and --read where layers are streamed")]
     files = _files(options.model)
@@ -179,7 +179,7 @@ def _time(footprint: Footprint, found: MemoryPlan, dtype: torch.dtype, options: 
     if options.flops is None or (options.read is None and files):
         rates = Rates.measure(footprint, dtype, torch.device("cpu"), files[0] if files else None)
     used = Rates(options.flops or (rates.flops if rates else 0.0), options.read or (rates.read if rates else float("inf")))
-    forecast = Forecast.of(footprint, found, used, options.edits_per_turn)
+    forecast = Forecast.of(footprint, found, used, options.edits_per_turn, forms=forms)
     reading = f", {used.read / 1e9:.1f} GB/s read" if found.streamed and used.read < float("inf") else ""
     speed = f"{used.flops / 1e12:.2f} Tflop/s{reading}; {'as given' if options.flops else 'measured here'}"
     lines = [("at", speed)]

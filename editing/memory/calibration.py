@@ -71,7 +71,9 @@ class Forecast:
     turn_seconds: float
 
     @classmethod
-    def of(cls, footprint: Footprint, plan: MemoryPlan, rates: Rates, edits_per_turn: int, *, num_edits: int | None = None) -> "Forecast":
+    def of(
+        cls, footprint: Footprint, plan: MemoryPlan, rates: Rates, edits_per_turn: int, *, forms: int = 1, num_edits: int | None = None
+    ) -> "Forecast":
         """Forecast from sizes and rates.
 
         Args:
@@ -79,9 +81,10 @@ class Forecast:
             plan: Where its layers are.
             rates: Speed of the machine.
             edits_per_turn: Edits of a turn.
+            forms: Ways in which each of them is written.
             num_edits: Edits to come; ``None`` if the number is not known.
         """
-        tokens = edits_per_turn * TOKENS_AN_EDIT
+        tokens = edits_per_turn * forms * TOKENS_AN_EDIT
         prefix, suffix = sum(footprint.layers[: plan.start]), sum(footprint.layers[plan.start :])
         prefix_seconds = 2 * tokens * prefix / footprint.itemsize / rates.flops
         below = max(0, plan.streamed - plan.start)
@@ -90,7 +93,7 @@ class Forecast:
         lookahead = USUAL_LOOKAHEAD
         if plan.streamed:
             lookahead = _evened(_clamp(2 * read / max(prefix_seconds, 1e-9)), None if num_edits is None else -(-num_edits // edits_per_turn))
-        rows = edits_per_turn * ROWS_AN_EDIT
+        rows = edits_per_turn * forms * ROWS_AN_EDIT
         head = 6 * rows * footprint.vocabulary * footprint.hidden / rates.flops
         passes = 6 if below else 4  # forward and back; once more forward where the graph of the suffix does not fit
         own = max(passes * tokens * suffix / footprint.itemsize / rates.flops, 2 * streamed_suffix / rates.read)

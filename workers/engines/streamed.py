@@ -50,7 +50,8 @@ class StreamedEngine(Engine):
         """Where the layers will be. Raises :class:`editing.InputError` if the budget is too small, before anything is loaded."""
         self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
         budget = _budget(self._spec.device_memory or "auto", self._device)
-        method = replace(self._method, framings=resolve_framings(self._method.framings, chats=has_template(self._tokenizer)))
+        self._framings = resolve_framings(self._method.framings, chats=has_template(self._tokenizer))
+        method = replace(self._method, framings=self._framings)
         return make_plan(self._footprint, Work(**self._options, process=process_bytes(self._device), method=method), budget)
 
     @property
@@ -100,7 +101,8 @@ class StreamedEngine(Engine):
     @cached_property
     def _forecast(self) -> Forecast:
         rates = Rates.measure(self._footprint, self._skeleton[1], self._device, weight_files(self._folder)[0])
-        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"], num_edits=self._num_edits)
+        plan = self.plan  # reads the tokenizer, which tells the framings
+        return Forecast.of(self._footprint, plan, rates, self._options["edits_per_turn"], forms=len(self._framings), num_edits=self._num_edits)
 
     @cached_property
     def _footprint(self) -> Footprint:

@@ -51,14 +51,19 @@ def test_shards_that_would_fit_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a replica gets" in told
 
 
-def test_a_chat_model_takes_the_memory_of_both_forms_of_an_edit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def seconds(told: str) -> float:
+    return float(re.search(r"about ([\d.]+) s a turn", told)[1])
+
+
+def test_a_chat_model_takes_memory_and_time_of_both_forms_of_an_edit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, work = shutil.copytree(PARITY / "llama-tiny" / "model", tmp_path / "model"), r"hidden states ([\d.]+) MiB"
-    flags = ["--model", model, "--modules", "model.layers.1.mlp.down_proj", "--flops", "1e12", "--read", "1e9", "--edits-per-turn", 1000]
+    flags = ["--model", model, "--modules", "model.layers.1.mlp.down_proj", "--flops", "1e10", "--read", "1e9", "--edits-per-turn", 1000]
     plain = plan(capsys, *flags)
     (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     told = plan(capsys, *flags)
     assert "text each edit is written as 'raw' and 'chat'" in told
     assert "each edit is written" not in plain
+    assert seconds(told) == pytest.approx(2 * seconds(plain), abs=0.01)  # hundredths
     assert float(re.search(work, told)[1]) == pytest.approx(2 * float(re.search(work, plain)[1]), abs=1.0)  # whole mebibytes
 
 
