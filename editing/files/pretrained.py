@@ -165,8 +165,10 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Any:
 def has_chat_template(name: str | os.PathLike[str]) -> bool:
     """Whether a model brings a chat template; its tokenizer is not loaded, and may be missing."""
     where = local_folder(name) if source_at(Path(name)) is not None else name
-    in_config = get_tokenizer_config(where, trust_remote_code=False).get("chat_template")
-    return bool(in_config) or cached_file(where, "chat_template.jinja", _raise_exceptions_for_missing_entries=False) is not None
+    if get_tokenizer_config(where, trust_remote_code=False).get("chat_template"):
+        return True
+    reasons = ("gated_repo", "missing_entries", "connection_errors")  # as transformers looks for the file of the line above
+    return cached_file(where, "chat_template.jinja", **{f"_raise_exceptions_for_{reason}": False for reason in reasons}) is not None
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:

@@ -31,7 +31,7 @@ def foresee(database: Database, head: Head, admission: Admission, asked: Sequenc
         asked: The edits, each with ``prompt``, ``target`` and ``request``.
     """
     rows = [{"id": f"dry-{i}", "prompt_key": prompt_key_of(edit), **edit} for i, edit in enumerate(asked)]
-    problems = [_problem(head, row) for row in rows]
+    problems = [problem_of(head, row) for row in rows]
     usable = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
     verdict = admission.try_out([request_of(row) for row in usable], usable) if usable else None
     efficacy = dict(zip([row["id"] for row in usable], verdict.efficacy, strict=False)) if verdict else {}
@@ -43,7 +43,8 @@ def foresee(database: Database, head: Head, admission: Admission, asked: Sequenc
     return {"items": items, "gates": gate, "version": head.row["number"]}
 
 
-def _problem(head: Head, row: Mapping[str, Any]) -> str | None:
+def problem_of(head: Head, row: Mapping[str, Any]) -> str | None:
+    """Why the model cannot be asked for an edit, if it cannot."""
     try:
         head.run.tokenizer.tokenize(request_of(row), 0)
     except InvalidRequest as error:

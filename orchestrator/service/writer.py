@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import insert, or_, select, update
 
-from editing.errors import InputError, InvalidRequest, ModelError, UltraEditError, WorkerLost, first_line
+from editing.errors import InputError, ModelError, UltraEditError, WorkerLost, first_line
 from orchestrator.cli.console import complain, show_log
 from orchestrator.cli.libraries import ready_libraries
 from orchestrator.run.ledger import Ledger
@@ -32,7 +32,7 @@ from orchestrator.service.config import ServeConfig
 from orchestrator.service.database import Database, DiskFull, Unavailable, Work
 from orchestrator.service.edits import EXPIRE, request_of, take_out
 from orchestrator.service.folders import StateFolder
-from orchestrator.service.foresight import foresee
+from orchestrator.service.foresight import foresee, problem_of
 from orchestrator.service.gates import Gates
 from orchestrator.service.head import ACTOR, Head, make_live, settle_all
 from orchestrator.service.hooks import Deliverer, announce
@@ -142,7 +142,7 @@ class Writer:
             rows = all_rows(connection, query)
         if not rows:
             return False
-        faults = {row["id"]: self._fault(row) for row in rows}  # before the change begins: others wait for its end
+        problems = {row["id"]: problem_of(self._head, row) for row in rows}  # before the change begins: others wait for its end
         with self._changing("validate") as work:
             still = set(
                 work.connection.execute(select(edits.c.id).where(edits.c.id.in_([r["id"] for r in rows]), edits.c.state == "queued")).scalars()
@@ -150,19 +150,11 @@ class Writer:
             for row in rows:
                 if row["id"] not in still:
                     continue
-                if (fault := faults[row["id"]]) is not None:
-                    work.change(row, "rejected", fault)
+                if (problem := problems[row["id"]]) is not None:
+                    work.change(row, "rejected", problem)
                 else:
                     work.change(row, "validated", "the model can be asked for it")
         return True
-
-    def _fault(self, row: Row) -> str | None:
-        """Why the model cannot be asked for an edit, if it cannot."""
-        try:
-            self._live.tokenizer.tokenize(request_of(row), 0)
-        except InvalidRequest as error:
-            return str(error)
-        return None
 
     def _answer_probes(self) -> bool:
         with self._database.reading() as connection:

@@ -48,10 +48,8 @@ class StreamedEngine(Engine):
     @cached_property
     def plan(self) -> MemoryPlan:
         """Where the layers will be. Raises :class:`editing.InputError` if the budget is too small, before anything is loaded."""
-        self._tokenizer = pretrained.load_tokenizer(self._folder)  # a large one takes hundreds of megabytes, which the budget has to count
+        method = self._method  # loads the tokenizer: a large one takes hundreds of megabytes, which the budget has to count
         budget = _budget(self._spec.device_memory or "auto", self._device)
-        self._framings = resolve_framings(self._method.framings, chats=has_template(self._tokenizer))
-        method = replace(self._method, framings=self._framings)
         return make_plan(self._footprint, Work(**self._options, process=process_bytes(self._device), method=method), budget)
 
     @property
@@ -101,8 +99,8 @@ class StreamedEngine(Engine):
     @cached_property
     def _forecast(self) -> Forecast:
         rates = Rates.measure(self._footprint, self._skeleton[1], self._device, weight_files(self._folder)[0])
-        plan = self.plan  # reads the tokenizer, which tells the framings
-        return Forecast.of(self._footprint, plan, rates, self._options["edits_per_turn"], forms=len(self._framings), num_edits=self._num_edits)
+        forms = len(self._method.framings)
+        return Forecast.of(self._footprint, self.plan, rates, self._options["edits_per_turn"], forms=forms, num_edits=self._num_edits)
 
     @cached_property
     def _footprint(self) -> Footprint:
@@ -115,11 +113,16 @@ class StreamedEngine(Engine):
         dtype = pretrained.resolve_dtype(config, self._spec.dtype)
         return Decoder(pretrained.make_skeleton(self._folder, config, dtype)), dtype
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return pretrained.load_tokenizer(self._folder)
+
     @property
     def _method(self) -> MethodOptions:
         """The method's options as the editor will have them."""
         options = {**self._settings(self._skeleton[0])[2], **self._spec.options}
-        return MethodOptions(**{name: value for name, value in options.items() if name in MethodOptions.names()})
+        method = MethodOptions(**{name: value for name, value in options.items() if name in MethodOptions.names()})
+        return replace(method, framings=resolve_framings(method.framings, chats=has_template(self._tokenizer)))
 
     @property
     def _pinned(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.cli.main import main
 from tests.support.paths import PARITY
+from tests.support.tiny_runs import CHAT_TEMPLATE
 
 LLAMA_70B, GEMMA_27B = PARITY.parent / "configs" / "llama-3-70b", PARITY.parent / "configs" / "gemma-3-27b"
 TOP = "model.layers.{77,78}.mlp.down_proj"
@@ -59,7 +60,7 @@ def test_a_chat_model_takes_memory_and_time_of_both_forms_of_an_edit(tmp_path: P
     model, work = shutil.copytree(PARITY / "llama-tiny" / "model", tmp_path / "model"), r"hidden states ([\d.]+) MiB"
     flags = ["--model", model, "--modules", "model.layers.1.mlp.down_proj", "--flops", "1e10", "--read", "1e9", "--edits-per-turn", 1000]
     plain = plan(capsys, *flags)
-    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     told = plan(capsys, *flags)
     assert "text each edit is written as 'raw' and 'chat'" in told
     assert "each edit is written" not in plain
