@@ -35,6 +35,9 @@ NONE, EVERYDAY, HELD_OUT = "none", "everyday", "held-out"
 """Texts that are no file: none, what the ridge may preserve (``preserve_text``), and what nothing holds (``perplexity_text``). The last two ship
 with the project."""
 
+FEW_EDITS = 10
+"""A turn of fewer may take more passes, with ``small_turns``."""
+
 DEFAULT_BATCH_TOKENS = 2048
 """Padded tokens in one physical batch: enough for full matrix-multiply speed on a CPU, and small in memory."""
 
@@ -47,6 +50,9 @@ class MethodOptions:
         strength: In place of a learning rate: the first turn gets the rate at which its first pass shifts the modules edited at the answers
             by this share of their norm, and all later turns have that rate.
         moments: Rule of the lifelong moments: ``published`` for parity with the published code, or ``exact``.
+        small_turns: Make turns of few edits hold. While few rows have been seen, those of statements that ship with the project fill up the
+            moments and the ridge (:mod:`editing.moment_prior`); and where there are several passes, a turn of few edits may take as many in
+            all as a turn of ten does.
         ridge: Strength ``r`` of the ridge in the solve; 1 in the paper.
         passes: Most shifts that one turn may make; 1 is the published method. Each further pass gives targets to pending rows
             only, and runs the suffix once more. More than one pass keeps a copy of the edited weights during a turn.
@@ -82,6 +88,7 @@ class MethodOptions:
 
     strength: float | None = None
     moments: MomentRule = "published"
+    small_turns: bool = False
     ridge: float = 1.0
     passes: int = 1
     margin: float = 0.0
@@ -123,7 +130,7 @@ class MethodOptions:
         check_choice("answer_end", self.answer_end, get_args(AnswerEnd))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
-        for name in ("whiten", "preserve_framed", "find_subjects"):
+        for name in ("small_turns", "whiten", "preserve_framed", "find_subjects"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: expected true or false, found {getattr(self, name)!r}")
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):
@@ -137,6 +144,10 @@ class MethodOptions:
         if self.solves_targets and not (self.subject_modules and self.preserves_text):
             lacking = "subject_modules" if not self.subject_modules else "preserve_text" if self.preserves else "preserve"
             raise InputError(f"subject_targets: solved targets need {lacking}, found {getattr(self, lacking) or 'none'}; set it, or use gradient")
+
+    def passes_of(self, num_edits: int) -> int:
+        """Most passes of a turn: its further ones run few sequences where it has few edits."""
+        return self.passes * max(1, FEW_EDITS // num_edits) if self.small_turns and self.passes > 1 else self.passes
 
     @property
     def preserves(self) -> bool:

@@ -46,6 +46,7 @@ from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
+from editing.moment_prior import FULL_TURN, MomentPrior
 from editing.passes import TurnPasses
 from editing.presets.resolve import resolve_settings
 from editing.ranges import consecutive
@@ -124,6 +125,8 @@ class Editor:
         self._text = ReferenceText.of(config, self.joiner, self.decoder.max_tokens)
         self._contexts = read_contexts(config.subject_contexts)
         self._reference: dict[str, PreservingRidge] | None = None
+        self._prior = MomentPrior.of(self.joiner, self.decoder.max_tokens, self.shards, self.sites) if config.small_turns else None
+        self._of_prior: LifelongStatistics | None = None
 
     @classmethod
     def from_pretrained(
@@ -297,9 +300,11 @@ class Editor:
             rows, num_settled = solved.rows, solved.num_settled
             clock.lap("targets")
         statistics = self._statistics_with(rows, prepared.turn)
+        filled = self._filled_up(statistics)
         if self.finds_rate:
-            statistics = replace(statistics, rate=strength_share * self._find_rate(rows, statistics))
-        passes = self._passes(prepared, rows, statistics)
+            rate = strength_share * (filled.rate or self._find_rate(rows, statistics))
+            statistics, filled = replace(statistics, rate=rate), replace(filled, rate=rate)
+        passes = self._passes(prepared, rows, filled)
         passes.first()
         clock.lap("solve")
         turn, several = self.turns, self.config.passes > 1
@@ -385,8 +390,31 @@ class Editor:
 
     def _statistics_with(self, rows: TurnRows, turn: Turn) -> LifelongStatistics:
         """The lifelong statistics with those of one more turn."""
+        return self._with(rows, turn, self.lifelong)
+
+    def _with(self, rows: TurnRows, turn: Turn, before: LifelongStatistics) -> LifelongStatistics:
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
-        return self.lifelong.with_turn(rows, sizes, self.shards, self.config, self.collectives)
+        return before.with_turn(rows, sizes, self.shards, self.config, self.collectives)
+
+    def _filled_up(self, statistics: LifelongStatistics) -> LifelongStatistics:
+        """What a turn is solved with: the statistics of all edits, filled up by the prior's while these are few. With its rate, if they have none."""
+        if self._prior is None or not self._prior.is_wanted(statistics):
+            self._of_prior = None
+            return statistics
+        if self._of_prior is None:
+            self._of_prior = self._observe_prior(self._prior.turn)
+        filled = statistics.filled_up(self._of_prior, self.shards, self.collectives)
+        return replace(filled, rate=statistics.rate or self._of_prior.rate)
+
+    def _observe_prior(self, turn: Turn) -> LifelongStatistics:
+        """Statistics of the prior's statements in the unedited model, with the rate at which a full turn would have the configured strength."""
+        with self.unedited():
+            [prepared] = self.prepare([turn])
+            rows = self.capture(prepared, tokens=self.config.preserves)
+        found = self._with(rows, turn, LifelongStatistics())
+        if self.config.strength is None:
+            return found
+        return replace(found, rate=self._find_rate(rows, found) * len(turn.edits) / FULL_TURN)
 
     def _find_rate(self, rows: TurnRows, statistics: LifelongStatistics) -> float:
         """The learning rate at which a turn's first pass has the configured strength: its shift is linear in the rate.

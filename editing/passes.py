@@ -87,7 +87,7 @@ class TurnPasses:
         rows, sequences = self._rows, self._prepared.turn.sequences
         owners = row_owners(sequences)
         chosen: Sequence[int] = range(len(sequences))
-        while len(self._solutions) < self._config.passes:
+        while len(self._solutions) < self._config.passes_of(len(self._prepared.turn.edits)):
             self._weights.add(self.last.shifts)
             rows = rows.updated(row_positions(chosen, sequences), capture(self._prepared, chosen))
             pending = self._collectives.broadcast(rows.pending.float())

@@ -5,7 +5,7 @@ and its commit replaces the old ones. So a turn that fails leaves the statistics
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -77,6 +77,22 @@ class LifelongStatistics:
     def at(self, site: Site) -> dict[Shape, Moments]:
         """Moments of the modules edited at a site."""
         return self.moments if site == "answer" else self.subject_moments
+
+    def filled_up(self, prior: "LifelongStatistics", shards: Mapping[str, LinearShard], collectives: Collectives) -> "LifelongStatistics":
+        """These, where they are of fewer rows or tokens than a prior of the same modules, filled up by it. All workers call this.
+
+        What solved targets remember stays as it is: it holds edits in place, and the prior is not written.
+        """
+        preserved = {
+            name: ridge.filled_up(prior.preserved[name], Features(shards[name], "keys", collectives)) for name, ridge in self.preserved.items()
+        }
+        return replace(
+            self,
+            moments={shape: moments.filled_up(prior.moments[shape]) for shape, moments in self.moments.items()},
+            subject_moments={shape: moments.filled_up(prior.subject_moments[shape]) for shape, moments in self.subject_moments.items()},
+            preserved=preserved,
+            whitening={name: second.filled_up(prior.whitening[name]) for name, second in self.whitening.items()},
+        )
 
     def _add_moments(self, site: Site, added: Moments, shape: Shape) -> None:
         moments = self.at(site)

@@ -89,6 +89,11 @@ class Moments:
         between = delta.square() * (self.count * other.count / count)
         return Moments(count, mean, self.sum_of_squares + other.sum_of_squares + between)
 
+    def filled_up(self, prior: "Moments") -> "Moments":
+        """Moments of at least as many rows as a prior: the rows that are missing are the prior's, and none where there are enough."""
+        missing = prior.count - self.count
+        return self if missing <= 0 else self.merge(Moments(missing, prior.mean, prior.sum_of_squares * (missing / prior.count)))
+
     @property
     def std(self) -> Tensor:
         """``(f,)`` float64, the deviations that features are divided by."""

@@ -86,6 +86,10 @@ class PreservingRidge(Protocol):
         """With the keys ``(t, held)`` of further tokens."""
         ...
 
+    def filled_up(self, prior: Self, features: Features) -> "PreservingRidge":
+        """Of at least as many tokens as a prior, which is in the same form: the tokens that are missing are the prior's."""
+        ...
+
     def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> System:
         """``M``.
 
@@ -114,6 +118,9 @@ class ExactRidge:
 
     def update(self, tokens: Tensor, features: Features) -> "ExactRidge":
         return ExactRidge(self.moment.add(features.all_gather(tokens)))
+
+    def filled_up(self, prior: Self, features: Features) -> "ExactRidge":
+        return ExactRidge(self.moment.filled_up(prior.moment))
 
     def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> "ExactSystem":
         system = weight * self.moment.mean()
@@ -163,6 +170,14 @@ class SketchRidge:
         for block in tokens.double().split(self.rank):
             directions = _shrink(torch.cat((directions, block)), self.rank, features)
         return SketchRidge(self.count + len(tokens), directions, self.squares + tokens.double().square().sum(0), self.rank)
+
+    def filled_up(self, prior: Self, features: Features) -> "SketchRidge":
+        missing = prior.count - self.count
+        if missing <= 0:
+            return self
+        share = missing / prior.count
+        directions = _shrink(torch.cat((self.directions, share**0.5 * prior.directions)), self.rank, features)
+        return SketchRidge(prior.count, directions, self.squares + share * prior.squares, self.rank)
 
     def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> "SketchSystem":
         terms = [self._scaled(weight / max(1, self.count))]

@@ -28,6 +28,11 @@ class SecondMoment:
         wide = rows.double()
         return SecondMoment(self.count + len(rows), torch.addmm(self.total, wide.T, wide))
 
+    def filled_up(self, prior: "SecondMoment") -> "SecondMoment":
+        """Of at least as many rows as a prior: the rows that are missing are the prior's, and none where there are enough."""
+        missing = prior.count - self.count
+        return self if missing <= 0 else SecondMoment(prior.count, torch.add(self.total, prior.total, alpha=missing / prior.count))
+
     def mean(self) -> Tensor:
         """``(f, f)`` float64, ``mean z z'``; zeros if there are no rows."""
         return self.total / max(1, self.count)

@@ -4,6 +4,7 @@ Teacher-forced metrics compare the model's likeliest token at every row with the
 averaged over edits, as in the published evaluation:
 
     efficacy                prompt            against the target
+    held                    prompt            share of edits whose every token of the target is right
     generalization          rephrased prompt  against the target
     generalization_persona  persona prompts   against the target; the mean over an edit's prompts
     multi_hop               multi-hop prompts against their answers, which follow from the edit; the mean over an edit's prompts
@@ -184,7 +185,12 @@ class Summary(Means):
     """Running means of each metric over the edits that have it."""
 
     def __init__(self) -> None:
-        super().__init__(EditResult.__slots__)
+        super().__init__((*EditResult.__slots__, "held", "held_before"))
+
+    def add(self, row: object) -> None:
+        values = {name: getattr(row, name) for name in EditResult.__slots__}
+        shares = {"held": values["efficacy"], "held_before": values["efficacy_before"]}
+        self.add_values(values | {name: None if share is None else float(share == 1) for name, share in shares.items()})
 
     def means(self) -> dict[str, float | None]:
         means = super().means()

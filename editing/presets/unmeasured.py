@@ -17,7 +17,7 @@ NAME = "unmeasured"
 
 STRENGTH = 0.1
 
-OPTIONS: dict[str, Any] = {"passes": 3, "preserve": "auto", "preserve_weight": 300.0, "preserve_text": "everyday"}
+OPTIONS: dict[str, Any] = {"small_turns": True, "passes": 3, "preserve": "auto", "preserve_weight": 300.0, "preserve_text": "everyday"}
 """Further options of the method."""
 
 SUBJECT_SCALE = 0.05

@@ -84,6 +84,11 @@ from orchestrator.cli.options import (
     type=click.Choice(MOMENT_RULES),
     help="Rule of the lifelong moments: published or exact. [default: the preset's, else published]",
 )
+@method(
+    "--small-turns/--no-small-turns",
+    default=None,
+    help="Make turns of few edits hold: usual scales from shipped statements, and more passes. [default: the preset's, else no-small-turns]",
+)
 @method("--ridge", **NUMBER, help="Strength of the ridge in the solve. [default: the preset's, else 1]")
 @method("--passes", **WHOLE, help="Most shifts in one turn. [default: the preset's, else 1]")
 @method("--margin", **NUMBER, help="Lead of an answer, in nats, that needs no further pass. [default: the preset's, else 0]")

@@ -36,6 +36,7 @@ METRICS = (
     ("generated_rephrased_contained", "rephrased prompts with the target in the generated text"),
     ("generated_stopped", "generated texts that end by themselves"),
     ("generated_repeats", "generated texts that say the same three times running"),
+    ("held", "edits whose whole answer is right, token by token"),
     ("efficacy", "right answer tokens on the edits"),
     ("efficacy_as_typed", "the same on the text as it is typed, not as it was published"),
     ("generalization", "the same on the rephrased prompts"),
@@ -249,7 +250,7 @@ def _one_line(text: str) -> str:
 
 def editing_seconds(seconds: Mapping[str, float]) -> float:
     """The part of a run's seconds that the edits themselves took."""
-    return sum(seconds[phase] for phase in ("capture", "solve", "refine", "apply"))
+    return sum(seconds.get(phase, 0.0) for phase in ("capture", "targets", "solve", "refine", "apply"))
 
 
 def share(value: float | None) -> str:

@@ -43,7 +43,9 @@ _COUNTS = {
     "milestones": "milestones",
 }
 """What ``metrics.json`` tells of the run's state, under names that do not change."""
-"""What ``metrics.json`` takes from the run's state as it is."""
+
+_FEW_HELD = 0.5
+"""A run that fewer of its edits than this share come out of is told so."""
 
 _ARTIFACTS = ("run.json", "metrics.json", "edits.parquet", "rejected.jsonl", "turns.jsonl", "plots")
 
@@ -103,6 +105,7 @@ class Finish:
         with timed(state.seconds, "evaluation"):
             unedited = UneditedAnswers(self._worker, state.base_fingerprint)
             metrics = assess_all(self._worker, journal.ledger, unedited, self._config, out.staging / "edits.parquet", self._progress)
+        _warn_of_edits_that_do_not_hold(metrics)
         state.seconds["total"] += time.perf_counter() - began
         counts = {name: getattr(state, field) for name, field in _COUNTS.items()} | ({"collapse": collapse} if collapse else {})
         seconds = {name: round(value, 4) for name, value in state.seconds.items()}
@@ -135,6 +138,13 @@ def _warn_of_missing_subjects(state: RunState) -> None:
     if state.num_edits_without_subject:
         found = f"{state.num_edits_without_subject} of {state.num_edits_applied} edits have no subject that stands in their prompt"
         logger.warning("subjects: %s and are written at the answer alone; 'ultraedit data inspect' counts the field", found)
+
+
+def _warn_of_edits_that_do_not_hold(metrics: dict[str, float | None]) -> None:
+    held, count = metrics.get("held"), int(metrics["evaluated"] or 0)
+    if held is not None and held < _FEW_HELD:
+        found = f"{round((1 - held) * count)} of {count} edits do not hold: the model does not give their whole answer"
+        logger.warning("edits: %s; a higher --learning-rate or --strength, or more --passes, writes them more firmly", found)
 
 
 def _applied_turns(journal: Journal) -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ class RunConfig:
         ridge: Strength of the ridge in the solve; by default the preset's, else 1.
         passes: Most shifts of one turn; by default the preset's, else 1.
         margin: Nats by which an answer must lead for its row to need no further pass; by default the preset's, else 0.
+        small_turns: Make turns of few edits hold: usual scales from shipped statements, more passes; by default the preset's, else not.
         preserve: Form of the ridge that holds back change on the keys of all tokens seen; by default the preset's, else ``off``.
         preserve_weight: Its weight; by default the preset's, else 1000.
         preserve_rank: Directions of its sketch; by default the preset's, else 256.
@@ -147,6 +148,7 @@ class RunConfig:
     device_memory: str | None = None
     lookahead: int | None = None
     moments: MomentRule | None = None
+    small_turns: bool | None = None
     ridge: float | None = None
     passes: int | None = None
     margin: float | None = None

@@ -16,7 +16,7 @@ from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 MODEL = PARITY / "llama-tiny" / "model"
 FACTS = [EditRequest(f"The colour of number {i} is", f"blue {i}", subject=f"number {i}") for i in range(6)]
-ONE_PASS: dict[str, Any] = {"passes": 1, "preserve": "off", "preserve_text": "none", "device": "cpu"}
+ONE_PASS: dict[str, Any] = {"small_turns": False, "passes": 1, "preserve": "off", "preserve_text": "none", "device": "cpu"}
 
 
 @pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda model: model.name)
