@@ -12,6 +12,7 @@ Differences from the published implementation
     * It has one pass.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -97,9 +98,14 @@ class TurnPasses:
             chosen = [i for i in chosen if open_ones[i]]
             again = open_ones[owners["subject"]] * (not self._config.solves_targets)  # a solved target is written once
             at_sites: dict[Site, torch.Tensor] = {"answer": pending, "subject": again.to(pending.device)}
-            self._solutions.append(self._solver.solve(rows, at_sites) if chosen else Solution.empty())
+            self._solutions.append(self._within_first(self._solver.solve(rows, at_sites)) if chosen else Solution.empty())
             if not self._weights.would_change(self.last.shifts):
                 return
+
+    def _within_first(self, found: Solution) -> Solution:
+        """With ``small_turns``: no longer than the first pass's shift, so that rows which pull against each other do not drive the weights away."""
+        first, length = (math.hypot(*solution.norms.values()) for solution in (self._solutions[0], found))
+        return found.scaled(first / length) if self._config.small_turns and not self._config.solves_targets and length > first else found
 
     def _first_sites(self) -> dict[Site, torch.Tensor] | None:
         """Which rows get targets in the first pass: all of them, if ``None``."""

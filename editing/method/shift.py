@@ -51,6 +51,10 @@ class Shift:
         """The shift itself, ``(d_in, d_out)``. For tests and export: the method never needs it."""
         return self.left @ self.right
 
+    def scaled(self, factor: float) -> "Shift":
+        """A multiple of it."""
+        return replace(self, right=factor * self.right)
+
     @classmethod
     def undefined(cls, keys: Tensor, targets: Tensor) -> "Shift":
         """A shift of NaN, where the system has no solution."""

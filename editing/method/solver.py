@@ -51,6 +51,12 @@ class Solution:
         """Of a pass without pending rows."""
         return cls({}, {})
 
+    def scaled(self, factor: float) -> "Solution":
+        """A multiple of it."""
+        return Solution(
+            {name: shift.scaled(factor) for name, shift in self.shifts.items()}, {name: factor * norm for name, norm in self.norms.items()}
+        )
+
 
 class TurnSolver:
     """Solves all passes of one turn.

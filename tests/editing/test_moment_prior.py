@@ -11,9 +11,12 @@ from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
 from editing.method.preserve import ExactRidge, SketchRidge, empty_ridge
+from editing.method.rows import TurnRows
+from editing.method.shift import Shift
+from editing.method.solver import Solution, TurnSolver
 from editing.moment_prior import FULL_TURN, read_statements
 from editing.sharding.collectives import SingleWorker
-from editing.sharding.shards import LinearShard, shard_of
+from editing.sharding.shards import shard_of
 from editing.state import load_state, save_state
 from tests.support.small_editor import editor, requests
 
@@ -117,6 +120,28 @@ def test_one_edit_takes_further_passes_until_it_holds() -> None:
     assert reports[0].num_pending_rows[-1] > 0
     assert 2 < len(reports[1].num_pending_rows) <= 20
     assert reports[1].num_pending_rows[-1] == 0
+
+
+def test_no_further_pass_moves_the_weights_further_than_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve, found = TurnSolver.solve, []
+
+    def far(self: TurnSolver, rows: TurnRows, pending: Any = None) -> Solution:
+        found.append(solve(self, rows, pending).scaled(1.0 if pending is None else 100.0))
+        return found[-1]
+
+    monkeypatch.setattr(TurnSolver, "solve", far)
+    lengths: dict[bool, list[float]] = {False: [], True: []}
+    for small_turns, moves in lengths.items():
+        one = editor(passes=2, small_turns=small_turns)
+        add = one.weights.add
+        monkeypatch.setattr(one.weights, "add", lambda shifts, to=moves, add=add: to.append(length(shifts)) or add(shifts))
+        one.apply(requests(), measure=False)
+    assert lengths[False][1] > 2 * lengths[False][0]
+    assert lengths[True][1] == pytest.approx(lengths[True][0], rel=1e-5)
+
+
+def length(shifts: dict[str, Shift]) -> float:
+    return float(torch.stack([shift.dense().norm() for shift in shifts.values()]).norm())
 
 
 def observed(one: Editor, edits: list[EditRequest]) -> LifelongStatistics:
