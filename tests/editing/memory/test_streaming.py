@@ -266,11 +266,12 @@ def test_what_is_no_size_is_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["exact", pytest.param("sketch", marks=pytest.mark.thorough)])
-def test_passes_and_a_preserving_ridge_stream(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("small_turns", [False, pytest.param(True, id="small turns")])
+def test_passes_and_a_preserving_ridge_stream(form: str, small_turns: bool, tmp_path: Path) -> None:
     model = next(m for m in TINY if m.name == "llama")
     model.write(tmp_path)
     preserving = {"preserve": form, "preserve_rank": 8, "preserve_weight": 30.0, "preserve_text": "everyday"}
-    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, **preserving})
+    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, "small_turns": small_turns, **preserving})
 
 
 @pytest.mark.parametrize("layers", [1, 3])
