@@ -299,7 +299,7 @@ class Editor:
             solved = solve_targets(prepared, rows, self.capture, self.config, self.collectives, self._in_contexts(prepared))
             rows, num_settled = solved.rows, solved.num_settled
             clock.lap("targets")
-        statistics = self._statistics_with(rows, prepared.turn)
+        statistics = self._with_turn(self.lifelong, rows, prepared.turn)
         filled = self._filled_up(statistics)
         if self.finds_rate:
             rate = strength_share * (filled.rate or self._find_rate(rows, statistics))
@@ -325,7 +325,7 @@ class Editor:
         Raises:
             TurnRefused: Loss or gradients are not finite. The statistics are as before.
         """
-        self.lifelong = self._statistics_with(self.capture(prepared, tokens=self.config.preserves), prepared.turn)
+        self.lifelong = self._with_turn(self.lifelong, self.capture(prepared, tokens=self.config.preserves), prepared.turn)
 
     def efficacy(self, prepared: PreparedTurn, sample: int | None = None) -> float:
         """Share of a turn's answer tokens that the model has right now; mean over its edits in all of their forms.
@@ -388,11 +388,8 @@ class Editor:
             keys = ((name, rows_of_first_replica(tokens, self.collectives)) for name, tokens in found)
             return ridges_of_text(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
 
-    def _statistics_with(self, rows: TurnRows, turn: Turn) -> LifelongStatistics:
-        """The lifelong statistics with those of one more turn."""
-        return self._with(rows, turn, self.lifelong)
-
-    def _with(self, rows: TurnRows, turn: Turn, before: LifelongStatistics) -> LifelongStatistics:
+    def _with_turn(self, before: LifelongStatistics, rows: TurnRows, turn: Turn) -> LifelongStatistics:
+        """Statistics with those of one more turn."""
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
         return before.with_turn(rows, sizes, self.shards, self.config, self.collectives)
 
@@ -411,7 +408,7 @@ class Editor:
         with self.unedited():
             [prepared] = self.prepare([turn])
             rows = self.capture(prepared, tokens=self.config.preserves)
-        found = self._with(rows, turn, LifelongStatistics())
+        found = self._with_turn(LifelongStatistics(), rows, turn)
         if self.config.strength is None:
             return found
         return replace(found, rate=self._find_rate(rows, found) * len(turn.edits) / FULL_TURN)

@@ -103,7 +103,10 @@ class TurnPasses:
                 return
 
     def _within_first(self, found: Solution) -> Solution:
-        """With ``small_turns``: no longer than the first pass's shift, so that rows which pull against each other do not drive the weights away."""
+        """With ``small_turns``: no longer than the first pass's shift, so that rows which pull against each other do not drive the weights away.
+
+        Where targets are solved, the first pass writes at the subjects and the further ones at the answers: their lengths say nothing of each other.
+        """
         first, length = (math.hypot(*solution.norms.values()) for solution in (self._solutions[0], found))
         return found.scaled(first / length) if self._config.small_turns and not self._config.solves_targets and length > first else found
 
