@@ -25,6 +25,9 @@ SubjectTargets = Literal["gradient", "solved"]
 AnswerEnd = Literal["none", "stop"]
 """What an edit writes after its answer."""
 
+PrefixDType = Literal["same", "bfloat16"]
+"""Precision of the products in the layers below the lowest edited one, while edits are made."""
+
 PreserveForm = Literal["off", "auto", "exact", "sketch"]
 """Whether the ridge preserves, and how it stores the keys that it has seen. See :mod:`editing.method.preserve`."""
 
@@ -84,6 +87,9 @@ class MethodOptions:
             ``auto`` is ``raw``, and ``chat`` beside it where the model has a chat template. See :mod:`editing.model.framing`.
         answer_end: Whether an edit also writes what ends its answer: ``none``, or ``stop`` for the end of a turn in a chat and a full stop
             in a text.
+        prefix_dtype: Precision of matrix products in the layers below the lowest edited one while edits are made: ``same`` as the weights,
+            or ``bfloat16``, which is faster on processors and GPUs that multiply it natively. Weights, the edited layers and all
+            measurements keep theirs.
     """
 
     strength: float | None = None
@@ -110,6 +116,7 @@ class MethodOptions:
     join: Join = "raw"
     framings: tuple[str, ...] = (AUTO,)
     answer_end: AnswerEnd = "none"
+    prefix_dtype: PrefixDType = "same"
 
     def __post_init__(self) -> None:
         if self.strength is not None:
@@ -128,6 +135,7 @@ class MethodOptions:
         check_choice("preserve", self.preserve, get_args(PreserveForm))
         check_choice("join", self.join, get_args(Join))
         check_choice("answer_end", self.answer_end, get_args(AnswerEnd))
+        check_choice("prefix_dtype", self.prefix_dtype, get_args(PrefixDType))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
         for name in ("small_turns", "whiten", "preserve_framed", "find_subjects"):

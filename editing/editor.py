@@ -238,8 +238,10 @@ class Editor:
         return [PreparedTurn(turn, prefixed.select(r), seconds, of_turn) for turn, r, of_turn in zip(turns, ranges, shares, strict=True)]
 
     def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None) -> Prefixed:
-        """Run the layers below the lowest edited one; ``apart`` as for :func:`editing.model.tokenization.batches`."""
-        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart)
+        """Run the layers below the lowest edited one, to make edits; ``apart`` as for :func:`editing.model.tokenization.batches`."""
+        return run_prefix(
+            self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart, dtype=self.config.prefix_dtype
+        )
 
     def prepare_reference_text(self) -> dict[str, PreservingRidge]:
         """Run the unedited model over the reference text, once, and keep what the preserving ridges need of it.

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from editing.config import PrefixDType
 from editing.model.decoder import Decoder
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
@@ -107,16 +108,32 @@ def run_segment(
 
 
 def run_prefix(
-    decoder: Decoder, sequences: Sequence[AnswerSequence], *, stop: int, batch_tokens: int, apart: Sequence[int] | None = None
+    decoder: Decoder,
+    sequences: Sequence[AnswerSequence],
+    *,
+    stop: int,
+    batch_tokens: int,
+    apart: Sequence[int] | None = None,
+    dtype: PrefixDType = "same",
 ) -> Prefixed:
-    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length; ``apart`` as for :func:`editing.model.tokenization.batches`."""
+    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length.
+
+    Args:
+        decoder: The model.
+        sequences: The sequences.
+        stop: Layer after the last one that runs.
+        batch_tokens: Padded tokens in one batch.
+        apart: As for :func:`editing.model.tokenization.batches`.
+        dtype: Precision of the matrix products. Between layers hidden states keep the model's.
+    """
     if stop == 0:
         return Prefixed(sequences, None)
     hidden = decoder.residency.hidden_store()
     inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device, apart=apart))
-    for batch, output in run_layers(decoder, inputs, 0, stop):
-        for b, i in enumerate(batch.indices):
-            hidden.put(i, output[b, : len(sequences[i].input_ids)])
+    with torch.autocast(decoder.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        for batch, output in run_layers(decoder, inputs, 0, stop):
+            for b, i in enumerate(batch.indices):
+                hidden.put(i, output[b, : len(sequences[i].input_ids)])
     return Prefixed(sequences, hidden)
 
 

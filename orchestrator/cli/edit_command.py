@@ -26,6 +26,7 @@ from orchestrator.cli.options import (
     NAMED_MODEL,
     NUMBER,
     ON_COLLAPSE,
+    PREFIX_DTYPES,
     PRESERVE_FORMS,
     SAVES,
     SUBJECT_TARGETS,
@@ -157,6 +158,12 @@ from orchestrator.cli.options import (
 )
 @memory("--lookahead", **WHOLE, help="Turns that go through the layers below the edited ones together. [default: 4, or as memory allows]")
 @memory("--batch-tokens", **WHOLE, help="Tokens in one batch, padding included. [default: 2048]")
+@memory(
+    "--prefix-dtype",
+    metavar="NAME",
+    type=click.Choice(PREFIX_DTYPES),
+    help="Precision of products in the layers below the edited ones: same, or bfloat16, which may be faster. [default: the preset's, else same]",
+)
 @cluster("--shards", **WHOLE, help="Workers that one copy of the model is cut over. [default: 1]")
 @cluster("--replicas", **WHOLE, help="Copies of the model; each captures a share of every turn. [default: 1]")
 @cluster("--ray-address", metavar="ADDRESS", help="local, auto or ray://HOST:PORT. [default: auto in a Ray job, else local]")

@@ -22,7 +22,14 @@ from workers.protocol import Worker
 
 logger = logging.getLogger("ultraedit")
 
-_OLDER_RULES: dict[str, Any] = {"join": "published", "framings": ["raw"], "answer_end": "none", "preserve_framed": False, "small_turns": False}
+_OLDER_RULES: dict[str, Any] = {
+    "join": "published",
+    "framings": ["raw"],
+    "answer_end": "none",
+    "preserve_framed": False,
+    "small_turns": False,
+    "prefix_dtype": "same",
+}
 """How edits are written in runs that have no such settings."""
 
 REPLAYING = "is being replayed"

@@ -14,6 +14,7 @@ from editing.config import (
     Join,
     MethodOptions,
     MomentRule,
+    PrefixDType,
     PreserveForm,
     SubjectTargets,
     check_choice,
@@ -102,6 +103,7 @@ class RunConfig:
         framings: The ways in which each edit is written; by default the preset's, else ``raw``, and ``chat`` where the model has a template.
             Files of framings are read here, and their definitions kept.
         answer_end: Whether an edit writes what ends its answer, ``none`` or ``stop``; by default the preset's, else ``none``.
+        prefix_dtype: Precision of products in frozen layers while editing, ``same`` or ``bfloat16``; by default the preset's, else ``same``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.
         save: ``full`` for the edited model, or ``delta`` for the edited weights alone, which ``ultraedit apply`` adds to the base,
@@ -170,6 +172,7 @@ class RunConfig:
     join: Join | None = None
     framings: tuple[str, ...] | None = None
     answer_end: AnswerEnd | None = None
+    prefix_dtype: PrefixDType | None = None
     warm_up: int = 0
     batch_tokens: int = 2048
     save: Save = "full"

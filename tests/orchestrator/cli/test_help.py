@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 import pytest
 
-from editing.config import AnswerEnd, Join, MethodOptions, SubjectTargets
+from editing.config import AnswerEnd, Join, MethodOptions, PrefixDType, SubjectTargets
 from editing.datasets import FORMATS
 from editing.files.pretrained import DTypeName
 from editing.method.moments import MomentRule
@@ -109,6 +109,7 @@ def test_the_defaults_of_tune_that_are_written_out_are_those_of_the_search() -> 
         pytest.param(options.JOINS, get_args(Join), id="joins"),
         pytest.param(options.FRAMINGS, shipped(), id="framings"),
         pytest.param(options.ANSWER_ENDS, get_args(AnswerEnd), id="ends of answers"),
+        pytest.param(options.PREFIX_DTYPES, get_args(PrefixDType), id="precisions of the frozen layers"),
         pytest.param(options.EXPORT_FORMS, get_args(Form), id="forms of an export"),
         pytest.param(options.SAVES, get_args(Save), id="saves"),
         pytest.param(options.ON_COLLAPSE, get_args(OnCollapse), id="what to do on collapse"),
