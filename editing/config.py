@@ -67,6 +67,8 @@ class MethodOptions:
         preserve_text: Text that no edit is about and that the ridge preserves too: ``none``, ``everyday`` for the text that
             ships with the project, or a file of passages with empty lines between them. See :mod:`editing.reference_text`.
         preserve_framed: Also preserve what the model does when it is asked a sentence of that text in each framing of ``framings`` but the raw one.
+        preserve_neighbours: Also preserve what the model would answer to an edit's prompt about other subjects: this many of those that ship
+            with the project, one after another. Each counts as one row of its turn. See :mod:`editing.neighbours`.
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
@@ -103,6 +105,7 @@ class MethodOptions:
     preserve_rank: int = 256
     preserve_text: str = NONE
     preserve_framed: bool = True
+    preserve_neighbours: int = 0
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
     find_subjects: bool = False
@@ -129,7 +132,8 @@ class MethodOptions:
             check_number(name, getattr(self, name))
         for name in ("passes", "preserve_rank", "subject_steps"):
             check_whole(name, getattr(self, name))
-        check_whole("subject_contexts", self.subject_contexts, at_least=0)
+        for name in ("subject_contexts", "preserve_neighbours"):
+            check_whole(name, getattr(self, name), at_least=0)
         check_choice("moments", self.moments, get_args(MomentRule))
         check_choice("subject_targets", self.subject_targets, get_args(SubjectTargets))
         check_choice("preserve", self.preserve, get_args(PreserveForm))
@@ -149,6 +153,10 @@ class MethodOptions:
         if len(set(self.framings)) < len(self.framings):
             raise InputError(f"framings: expected each of them once, found {', '.join(self.framings)}")
         object.__setattr__(self, "framings", tuple(self.framings))
+        if self.preserve_neighbours and not self.preserves:
+            raise InputError(
+                f"preserve_neighbours: needs a ridge that preserves, found preserve: {self.preserve}; set preserve: auto, or leave it out"
+            )
         if self.solves_targets and not (self.subject_modules and self.preserves_text):
             lacking = "subject_modules" if not self.subject_modules else "preserve_text" if self.preserves else "preserve"
             raise InputError(f"subject_targets: solved targets need {lacking}, found {getattr(self, lacking) or 'none'}; set it, or use gradient")

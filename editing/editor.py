@@ -34,7 +34,7 @@ from editing.files.weights import keys_in_files
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
-from editing.method.preserve import PreservingRidge, ridges_of_text
+from editing.method.preserve import PreservingRidge, ridges_of_keys
 from editing.method.residuals import check_outputs
 from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
@@ -47,6 +47,7 @@ from editing.model.prefix import Prefixed, predict, run_prefix
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
 from editing.moment_prior import FULL_TURN, MomentPrior
+from editing.neighbours import check_count, neighbours_of
 from editing.passes import TurnPasses
 from editing.presets.resolve import resolve_settings
 from editing.ranges import consecutive
@@ -124,6 +125,7 @@ class Editor:
         self.capture = TurnCapture(self.decoder, self.modules, self.sites, self.start, config, self.collectives)
         self._text = ReferenceText.of(config, self.joiner, self.decoder.max_tokens)
         self._contexts = read_contexts(config.subject_contexts)
+        check_count(config.preserve_neighbours)
         self._reference: dict[str, PreservingRidge] | None = None
         self._prior = MomentPrior.of(self.joiner, self.decoder.max_tokens, self.shards, self.sites) if config.small_turns else None
         self._of_prior: LifelongStatistics | None = None
@@ -295,6 +297,7 @@ class Editor:
         clock = PhaseClock()
         self.prepare_reference_text()
         rows = self.capture(prepared, tokens=self.config.preserves)
+        neighbours = self._observe_neighbours(prepared)
         clock.lap("capture")
         num_settled: int | None = None
         if self.config.solves_targets:
@@ -304,9 +307,9 @@ class Editor:
         statistics = self._with_turn(self.lifelong, rows, prepared.turn)
         filled = self._filled_up(statistics)
         if self.finds_rate:
-            rate = strength_share * (filled.rate or self._find_rate(rows, statistics))
+            rate = strength_share * (filled.rate or self._find_rate(rows, statistics, neighbours))
             statistics, filled = replace(statistics, rate=rate), replace(filled, rate=rate)
-        passes = self._passes(prepared, rows, filled)
+        passes = self._passes(prepared, rows, filled, neighbours)
         passes.first()
         clock.lap("solve")
         turn, several = self.turns, self.config.passes > 1
@@ -388,7 +391,25 @@ class Editor:
             prefixed = self.run_prefix(self._text.passages)
             found = token_keys(self.decoder, self.modules, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
             keys = ((name, rows_of_first_replica(tokens, self.collectives)) for name, tokens in found)
-            return ridges_of_text(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
+            return ridges_of_keys(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
+
+    def _observe_neighbours(self, prepared: PreparedTurn) -> dict[str, PreservingRidge]:
+        """By module edited at the answers, the second moment of the keys at which the turn's neighbours would be answered."""
+        config, replica = self.config, self.collectives.replica
+        if not config.preserve_neighbours:
+            return {}
+        of_each = neighbours_of(prepared.turn, self.joiner, config.preserve_neighbours, self.decoder.max_tokens)
+        everyone, ranges = [neighbour for several in of_each for neighbour in several], consecutive(len(several) for several in of_each)
+        shares = [[number for i in share for number in ranges[i]] for share in prepared.shares]
+        own = self.run_prefix([everyone[number] for number in shares[replica]])
+        modules = {name: module for name, module in self.modules.items() if self.sites[name] == "answer"}
+        parts: dict[str, list[Tensor]] = {name: [] for name in modules}
+        for name, keys in token_keys(self.decoder, modules, own, start=self.start, batch_tokens=config.batch_tokens, of_rows=True):
+            parts[name].append(keys)
+        positions = [torch.tensor(share, dtype=torch.int64) for share in shares]  # each has one row
+        gathered = {name: self.collectives.all_gather_rows(torch.cat(keys), positions) for name, keys in parts.items()}
+        features = {name: Features(self.shards[name], "keys", self.collectives) for name in modules}
+        return ridges_of_keys(gathered.items(), features, config.preserve, config.preserve_rank, self.decoder.device)
 
     def _with_turn(self, before: LifelongStatistics, rows: TurnRows, turn: Turn) -> LifelongStatistics:
         """Statistics with those of one more turn."""
@@ -415,26 +436,27 @@ class Editor:
             return found
         return replace(found, rate=self._find_rate(rows, found) * len(turn.edits) / FULL_TURN)
 
-    def _find_rate(self, rows: TurnRows, statistics: LifelongStatistics) -> float:
+    def _find_rate(self, rows: TurnRows, statistics: LifelongStatistics, neighbours: Mapping[str, PreservingRidge] | None = None) -> float:
         """The learning rate at which a turn's first pass has the configured strength: its shift is linear in the rate.
 
         Raises:
             TurnRefused: The shift is not finite, or nothing.
         """
         at_answers = [name for name, site in self.sites.items() if site == "answer"]
-        shift, weights = (
-            math.hypot(*(norms[name] for name in at_answers)) for norms in (self._solver(statistics, 1.0).solve(rows).norms, self.weights.norms())
-        )
+        found = self._solver(statistics, 1.0, neighbours).solve(rows)
+        shift, weights = (math.hypot(*(norms[name] for name in at_answers)) for norms in (found.norms, self.weights.norms()))
         if not shift:
             raise TurnRefused("its shift is 0, so no learning rate can be found")
         return (self.config.strength or 0.0) * weights / shift
 
-    def _solver(self, statistics: LifelongStatistics, rate: float | None) -> TurnSolver:
+    def _solver(self, statistics: LifelongStatistics, rate: float | None, neighbours: Mapping[str, PreservingRidge] | None) -> TurnSolver:
         text, remembered = self.prepare_reference_text(), self.lifelong.remembered
-        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, rate)
+        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, neighbours, rate)
 
-    def _passes(self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics) -> TurnPasses:
-        solver = self._solver(statistics, statistics.rate)
+    def _passes(
+        self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics, neighbours: Mapping[str, PreservingRidge]
+    ) -> TurnPasses:
+        solver = self._solver(statistics, statistics.rate, neighbours)
         return TurnPasses(prepared, rows, solver, self.weights, self.config, self.collectives)
 
     def _commit(self, last: Solution, statistics: LifelongStatistics) -> None:

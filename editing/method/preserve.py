@@ -90,14 +90,14 @@ class PreservingRidge(Protocol):
         """Of at least as many tokens as a prior, which is in the same form: the tokens that are missing are the prior's."""
         ...
 
-    def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> System:
+    def system(self, *, ridge: float, weight: float, text: Self | None = None, rows: Self | None = None) -> System:
         """``M``.
 
         Args:
             ridge: ``r``.
             weight: ``w``.
             text: The second moment of a reference text, in the same form.
-            remembered: The second moment of the keys of earlier edits, in the same form; each of them counts as one row.
+            rows: The second moment of further keys, in the same form, whose outputs are to stay: each counts as one row of the turn.
         """
         ...
 
@@ -122,12 +122,12 @@ class ExactRidge:
     def filled_up(self, prior: Self, features: Features) -> "ExactRidge":
         return ExactRidge(self.moment.filled_up(prior.moment))
 
-    def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> "ExactSystem":
+    def system(self, *, ridge: float, weight: float, text: Self | None = None, rows: Self | None = None) -> "ExactSystem":
         system = weight * self.moment.mean()
         if text is not None:
             system.add_(text.moment.mean(), alpha=TEXT_WEIGHT * weight)
-        if remembered is not None:
-            system.add_(remembered.moment.total)
+        if rows is not None:
+            system.add_(rows.moment.total)
         system.diagonal().add_(ridge)
         return ExactSystem(cholesky(system))
 
@@ -179,12 +179,12 @@ class SketchRidge:
         directions = _shrink(torch.cat((self.directions, share**0.5 * prior.directions)), self.rank, features)
         return SketchRidge(prior.count, directions, self.squares + share * prior.squares, self.rank)
 
-    def system(self, *, ridge: float, weight: float, text: Self | None = None, remembered: Self | None = None) -> "SketchSystem":
+    def system(self, *, ridge: float, weight: float, text: Self | None = None, rows: Self | None = None) -> "SketchSystem":
         terms = [self._scaled(weight / max(1, self.count))]
         if text is not None:
             terms.append(text._scaled(TEXT_WEIGHT * weight / max(1, text.count)))
-        if remembered is not None:
-            terms.append(remembered._scaled(1.0))
+        if rows is not None:
+            terms.append(rows._scaled(1.0))
         residual = torch.stack([residual for _, residual in terms]).sum(0)
         return SketchSystem(torch.cat([directions for directions, _ in terms]), ridge + residual)
 
@@ -237,13 +237,13 @@ def empty_ridge(form: PreserveForm, features: Features, rank: int, device: torch
     return SketchRidge.empty(features.num_held, rank, device)
 
 
-def ridges_of_text(
+def ridges_of_keys(
     keys: Iterable[tuple[str, Tensor]], features: Mapping[str, Features], form: PreserveForm, rank: int, device: torch.device | str = "cpu"
 ) -> dict[str, PreservingRidge]:
-    """What the ridges know of a reference text, by module. All workers call this.
+    """What ridges know of some keys, by module. All workers call this.
 
     Args:
-        keys: Modules with the keys ``(t, held)`` of tokens of the text; a module may come several times, with further tokens.
+        keys: Modules with keys ``(t, held)`` of tokens; a module may come several times, with further ones.
         features: The keys of each module, of which this worker may hold a slice.
         form: Form of the ridges.
         rank: Directions of a sketch.

@@ -65,10 +65,11 @@ class TurnSolver:
         statistics: Lifelong statistics, with those of this turn.
         shards: What this worker holds of each module.
         config: Ridge and options of the method.
-        rate: The learning rate; by default the configured one.
         collectives: How partial results become whole. All workers solve the same passes in the same order.
         reference: By module, what the preserving ridge knows of the reference text.
         remembered: By module with solved targets, the second moment of the keys of the turns before this one.
+        neighbours: By module edited at the answers, the second moment of the keys of the turn's neighbours.
+        rate: The learning rate; by default the configured one.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class TurnSolver:
         collectives: Collectives,
         reference: Mapping[str, PreservingRidge] | None = None,
         remembered: Mapping[str, PreservingRidge] | None = None,
+        neighbours: Mapping[str, PreservingRidge] | None = None,
         rate: float | None = None,
     ) -> None:
         self.rate = float(rate or config.learning_rate or 0.0)
         self._statistics, self._shards, self._config, self._collectives = statistics, shards, config, collectives
-        self._reference, self._remembered = reference or {}, remembered or {}
+        self._reference, self._remembered, self._neighbours = reference or {}, remembered or {}, neighbours or {}
         self._systems: dict[str, System] = {}  # of preserving ridges, factored in the first pass for all of them
 
     def solve(self, rows: TurnRows, pending: Mapping[Site, Tensor] | None = None) -> Solution:
@@ -143,13 +145,14 @@ class TurnSolver:
     def _solve_preserving(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
         if name not in self._systems:
             ridge, config = self._statistics.preserved[name], self._config
-            self._systems[name] = ridge.system(ridge=config.ridge, weight=config.preserve_weight, text=self._reference.get(name))
+            text, rows = self._reference.get(name), self._neighbours.get(name)
+            self._systems[name] = ridge.system(ridge=config.ridge, weight=config.preserve_weight, text=text, rows=rows)
         return self._solve_with(self._systems[name], name, keys, goal)
 
     def _solve_remembering(self, name: str, keys: Tensor, goal: Tensor) -> Shift:
         """Beside the text and all edits before this turn."""
         ridge, weight = self._config.ridge, self._config.subject_weight
-        system = self._reference[name].system(ridge=ridge, weight=weight, remembered=self._remembered.get(name))
+        system = self._reference[name].system(ridge=ridge, weight=weight, rows=self._remembered.get(name))
         return self._solve_with(system, name, keys, goal)
 
     def _solve_with(self, system: System, name: str, keys: Tensor, goal: Tensor) -> Shift:

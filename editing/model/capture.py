@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.method.rows import Site, TurnRows
@@ -156,23 +155,45 @@ def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch]
     labels, ids = torch.cat([batch.labels for batch in batches]), torch.cat([batch.row_ids for batch in batches])
     at_rows = torch.empty_like(chosen)
     for chunk in decoder.head_chunks(len(chosen)):
+        numbers = ids[chunk]
         leaf = chosen[chunk].requires_grad_()
-        logits = decoder.logits(leaf).float()
-        losses = F.cross_entropy(logits, labels[chunk], reduction="none")
-        rows.losses[ids[chunk]] = losses.detach()
-        rows.correct[ids[chunk]] = correct = logits.detach().argmax(-1) == labels[chunk]
-        (at_rows[chunk],) = torch.autograd.grad(losses, leaf, weights[ids[chunk]])
-        rows.pending[ids[chunk]] = ~(correct & (_lead(logits.detach(), labels[chunk]) >= margin) if margin else correct)
+        logits = decoder.logits(leaf)
+        table = logits.detach().float()
+        found = _cross_entropy(table.clone() if decoder.adjusts_logits else table, labels[chunk], weights[numbers], margin)
+        rows.losses[numbers], rows.correct[numbers], rows.pending[numbers], at_logits = found
+        (at_rows[chunk],) = torch.autograd.grad(logits, leaf, at_logits.to(logits.dtype))
     gradients = [torch.zeros_like(final) for final in finals]
     for gradient, batch, of_batch in zip(gradients, batches, at_rows.split([len(batch.rows) for batch in batches]), strict=True):
         gradient.flatten(0, 1)[batch.rows] = of_batch
     return gradients
 
 
-def _lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """``(n,)`` nats from the best other token's log-probability to the label's. Overwrites the labels' logits."""
-    own = logits.gather(1, labels.unsqueeze(1))
-    return own.squeeze(1) - logits.scatter_(1, labels.unsqueeze(1), -torch.inf).amax(1)
+def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses, whether rows are right and whether they are pending, ``(n,)`` each, and the gradient of the weighted loss at the logits.
+
+    The gradient is ``w (softmax - one-hot)``. It takes the logits' place, which are gone then: over a large vocabulary each further table of
+    this size would cost as much memory as a layer, and the time to write it.
+
+    Args:
+        logits: ``(n, V)`` float32; overwritten.
+        labels: ``(n,)``, the token that each row shall predict.
+        weights: ``(n,)``, of each row's loss.
+        margin: Lead in nats below which a right row is pending.
+    """
+    at = labels.unsqueeze(1)
+    most, likeliest = logits.max(1, keepdim=True)
+    right = likeliest.squeeze(1) == labels
+    logits.sub_(most)
+    own = logits.gather(1, at)
+    pending = ~right
+    if margin:
+        logits.scatter_(1, at, -torch.inf)
+        pending |= (own - logits.amax(1, keepdim=True)).squeeze(1) < margin
+        logits.scatter_(1, at, own)
+    total = logits.exp_().sum(1, keepdim=True)
+    losses = (total.log() - own).squeeze(1)
+    logits.mul_(weights.unsqueeze(1) / total).scatter_add_(1, at, -weights.unsqueeze(1))
+    return losses, right, pending, logits
 
 
 class _Hooks:

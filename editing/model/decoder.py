@@ -11,7 +11,7 @@ input. The last layer below the suffix returns the cached hidden states instead.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from editing.model.residency import Residency, Resident
 
 HEAD_CHUNK_ELEMENTS = 2**25
 """Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
+
+_ADJUSTMENTS = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling")
+"""Settings of models that do something to the head's output: Gemma 2, RecurrentGemma, Cohere, Granite."""
 
 HEAD_BLOCK = 4096
 """Words of the head whose logits a processor computes at a time, where only the largest is wanted."""
@@ -156,14 +159,51 @@ class Decoder:
         """
         if hidden.device.type != "cpu" or type(self.head) is not nn.Linear:
             return torch.cat([self.logits(hidden[chunk]).argmax(-1) for chunk in self.head_chunks(len(hidden))])
-        hidden, weight, bias = hidden.to(self.head_dtype), self.head.weight, self.head.bias
         best, tokens = hidden.new_full((len(hidden),), -torch.inf), torch.zeros(len(hidden), dtype=torch.int64)
-        for a in range(0, len(weight), HEAD_BLOCK):
-            block = slice(a, a + HEAD_BLOCK)
-            most, at = self._adjusted(nn.functional.linear(hidden, weight[block], None if bias is None else bias[block])).max(-1)
+        for a, logits in self._blocks(hidden):
+            most, at = logits.max(-1)
             better = most > best
             best, tokens = torch.where(better, most, best), torch.where(better, at + a, tokens)
         return tokens
+
+    def losses(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of chosen rows ``(n, d)`` with their labels ``(n,)``, in nats, and whether each label is the likeliest token: ``(n,)`` each.
+
+        The head's words are taken in blocks: the sum over those so far is carried along, and its largest term. So no table of all logits is made.
+        """
+        if type(self.head) is not nn.Linear:
+            found = [self._losses_at_once(hidden[chunk], labels[chunk]) for chunk in self.head_chunks(len(hidden))]
+            losses, right = zip(*found, strict=True) if found else ((labels.float(),), (labels > 0,))
+            return torch.cat(losses), torch.cat(right)
+        most, total, own = (hidden.new_full((len(hidden), 1), value, dtype=torch.float32) for value in (-torch.inf, 0.0, -torch.inf))
+        tokens = torch.zeros_like(labels)
+        for a, block in self._blocks(hidden):
+            logits, number = block.float(), (labels - a).unsqueeze(1)
+            found_here = logits.gather(1, number.clamp(0, logits.shape[1] - 1))
+            own = torch.where((number >= 0) & (number < logits.shape[1]), found_here, own)
+            top, at = logits.max(1, keepdim=True)
+            tokens = torch.where((top > most).squeeze(1), at.squeeze(1) + a, tokens)
+            top = torch.maximum(top, most)
+            total = total * (most - top).exp() + logits.sub_(top).exp_().sum(1, keepdim=True)
+            most = top
+        return (total.log() + most - own).squeeze(1), tokens == labels
+
+    def _losses_at_once(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(hidden)
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(-1) == labels
+
+    def _blocks(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Logits ``(n, HEAD_BLOCK)`` of consecutive words, with the first word of each block."""
+        head = cast(nn.Linear, self.head)
+        hidden, weight, bias = hidden.to(self.head_dtype), head.weight, head.bias
+        for a in range(0, len(weight), HEAD_BLOCK):
+            block = slice(a, a + HEAD_BLOCK)
+            yield a, self._adjusted(nn.functional.linear(hidden, weight[block], None if bias is None else bias[block]))
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether something is done to the head's output, which its gradient has to know."""
+        return any(getattr(self.config, name, None) for name in _ADJUSTMENTS)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         if cap := getattr(self.config, "final_logit_softcapping", None) or getattr(self.config, "logits_soft_cap", None):  # Gemma, RecurrentGemma

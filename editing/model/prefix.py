@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from editing.config import PrefixDType
@@ -130,7 +129,7 @@ def run_prefix(
         return Prefixed(sequences, None)
     hidden = decoder.residency.hidden_store()
     inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device, apart=apart))
-    with torch.autocast(decoder.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.autocast(decoder.device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
         for batch, output in run_layers(decoder, inputs, 0, stop):
             for b, i in enumerate(batch.indices):
                 hidden.put(i, output[b, : len(sequences[i].input_ids)])
@@ -159,9 +158,7 @@ def perplexity(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens
     losses: list[Tensor] = []
     inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
     for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
-        chunks = decoder.head_chunks(len(batch.labels))
-        for logits, chunk in zip(_row_logits(decoder, batch, final), chunks, strict=True):
-            losses.append(F.cross_entropy(logits.float(), batch.labels[chunk], reduction="none"))
+        losses.append(_row_losses(decoder, batch, final)[0])
     return float(torch.cat(losses).double().mean().exp())
 
 
@@ -171,20 +168,15 @@ def log_likelihoods(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_t
     found: list[tuple[float, bool]] = [(0.0, False)] * len(prefixed.sequences)
     inputs = prefixed.batches(batch_tokens=batch_tokens, device=decoder.device)
     for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
-        losses, likeliest = [], []
-        for logits, chunk in zip(_row_logits(decoder, batch, final), decoder.head_chunks(len(batch.labels)), strict=True):
-            losses.append(F.cross_entropy(logits.float(), batch.labels[chunk], reduction="none"))
-            likeliest.append(logits.argmax(-1) == batch.labels[chunk])
         lengths = [len(prefixed.sequences[i].answer_ids) for i in batch.indices]
-        of_each = zip(torch.cat(losses).double().split(lengths), torch.cat(likeliest).split(lengths), strict=True)
+        losses, right_ones = _row_losses(decoder, batch, final)
+        of_each = zip(losses.double().split(lengths), right_ones.split(lengths), strict=True)
         for i, (nats, right) in zip(batch.indices, of_each, strict=True):
             found[i] = -float(nats.sum()), bool(right.all())
     return found
 
 
-def _row_logits(decoder: Decoder, batch: Batch, final: Tensor) -> Iterator[Tensor]:
-    """Logits of a batch's rows, a chunk at a time, given its final hidden states."""
+def _row_losses(decoder: Decoder, batch: Batch, final: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of a batch's rows, and whether each is right, given its final hidden states."""
     with full_speed(decoder.device, decoder.model):
-        rows = final.flatten(0, 1)[batch.rows]
-        for chunk in decoder.head_chunks(len(rows)):
-            yield decoder.logits(rows[chunk])
+        return decoder.losses(final.flatten(0, 1)[batch.rows], batch.labels)

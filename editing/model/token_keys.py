@@ -1,4 +1,4 @@
-"""Keys of all tokens of a text: the inputs of the edited modules, from a forward pass without a graph.
+"""Keys of a text, of all its tokens or of its rows: the inputs of the edited modules, from a forward pass without a graph.
 
     prefixed sequences --portion by portion--> layers up to the highest edited one --> keys (t, d_in) of each edited module
 
@@ -27,7 +27,7 @@ PORTION_TOKENS = 2048
 
 @torch.no_grad()
 def token_keys(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], prefixed: Prefixed, *, start: int, batch_tokens: int
+    decoder: Decoder, modules: Mapping[str, nn.Linear], prefixed: Prefixed, *, start: int, batch_tokens: int, of_rows: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """Run the suffix up to the highest edited module.
 
@@ -37,14 +37,16 @@ def token_keys(
         prefixed: The sequences, with what layer ``start`` receives.
         start: First layer of the suffix.
         batch_tokens: Padded tokens in one batch.
+        of_rows: Of the sequences' rows only, not of all their tokens.
 
     Yields:
-        Per portion of the sequences, each module with the keys ``(t, d_in)`` float32 of all tokens in their order, or a shard's
+        Per portion of the sequences, each module with the keys ``(t, d_in)`` float32 of these tokens in their order, or a shard's
         slice of them.
     """
     for portion in map(prefixed.select, _portions(prefixed.sequences)):
         inputs = portion.batches(batch_tokens=batch_tokens, device=decoder.device)
-        yield from _portion_keys(decoder, modules, inputs, start=start, num_tokens=sum(len(s.input_ids) for s in portion.sequences))
+        num_tokens = sum(len(s.answer_ids if of_rows else s.input_ids) for s in portion.sequences)
+        yield from _portion_keys(decoder, modules, inputs, start=start, num_tokens=num_tokens, of_rows=of_rows)
 
 
 def _portions(sequences: Sequence[AnswerSequence]) -> Iterator[range]:
@@ -59,14 +61,14 @@ def _portions(sequences: Sequence[AnswerSequence]) -> Iterator[range]:
 
 
 def _portion_keys(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: LayerInputs, *, start: int, num_tokens: int
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: LayerInputs, *, start: int, num_tokens: int, of_rows: bool
 ) -> Iterator[tuple[str, Tensor]]:
     stop = 1 + max(decoder.layer_of(name) for name in modules)
     with closing(decoder.residency.segments(start, stop)) as segments:
         for segment in segments:
             own = {name: module for name, module in modules.items() if decoder.layer_of(name) in segment}
             keys = {name: torch.empty(num_tokens, shard_of(module).num_keys, device=decoder.device) for name, module in own.items()}
-            outputs = _run_and_record(decoder, own, inputs, segment, keys)
+            outputs = _run_and_record(decoder, own, inputs, segment, keys, of_rows=of_rows)
             if segment.stop < stop:
                 inputs = StoredBatches(decoder, outputs)
             else:
@@ -75,11 +77,12 @@ def _portion_keys(
 
 
 def _run_and_record(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: LayerInputs, layers: range, keys: Mapping[str, Tensor]
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: LayerInputs, layers: range, keys: Mapping[str, Tensor], *, of_rows: bool
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run one segment over batches, and copy the keys of their tokens."""
     for batch, hidden in inputs:
-        handles = [module.register_forward_pre_hook(partial(_record, keys[name], batch)) for name, module in modules.items()]
+        places = (batch.rows, batch.row_ids) if of_rows else (batch.tokens, batch.token_ids)
+        handles = [module.register_forward_pre_hook(partial(_record, keys[name], *places)) for name, module in modules.items()]
         try:
             with full_speed(decoder.device, decoder.model):
                 output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
@@ -89,5 +92,5 @@ def _run_and_record(
         yield batch, output
 
 
-def _record(keys: Tensor, batch: Batch, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    keys[batch.token_ids] = at_positions(inputs[0], batch.tokens)
+def _record(keys: Tensor, positions: Tensor, numbers: Tensor, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    keys[numbers] = at_positions(inputs[0], positions)

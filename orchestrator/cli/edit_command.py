@@ -111,6 +111,11 @@ from orchestrator.cli.options import (
     default=None,
     help="Ask its sentences in the framings too, and prevent change there. [default: the preset's, else preserve-framed]",
 )
+@method(
+    "--preserve-neighbours",
+    **WHOLE,
+    help="Ask each edit's prompt about N other subjects, and prevent change there. [default: the preset's, else 0]",
+)
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
 @method("--subject-modules", metavar="NAMES", help="Modules to edit at the last token of the subject, or none. [default: the preset's, else none]")
 @method(

@@ -27,6 +27,7 @@ _OLDER_RULES: dict[str, Any] = {
     "framings": ["raw"],
     "answer_end": "none",
     "preserve_framed": False,
+    "preserve_neighbours": 0,
     "small_turns": False,
     "prefix_dtype": "same",
 }

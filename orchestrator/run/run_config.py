@@ -89,6 +89,7 @@ class RunConfig:
         preserve_rank: Directions of its sketch; by default the preset's, else 256.
         preserve_text: Text that it holds as well: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
         preserve_framed: Hold it also as what is asked in the framings; by default the preset's, else it is.
+        preserve_neighbours: Hold each edit's prompt about so many other subjects too; by default the preset's, else none.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
         find_subjects: Find the subject of an edit that comes without one in its prompt; by default the preset's, else not.
@@ -159,6 +160,7 @@ class RunConfig:
     preserve_rank: int | None = None
     preserve_text: str | None = None
     preserve_framed: bool | None = None
+    preserve_neighbours: int | None = None
     whiten: bool | None = None
     subject_modules: tuple[str, ...] | None = None
     find_subjects: bool | None = None

@@ -13,7 +13,7 @@ from editing import Editor, EditRequest, InputError, TurnRefused
 from editing.config import MethodOptions
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
-from editing.method.preserve import ridges_of_text
+from editing.method.preserve import ridges_of_keys
 from editing.method.residuals import ResidualSteps, leads_for_sure
 from editing.method.rows import TurnRows
 from editing.method.solver import TurnSolver
@@ -157,7 +157,7 @@ def test_turn_after_turn_gives_the_ridge_regression_over_all_edits_together(form
     shards, collectives = {"a": LinearShard((d_in, d_out))}, SingleWorker()
     features = {"a": Features(shards["a"], "keys", collectives)}
     text = draw(30, d_in)
-    reference = ridges_of_text([("a", text)], features, form, 64)
+    reference = ridges_of_keys([("a", text)], features, form, 64)
     lifelong, shift = LifelongStatistics(), torch.zeros(d_in, d_out, dtype=torch.float64)
     keys, values = [], []
     for _ in range(3):

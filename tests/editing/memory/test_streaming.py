@@ -271,7 +271,7 @@ def test_passes_and_a_preserving_ridge_stream(form: str, small_turns: bool, tmp_
     model = next(m for m in TINY if m.name == "llama")
     model.write(tmp_path)
     preserving = {"preserve": form, "preserve_rank": 8, "preserve_weight": 30.0, "preserve_text": "everyday"}
-    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, "small_turns": small_turns, **preserving})
+    check_same_bits(tmp_path, model.modules, 3, options={"passes": 3, "small_turns": small_turns, "preserve_neighbours": 3, **preserving})
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -10,7 +10,7 @@ from torch import Tensor
 from editing import EditorConfig, TurnRefused
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
-from editing.method.preserve import TEXT_WEIGHT, PreservingRidge, ridges_of_text
+from editing.method.preserve import TEXT_WEIGHT, PreservingRidge, ridges_of_keys
 from editing.method.rows import Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.ranges import consecutive
@@ -52,12 +52,14 @@ def solver(
     shards: Mapping[str, LinearShard] | None = None,
     collectives: Collectives | None = None,
     reference: Mapping[str, PreservingRidge] | None = None,
+    neighbours: Mapping[str, PreservingRidge] | None = None,
 ) -> TurnSolver:
     shards = shards or {name: LinearShard((D_IN, D_OUT)) for name in NAMES}
     times = len(rows.losses) // COUNTS["answer"]
     sizes = {site: sizes * times for site, sizes in GROUPS.items()}
     collectives = collectives or SingleWorker()
-    return TurnSolver(LifelongStatistics().with_turn(rows, sizes, shards, options, collectives), shards, options, collectives, reference)
+    statistics = LifelongStatistics().with_turn(rows, sizes, shards, options, collectives)
+    return TurnSolver(statistics, shards, options, collectives, reference, neighbours=neighbours)
 
 
 def expected_targets(rows: TurnRows, name: str, rate: float = RATE) -> Tensor:
@@ -119,18 +121,21 @@ def test_rows_that_are_not_pending_have_targets_of_zero() -> None:
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])
-@pytest.mark.parametrize("with_text", [False, True])
-def test_a_preserving_ridge_holds_back_change_on_tokens_and_text(form: str, with_text: bool) -> None:
+@pytest.mark.parametrize(("with_text", "with_neighbours"), [(False, False), (True, False), (True, True)])
+def test_a_preserving_ridge_holds_back_change_on_tokens_text_and_neighbours(form: str, with_text: bool, with_neighbours: bool) -> None:
     rows, options = turn_rows(), config(preserve=form, preserve_weight=30.0, preserve_rank=D_IN, ridge=2.0)
     text = torch.randn(20, D_IN, generator=torch.Generator().manual_seed(5)) + 1
     features = {name: Features(LinearShard((D_IN, D_OUT)), "keys", SingleWorker()) for name in NAMES}
     keys = [(name, piece) for piece in text.split(8) for name in NAMES]
-    reference = ridges_of_text(keys, features, form, D_IN) if with_text else {}
-    one = solver(rows, options, reference=reference)
+    reference = ridges_of_keys(keys, features, form, D_IN) if with_text else {}
+    others = torch.randn(5, D_IN, generator=torch.Generator().manual_seed(6))
+    neighbours = ridges_of_keys([(name, others) for name in NAMES], features, form, D_IN) if with_neighbours else {}
+    one = solver(rows, options, reference=reference, neighbours=neighbours)
     for found in (one.solve(rows), one.solve(rows)):  # a second pass uses the system of the first
         for name in NAMES:
             lines = [ridge_lines(2.0), (30.0 / 9) ** 0.5 * rows.tokens[name].double()]
             lines += [(30.0 * TEXT_WEIGHT / 20) ** 0.5 * text.double()] if with_text else []
+            lines += [others.double()] if with_neighbours else []
             assert relative(found.shifts[name].dense(), least_squares(rows, name, expected_targets(rows, name), torch.cat(lines))) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The likeliest token, found in blocks of words, is that of all logits."""
+"""The likeliest token and the loss, found in blocks of words, are those of all logits."""
 
 from pathlib import Path
 
@@ -21,6 +21,23 @@ def test_blocks_of_words_give_the_token_of_all_logits(model: TinyModel, block: i
     expected = decoder.logits(rows).argmax(-1)
     assert torch.equal(decoder.likeliest(rows), expected)
     assert len(expected.unique()) > 3
+
+
+@pytest.mark.parametrize("block", [1, 10, 97, 4096])
+@pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda m: m.name)
+def test_blocks_of_words_give_the_losses_of_all_logits(model: TinyModel, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.write(tmp_path)
+    decoder = Decoder(pretrained.load(tmp_path, device=torch.device("cpu"))[0])
+    monkeypatch.setattr(decoding, "HEAD_BLOCK", block)
+    rows = torch.randn(40, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = decoder.logits(rows)
+        labels = torch.where(torch.arange(40) % 2 == 0, logits.argmax(-1), torch.arange(40) % logits.shape[1])
+        losses, right = decoder.losses(rows, labels)
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    assert torch.allclose(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(right, logits.argmax(-1) == labels)
+    assert 20 <= int(right.sum()) < 40
 
 
 def test_the_first_of_several_tokens_that_are_alike_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

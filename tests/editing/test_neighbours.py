@@ -1,0 +1,84 @@
+"""Neighbours: the prompt about other subjects, in every framing, and held where its answer would begin."""
+
+import pytest
+import torch
+
+from editing import EditRequest, InputError
+from editing.model.joining import Joiner
+from editing.neighbours import neighbours_of, read_others
+from editing.turn import Turn, tokenize
+from tests.support.small_editor import editor, requests
+
+PRESERVING = {"preserve": "exact", "preserve_weight": 3.0}
+
+
+def _texts(joiner: Joiner, asked: list[EditRequest], count: int, max_tokens: int | None = None) -> list[list[str]]:
+    turn = Turn.of([tokenize(joiner, request, max_tokens=None) for request in asked])
+    found = neighbours_of(turn, joiner, count, max_tokens)
+    assert all(len(sequence.answer_ids) == 1 for several in found for sequence in several)
+    in_order = {turn.edits[i].request.prompt: several for several, (i, _) in zip(found, turn.places, strict=True)}
+    return [[joiner.tokenizer.decode(sequence.input_ids, skip_special_tokens=True) for sequence in in_order[request.prompt]] for request in asked]
+
+
+@pytest.fixture(scope="module")
+def joiner() -> Joiner:
+    return editor().joiner
+
+
+def test_a_neighbour_is_the_prompt_about_another_subject(joiner: Joiner) -> None:
+    (found,) = _texts(joiner, [EditRequest("The capital of Kiribati is", "Oslo", subject="Kiribati")], 3)
+    assert len(set(found)) == 3
+    assert all(text.removeprefix("The capital of ").removesuffix(" is") in read_others() for text in found)
+
+
+def test_an_edit_has_the_same_ones_in_every_turn(joiner: Joiner) -> None:
+    alone = [_texts(joiner, [request], 2) for request in requests(5)]
+    assert [found for several in alone for found in several] == _texts(joiner, requests(5), 2)
+
+
+def test_edits_without_a_subject_in_their_prompt_have_none(joiner: Joiner) -> None:
+    assert _texts(joiner, [EditRequest("Perl is", "old"), EditRequest("Ruby is", "red", subject="Java")], 2) == [[], []]
+
+
+def test_prompts_that_the_turn_edits_are_left_out(joiner: Joiner) -> None:
+    everywhere = [EditRequest(f"The capital of {other} is", "Oslo", subject=other) for other in read_others()]
+    assert _texts(joiner, everywhere, len(read_others())) == [[]] * len(everywhere)
+
+
+def test_those_too_long_for_the_model_are_left_out(joiner: Joiner) -> None:
+    assert _texts(joiner, [EditRequest("The capital of Kiribati is", "Oslo", subject="Kiribati")], 3, max_tokens=2) == [[]]
+
+
+def test_each_framing_has_its_own() -> None:
+    one = editor(framings=("raw", "question"), **PRESERVING)
+    request = EditRequest("The capital of Kiribati is", "Oslo", subject="Kiribati")
+    turn = Turn.of([tokenize(one.joiner, request, max_tokens=None)])
+    found = neighbours_of(turn, one.joiner, 1, None)
+    lengths = {form: len(several[0].input_ids) for several, (_, form) in zip(found, turn.places, strict=True)}
+    assert lengths[1] > lengths[0]
+
+
+def test_what_is_held_changes_less_and_the_edit_is_made() -> None:
+    moved = {}
+    for count in (0, 20):
+        one = editor(preserve_neighbours=count, **PRESERVING)
+        turn = Turn.of([tokenize(one.joiner, request, max_tokens=None) for request in requests(4)])
+        held = [sequence for several in neighbours_of(turn, one.joiner, 20, None) for sequence in several]
+        before = [_next_token(one, sequence.input_ids) for sequence in held]
+        one.apply(requests(4))
+        after = [_next_token(one, sequence.input_ids) for sequence in held]
+        moved[count] = sum(float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True))
+        assert all(weight.isfinite().all() for _, weight in one.weights.whole())
+    assert moved[20] < 0.5 * moved[0]
+
+
+def _next_token(one: object, ids: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        return one.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+
+
+def test_there_must_be_a_ridge_that_preserves_and_as_many_subjects() -> None:
+    with pytest.raises(InputError, match="preserve_neighbours: needs a ridge that preserves, found preserve: off"):
+        editor(preserve_neighbours=2)
+    with pytest.raises(InputError, match=f"preserve_neighbours: expected at most {len(read_others())}, found 1000"):
+        editor(preserve_neighbours=1000, **PRESERVING)
