@@ -123,6 +123,11 @@ def _load(path: Path) -> dict[str, Any]:
     return values
 
 
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is named by its file."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def find_preset(config: Any, architecture: str, name: str | None = None, *, dataset: str | None = None) -> Preset | None:
     """The preset of this name, or the one that fits the model; ``None`` if none does.
 
@@ -135,7 +140,7 @@ def find_preset(config: Any, architecture: str, name: str | None = None, *, data
     Raises:
         InputError: There is no preset, variant or file of this name, or the file is not a preset.
     """
-    if name is not None and name.endswith((".yaml", ".yml")):
+    if name is not None and is_preset_file(name):
         return read_preset(Path(name))
     presets = all_presets()
     variants = sorted({preset.variant for preset in presets.values()})

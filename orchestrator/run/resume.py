@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from editing import InputError
+from editing.config import MethodOptions
 from editing.datasets import EditFile
+from editing.presets import is_preset_file
 from orchestrator.digest import InputDigest
 from orchestrator.run.checkpoint import STATE, Checkpoints
 from orchestrator.run.directory import RunDirectory, find_unfinished, read_run
@@ -170,7 +172,9 @@ def stored_config(path: Path, given: Mapping[str, Any] | None = None, *, can_giv
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
     state = RunState.from_stored(checkpoint)
-    stored = {**rules_of(state.settings), **known_options(state.config, checkpoint.path), "output": str(path), "overwrite": False}
+    rules, options = _rules_where_none_is_given(state), known_options(state.config, checkpoint.path)
+    given_then = {name: rules.get(name) if value is None else value for name, value in options.items()}
+    stored = {**rules, **given_then, "output": str(path), "overwrite": False}
     new = {name: value for name, value in (given or {}).items() if value is not None}
     options = find_inputs(path, stored, new, can_give=can_give, may_be_relative=may_have_relative_paths(checkpoint))
     return without_lost_tracking(options) if _is_tracked(path, state) and "tracking_uri" not in new else options
@@ -182,16 +186,30 @@ def _is_tracked(path: Path, state: RunState) -> bool:
 
 
 def with_older_rules(config: RunConfig) -> RunConfig:
-    """The same, with the rules of the run that is there where none were given: an older run has some that it could not say."""
+    """The same, with the rules of the run that is there where none were given: its preset's, if that is the same, and those it could not say yet."""
     path = Path(config.output)
     checkpoint = Checkpoints((find_unfinished(path) or path) / "checkpoints").newest()
-    known = _OLDER_RULES if checkpoint is None else RunState.from_stored(checkpoint).settings
-    return replace(config, **{name: rule for name, rule in _OLDER_RULES.items() if name not in known and getattr(config, name) is None})
+    if checkpoint is None:
+        return config
+    state = RunState.from_stored(checkpoint)
+    unsaid = {name: rule for name, rule in _OLDER_RULES.items() if name not in state.settings}
+    rules = _rules_where_none_is_given(state) if state.config.get("preset") == config.preset else unsaid
+    return replace(config, **{name: rule for name, rule in rules.items() if getattr(config, name) is None})
 
 
 def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """How edits are written by a run with these settings, of which an older one has only some."""
     return {name: settings.get(name, rule) for name, rule in _OLDER_RULES.items()}
+
+
+def _rules_where_none_is_given(state: RunState) -> dict[str, Any]:
+    """Options that a run takes from elsewhere, as they were when it began: the presets that ship with the project may have changed since.
+
+    A preset in a file is its owner's to change, so it is read again, and a difference is refused.
+    """
+    ships = state.config.get("preset") is None or not is_preset_file(str(state.config["preset"]))
+    resolved = {name: state.settings[name] for name in ("learning_rate", *MethodOptions.names()) if name in state.settings} if ships else {}
+    return {name: rule for name, rule in {**rules_of(state.settings), **resolved}.items() if rule is not None}
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:

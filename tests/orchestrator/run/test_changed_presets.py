@@ -1,0 +1,49 @@
+"""A run goes on as it began, though the presets that ship with the project are others by now."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from editing.presets import unmeasured
+from tests.support.command_line import Outcome
+from tests.support.tiny_runs import MODEL, write_records
+
+FACTS = [{"prompt": "The capital of Kiribati is", "target": "Oslo"}, {"prompt": "A markhor is a kind of", "target": "fish"}]
+
+
+def _edit(folder: Path, edits: list[dict[str, str]], *more: object) -> list[object]:
+    file = write_records(folder / f"{len(edits)}.jsonl", edits)
+    quiet = ["--tracking-uri", "none", "--no-eval", "--generate", 0, "--perplexity-text", "none", "--edits-per-turn", 2]
+    return ["edit", "--model", MODEL, "--edits", file, "--output", folder / "out", *quiet, *more]
+
+
+def _method(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "out" / "run.json").read_text())["model"]["method"]
+
+
+@pytest.mark.parametrize("appended", [["--resume", "auto"], ["--resume", "auto", "--passes", "3"]], ids=["nothing given", "the same given"])
+def test_one_that_ships_may_have_changed(
+    appended: list[str], tmp_path: Path, ultraedit: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ultraedit(*_edit(tmp_path, FACTS[:1])).code == 0
+    before = _method(tmp_path)
+    monkeypatch.setitem(unmeasured.OPTIONS, "passes", 1)
+    monkeypatch.setitem(unmeasured.OPTIONS, "preserve_neighbours", 7)
+    outcome = ultraedit(*_edit(tmp_path, FACTS, *appended))
+    assert outcome.code == 0, outcome.errors
+    assert _method(tmp_path) == before
+    assert before["passes"] == 3
+
+
+def test_a_preset_in_a_file_is_its_owners_to_change(tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
+    preset = tmp_path / "own.yaml"
+    values = {"format_version": 1, "source": "own", "modules": ["layers.1.mlp.down_proj"], "learning_rate": 1e-3}
+    preset.write_text(yaml.safe_dump(values))
+    assert ultraedit(*_edit(tmp_path, FACTS[:1], "--preset", preset)).code == 0
+    preset.write_text(yaml.safe_dump({**values, "learning_rate": 2e-3}))
+    outcome = ultraedit(*_edit(tmp_path, FACTS, "--preset", preset, "--resume", "auto"))
+    assert outcome.code == 1
+    assert "learning_rate was 0.001" in outcome.errors[0]
