@@ -26,6 +26,9 @@ from editing.model.tokenization import AnswerSequence
 _IGNORED = -100
 """Label of a position that predicts no answer token."""
 
+GROUP_SIZE = 10
+"""Sequences that go through the model together."""
+
 _EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -71,7 +74,7 @@ class BaselineEditor:
         *,
         learning_rate: float,
         folder: Path,
-        group_size: int = 10,
+        group_size: int = GROUP_SIZE,
         pad_token: int = 0,
         solve_dtype: torch.dtype | None = None,
     ) -> None:
@@ -96,7 +99,7 @@ class BaselineEditor:
 
     def _capture(self, number: int, group: Sequence[AnswerSequence]) -> None:
         """Run a group forward and back, update the normalizers and put its rows on disk."""
-        input_ids, mask, labels = (t.to(self.model.device) for t in _collate(group, self._pad_token))
+        input_ids, mask, labels = (t.to(self.model.device) for t in make_batch(group, self._pad_token))
         answers = labels != _IGNORED
         with self._recorded(answers) as rows:
             logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
@@ -145,7 +148,7 @@ def solve_dense(keys: Tensor, targets: Tensor) -> Tensor:
     return torch.linalg.solve(system, keys.T @ targets)
 
 
-def _collate(group: Sequence[AnswerSequence], pad_token: int) -> tuple[Tensor, Tensor, Tensor]:
+def make_batch(group: Sequence[AnswerSequence], pad_token: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Input ids, attention mask and labels ``(B, T)``, padded at the right."""
     width = max(len(s.input_ids) for s in group)
     input_ids = torch.full((len(group), width), pad_token)

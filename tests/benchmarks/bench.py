@@ -4,6 +4,7 @@ python -m tests.benchmarks.bench [--quick] [--turns N] [--model DIR] [--edits FI
 """
 
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,8 @@ from tests.benchmarks.ablation import run_ablation
 from tests.benchmarks.scaling import DEPTHS, EDITS_PER_TURN, over_depth, over_edits
 from tests.benchmarks.solves import NUM_ROWS, time_solves
 from tests.benchmarks.turns import PHASES, SIDES, Comparison, Memory, compare, measure_memory, run_child
+from tests.benchmarks.whole_job import PHASES as JOB_PHASES
+from tests.benchmarks.whole_job import run_here, run_plainly
 from tests.benchmarks.workload import Workload, choose_edits, machine_line, matmul_speeds
 
 TOLERANCE = 1e-3
@@ -74,6 +77,7 @@ def _run(workload: Workload, page: Page, note: str, *, quick: bool) -> None:
         page.text(note)
     comparison = compare(workload)
     _show_comparison(page, workload, comparison, memory, peak)
+    _show_whole_job(page, workload)
     _show_ablation(page, workload)
     _show_scaling(page, workload, quick=quick)
     _show_solves(page, quick=quick)
@@ -115,6 +119,20 @@ def _show_comparison(page: Page, workload: Workload, found: Comparison, memory: 
         f"{found.capture_speed / peak:.0%} of the machine's best matrix multiply.\n"
         f"- Both give the same weights: relative error of the total shift at most {error:.1e}, in {name}."
     )
+
+
+def _show_whole_job(page: Page, workload: Workload) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        here, plain = run_here(workload, Path(folder)), run_plainly(workload, Path(folder))
+    page.text(
+        f"## A whole job\n\n{workload.num_turns * workload.edits_per_turn} edits with their evaluation before and after, and the model saved; "
+        "no texts, no perplexity. Plainly: the model's own forward over groups of padded sequences, logits at all positions, and the "
+        "baseline's turns. What is left of the whole, here: the start of the process, reading the edits, watching, checkpoints and plots."
+    )
+    rows = [(phase, plain.seconds[phase], here.seconds[phase]) for phase in (*JOB_PHASES, "total")]
+    page.table(("phase", "plainly, s", "here, s", "times as fast"), [(name, f"{p:.1f}", f"{h:.1f}", f"{p / h:.1f}") for name, p, h in rows])
+    both = ((name.replace("_", " "), plain.metrics[name], here.metrics[name]) for name in here.metrics)
+    page.text("Metrics, plainly and here: " + ", ".join(f"{name} {p:.4f} and {h:.4f}" for name, p, h in both) + ".")
 
 
 def _show_ablation(page: Page, workload: Workload) -> None:

@@ -1,10 +1,12 @@
 """The baseline is the published method, and the editor with all its fast paths gives the baseline's weights."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from editing.datasets import EditFile, NumberedRequest
 from editing.files import pretrained
 from editing.turn import TokenizedEdit, in_turns, tokenize
 from tests.benchmarks.baseline import BaselineEditor
+from tests.benchmarks.whole_job import PHASES, run_here, run_plainly
+from tests.benchmarks.workload import Workload
 from tests.support.paths import PARITY
 
 FIXTURE = PARITY / "llama-tiny"
@@ -72,3 +76,16 @@ def test_editor_gives_the_baselines_weights(settings: dict[str, Any], edits: lis
         editor.apply_turn(prepared, measure=False)
     for name, module in editor.modules.items():
         assert relative_error(module.weight.detach() - before[name], baseline_shifts[name]) < 1e-4, name
+
+
+def test_a_whole_job_gives_the_metrics_of_plain_work(tmp_path: Path, settings: dict[str, Any]) -> None:
+    preset = {"format_version": 1, "source": "the fixture", "modules": settings["edit_modules"], "learning_rate": settings["lr"]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(preset))
+    sizes = {"num_turns": 2, "edits_per_turn": settings["edits_per_turn"]}
+    workload = Workload(model=str(FIXTURE / "model"), edits=FIXTURE / "edits.json", preset=str(tmp_path / "own.yaml"), **sizes)
+    here, plain = run_here(workload, tmp_path), run_plainly(workload, tmp_path)
+    assert here.metrics == pytest.approx(plain.metrics, abs=1e-9)
+    assert plain.metrics["efficacy"] > 0
+    for job in (here, plain):
+        assert all(seconds > 0 for seconds in job.seconds.values())
+        assert sum(job.seconds[phase] for phase in PHASES) <= job.seconds["total"]

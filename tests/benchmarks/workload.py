@@ -31,20 +31,22 @@ class Workload:
         edits: File of the edits.
         num_turns: Turns, the first of them a warm-up; fewer are run where the file is short.
         edits_per_turn: Edits in each turn.
+        preset: Settings: those of the published method, which is what the baseline does.
     """
 
     model: str
     edits: Path
     num_turns: int
     edits_per_turn: int
+    preset: str = "published"
 
     def load_model(self) -> Any:
         """The model in float32 on the CPU."""
         return pretrained.load(self.model, device=torch.device("cpu"), dtype="float32")[0]
 
     def load_editor(self) -> Editor:
-        """This project's editor, with the published method's preset, which is what the baseline does."""
-        return Editor.from_pretrained(self.model, preset="published", device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
+        """This project's editor."""
+        return Editor.from_pretrained(self.model, preset=self.preset, device="cpu", dtype="float32", edits_per_turn=self.edits_per_turn)
 
     def turns(self, editor: Editor, *, at_least: int = 2) -> list[Turn]:
         """The first edits of the file, cut into turns; fewer turns where the file is short.
