@@ -68,7 +68,8 @@ class MethodOptions:
             ships with the project, or a file of passages with empty lines between them. See :mod:`editing.reference_text`.
         preserve_framed: Also preserve what the model does when it is asked a sentence of that text in each framing of ``framings`` but the raw one.
         preserve_neighbours: Also preserve what the model would answer to an edit's prompt about other subjects: this many of those that ship
-            with the project, one after another. Each counts as one row of its turn. See :mod:`editing.neighbours`.
+            with the project, one after another. Each counts as one row of its turn. Without a ridge that preserves nothing holds them.
+            See :mod:`editing.neighbours`.
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
@@ -91,7 +92,7 @@ class MethodOptions:
             in a text.
         prefix_dtype: Precision of matrix products in the layers below the lowest edited one while edits are made: ``same`` as the weights,
             or ``bfloat16``, which is faster on processors and GPUs that multiply it natively. Weights, the edited layers and all
-            measurements keep theirs.
+            measurements but those in a turn's own report keep theirs.
     """
 
     strength: float | None = None
@@ -153,10 +154,6 @@ class MethodOptions:
         if len(set(self.framings)) < len(self.framings):
             raise InputError(f"framings: expected each of them once, found {', '.join(self.framings)}")
         object.__setattr__(self, "framings", tuple(self.framings))
-        if self.preserve_neighbours and not self.preserves:
-            raise InputError(
-                f"preserve_neighbours: needs a ridge that preserves, found preserve: {self.preserve}; set preserve: auto, or leave it out"
-            )
         if self.solves_targets and not (self.subject_modules and self.preserves_text):
             lacking = "subject_modules" if not self.subject_modules else "preserve_text" if self.preserves else "preserve"
             raise InputError(f"subject_targets: solved targets need {lacking}, found {getattr(self, lacking) or 'none'}; set it, or use gradient")
@@ -169,6 +166,11 @@ class MethodOptions:
     def preserves(self) -> bool:
         """Whether the ridge preserves at all."""
         return self.preserve != "off"
+
+    @property
+    def holds_neighbours(self) -> bool:
+        """Whether edits have neighbours, and a ridge that holds them."""
+        return self.preserves and self.preserve_neighbours > 0
 
     @property
     def solves_targets(self) -> bool:

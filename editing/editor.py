@@ -396,7 +396,7 @@ class Editor:
     def _observe_neighbours(self, prepared: PreparedTurn) -> dict[str, PreservingRidge]:
         """By module edited at the answers, the second moment of the keys at which the turn's neighbours would be answered."""
         config, replica = self.config, self.collectives.replica
-        if not config.preserve_neighbours:
+        if not config.holds_neighbours:
             return {}
         of_each = neighbours_of(prepared.turn, self.joiner, config.preserve_neighbours, self.decoder.max_tokens)
         everyone, ranges = [neighbour for several in of_each for neighbour in several], consecutive(len(several) for several in of_each)
@@ -427,7 +427,10 @@ class Editor:
         return replace(filled, rate=statistics.rate or self._of_prior.rate)
 
     def _observe_prior(self, turn: Turn) -> LifelongStatistics:
-        """Statistics of the prior's statements in the unedited model, with the rate at which a full turn would have the configured strength."""
+        """Statistics of the prior's statements in the unedited model, with the rate at which a full turn would have the configured strength.
+
+        The statements have no neighbours, so a turn that holds some comes out a little weaker than meant.
+        """
         with self.unedited():
             [prepared] = self.prepare([turn])
             rows = self.capture(prepared, tokens=self.config.preserves)

@@ -11,6 +11,8 @@ Differences from the published implementation
     * It has none. Off by default.
 """
 
+import re
+import unicodedata
 from functools import cache
 from importlib import resources
 from zlib import crc32
@@ -19,8 +21,10 @@ from editing.errors import InputError, InvalidRequest
 from editing.model.joining import Joiner
 from editing.model.tokenization import AnswerSequence, encode
 from editing.requests import EditRequest
-from editing.subjects import subject_span
-from editing.turn import Turn, subject_of
+from editing.subjects import likely_subject, subject_span
+from editing.turn import Turn
+
+_COMMON_WORDS = {"the", "of"}
 
 
 @cache
@@ -38,8 +42,8 @@ def check_count(count: int) -> None:
 def neighbours_of(turn: Turn, joiner: Joiner, count: int, max_tokens: int | None) -> list[list[AnswerSequence]]:
     """Of each of a turn's sequences, its neighbours in the same framing, up to where the answer would begin.
 
-    An edit has the same ones in every turn. It has none if its prompt has no subject; one that another edit of the turn is about, or that is
-    too long for the model, is left out.
+    An edit has the same ones in every turn. It has none where its subject cannot be found in its prompt; one that is another edit of the turn,
+    or that is too long for the model, is left out.
 
     Args:
         turn: The turn.
@@ -47,22 +51,33 @@ def neighbours_of(turn: Turn, joiner: Joiner, count: int, max_tokens: int | None
         count: Neighbours of each sequence.
         max_tokens: The model's context length, or ``None`` for no limit.
     """
-    edited = {edit.request.prompt for edit in turn.edits}
-    prompts = [[prompt for prompt in _prompts(joiner, edit.request, count) if prompt not in edited] for edit in turn.edits]
+    edited = {sequence.input_ids[: sequence.first_row + 1] for edit in turn.edits for sequence in edit.forms}
+    prompts = [_prompts(edit.request, count) for edit in turn.edits]
     forms = [joiner.forms_of(edit.request.asked) for edit in turn.edits]
-    return [[found for prompt in prompts[i] for found in _encoded(forms[i][number], prompt, max_tokens)] for i, number in turn.places]
+    of_each = ([found for prompt in prompts[i] for found in _encoded(forms[i][number], prompt, max_tokens)] for i, number in turn.places)
+    return [[sequence for sequence in several if sequence.input_ids not in edited] for several in of_each]
 
 
-def _prompts(joiner: Joiner, request: EditRequest, count: int) -> list[str]:
+def _prompts(request: EditRequest, count: int) -> list[str]:
     """The request's prompt about other subjects: consecutive ones, from a place that the prompt alone decides."""
-    subject = subject_of(joiner, request)
-    span = subject_span(request.prompt, subject) if subject else None
-    if subject is None or span is None:
+    prompt = request.prompt
+    for subject in filter(None, (request.subject, likely_subject(prompt))):
+        if span := subject_span(prompt, subject):
+            break
+    else:
         return []
-    others = [other for other in read_others() if other.casefold() != subject.strip().casefold()]
-    first = crc32(request.prompt.encode())
-    chosen = [others[(first + k) % len(others)] for k in range(min(count, len(others)))]
-    return [request.prompt[: span[0]] + other + request.prompt[span[1] :] for other in chosen]
+    before, after = prompt[: span[0]], prompt[span[1] :]
+    if subject_span(before, subject):  # it would still be about the subject
+        return []
+    others = [other for other in read_others() if not _words(other) & _words(subject)]
+    first = crc32(prompt.encode())
+    return [before + others[(first + k) % len(others)] + after for k in range(min(count, len(others)))]
+
+
+def _words(name: str) -> set[str]:
+    """What two names of the same thing have in common: a word, whatever its case and accents."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(c))
+    return set(re.findall(r"\w+", plain)) - _COMMON_WORDS
 
 
 def _encoded(form: Joiner, prompt: str, max_tokens: int | None) -> list[AnswerSequence]:

@@ -256,12 +256,11 @@ def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, cont
     prompt, target = context + request.prompt, request.target
     forms = joiner.forms_of(request.asked)
     ends = [form.end(target) if joiner.ends else "" for form in forms]
-    subject = subject_of(joiner, request)
+    subject = _subject(joiner, request)
     return tuple(encode(form, prompt, target + end, subject=subject, max_tokens=max_tokens) for form, end in zip(forms, ends, strict=True))
 
 
-def subject_of(joiner: Joiner, request: EditRequest) -> str | None:
-    """What a request is about: as it says, or as its prompt seems to say where subjects are to be found."""
+def _subject(joiner: Joiner, request: EditRequest) -> str | None:
     return likely_subject(request.prompt) if request.subject is None and joiner.finds_subjects else request.subject
 
 
@@ -276,7 +275,7 @@ def _tokenized(joiner: Joiner, request: EditRequest, max_tokens: int | None, rec
     r = request
     return TokenizedEdit(
         request,
-        encoded(r.asked, r.target, "messages" if r.messages else "prompt", subject=subject_of(joiner, r)),
+        encoded(r.asked, r.target, "messages" if r.messages else "prompt", subject=_subject(joiner, r)),
         None if r.rephrase is None else encoded(r.rephrase, r.target, "rephrase"),
         None if r.locality_prompt is None else encoded(r.locality_prompt, r.locality_answer, "locality_prompt", "locality_answer"),
         tuple(encoded(prompt, r.target, "persona") for prompt in r.persona),

@@ -236,6 +236,7 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
     of_turn = forms * _TOKENS_AN_EDIT
     at_once = max(of_turn, PORTION_TOKENS if work.method.preserves_text else 0)
     tokens = min(work.batch_tokens, at_once)
+    variants = 1 + work.method.subject_contexts + work.method.preserve_neighbours * work.method.holds_neighbours
     return {
         "process": work.process,
         "head and norms": footprint.rest,
@@ -248,7 +249,7 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
         "slots for streamed layers": sum(slots),
         "work": _work_bytes(footprint, tokens, forms * _ROWS_AN_EDIT, streamed, masters),
         "keys and values before subjects": _before_subjects(footprint, work, forms) if streamed <= footprint.start else 0,
-        "hidden states": 3 * min(of_turn * (1 + work.method.subject_contexts) * footprint.hidden * footprint.itemsize, 64 * MIB),
+        "hidden states": 3 * min(of_turn * variants * footprint.hidden * footprint.itemsize, 64 * MIB),
     }
 
 
@@ -277,7 +278,7 @@ def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) 
     (d_in, d_out), total = shape, 0
     if options.preserves:
         rows = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
-        copies = 3 + options.preserves_text + (options.passes > 1)  # further passes use the system of the first one
+        copies = 3 + options.preserves_text + options.holds_neighbours + (options.passes > 1)  # further passes use the system of the first one
         total += copies * 8 * rows * d_in + 4 * num_tokens * d_in
     return total + (3 * 8 * d_out**2 if options.whiten else 0)
 

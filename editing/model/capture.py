@@ -158,8 +158,7 @@ def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch]
         numbers = ids[chunk]
         leaf = chosen[chunk].requires_grad_()
         logits = decoder.logits(leaf)
-        table = logits.detach().float()
-        found = _cross_entropy(table.clone() if decoder.adjusts_logits else table, labels[chunk], weights[numbers], margin)
+        found = _cross_entropy(logits.detach().float(), labels[chunk], weights[numbers], margin)
         rows.losses[numbers], rows.correct[numbers], rows.pending[numbers], at_logits = found
         (at_rows[chunk],) = torch.autograd.grad(logits, leaf, at_logits.to(logits.dtype))
     gradients = [torch.zeros_like(final) for final in finals]

@@ -23,11 +23,8 @@ from editing.model.residency import Residency, Resident
 HEAD_CHUNK_ELEMENTS = 2**25
 """Logits computed at a time: 128 MB in float32, still wide enough for full matrix-multiply speed."""
 
-_ADJUSTMENTS = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling")
-"""Settings of models that do something to the head's output: Gemma 2, RecurrentGemma, Cohere, Granite."""
-
 HEAD_BLOCK = 4096
-"""Words of the head whose logits a processor computes at a time, where only the largest is wanted."""
+"""Words of the head whose logits are computed at a time where their table is not wanted: for the likeliest token on a processor, and for losses."""
 
 NO_PAST: Mapping[str, Any] = MappingProxyType({})
 
@@ -186,7 +183,7 @@ class Decoder:
             top = torch.maximum(top, most)
             total = total * (most - top).exp() + logits.sub_(top).exp_().sum(1, keepdim=True)
             most = top
-        return (total.log() + most - own).squeeze(1), tokens == labels
+        return (total.log() + (most - own)).squeeze(1), tokens == labels
 
     def _losses_at_once(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(hidden)
@@ -199,11 +196,6 @@ class Decoder:
         for a in range(0, len(weight), HEAD_BLOCK):
             block = slice(a, a + HEAD_BLOCK)
             yield a, self._adjusted(nn.functional.linear(hidden, weight[block], None if bias is None else bias[block]))
-
-    @property
-    def adjusts_logits(self) -> bool:
-        """Whether something is done to the head's output, which its gradient has to know."""
-        return any(getattr(self.config, name, None) for name in _ADJUSTMENTS)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         if cap := getattr(self.config, "final_logit_softcapping", None) or getattr(self.config, "logits_soft_cap", None):  # Gemma, RecurrentGemma

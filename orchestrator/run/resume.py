@@ -33,7 +33,7 @@ _OLDER_RULES: dict[str, Any] = {
     "small_turns": False,
     "prefix_dtype": "same",
 }
-"""How edits are written in runs that have no such settings."""
+"""What runs do that have no such settings."""
 
 REPLAYING = "is being replayed"
 """Outcome of an input whose edits a rollback or a removal is running again; it has another at the end."""
@@ -172,10 +172,10 @@ def stored_config(path: Path, given: Mapping[str, Any] | None = None, *, can_giv
     if checkpoint is None:
         raise InputError(f"resume: {path} holds no run with a checkpoint, finished or not; check the path, or begin a new run without --resume")
     state = RunState.from_stored(checkpoint)
-    rules, options = _rules_where_none_is_given(state), known_options(state.config, checkpoint.path)
+    new = {name: value for name, value in (given or {}).items() if value is not None}
+    rules, options = _rules_where_none_is_given(state, new), known_options(state.config, checkpoint.path)
     given_then = {name: rules.get(name) if value is None else value for name, value in options.items()}
     stored = {**rules, **given_then, "output": str(path), "overwrite": False}
-    new = {name: value for name, value in (given or {}).items() if value is not None}
     options = find_inputs(path, stored, new, can_give=can_give, may_be_relative=may_have_relative_paths(checkpoint))
     return without_lost_tracking(options) if _is_tracked(path, state) and "tracking_uri" not in new else options
 
@@ -192,8 +192,8 @@ def with_older_rules(config: RunConfig) -> RunConfig:
     if checkpoint is None:
         return config
     state = RunState.from_stored(checkpoint)
-    unsaid = {name: rule for name, rule in _OLDER_RULES.items() if name not in state.settings}
-    rules = _rules_where_none_is_given(state) if state.config.get("preset") == config.preset else unsaid
+    given = {name: value for name in ("preset", "learning_rate") if (value := getattr(config, name)) is not None}
+    rules = _rules_where_none_is_given(state, given)
     return replace(config, **{name: rule for name, rule in rules.items() if getattr(config, name) is None})
 
 
@@ -202,14 +202,22 @@ def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings.get(name, rule) for name, rule in _OLDER_RULES.items()}
 
 
-def _rules_where_none_is_given(state: RunState) -> dict[str, Any]:
+def _rules_where_none_is_given(state: RunState, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a run takes from elsewhere, as they were when it began: the presets that ship with the project may have changed since.
 
-    A preset in a file is its owner's to change, so it is read again, and a difference is refused.
+    A preset in a file is its owner's to change, so it is read again, and a difference is refused; so is that of another preset, of other modules,
+    or of a rate in place of a strength.
+
+    Args:
+        state: The run's.
+        given: Options that are given anew.
     """
-    ships = state.config.get("preset") is None or not is_preset_file(str(state.config["preset"]))
-    resolved = {name: state.settings[name] for name in ("learning_rate", *MethodOptions.names()) if name in state.settings} if ships else {}
-    return {name: rule for name, rule in {**rules_of(state.settings), **resolved}.items() if rule is not None}
+    preset, settings = state.config.get("preset"), state.settings
+    unsaid = {name: rule for name, rule in _OLDER_RULES.items() if name not in settings}
+    if given.get("preset", preset) != preset or (preset is not None and is_preset_file(str(preset))):
+        return unsaid
+    names = [name for name in ("learning_rate", *MethodOptions.names()) if not (name == "strength" and "learning_rate" in given)]
+    return {**unsaid, **{name: settings[name] for name in names if settings.get(name) is not None}}
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:

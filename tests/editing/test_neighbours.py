@@ -1,9 +1,12 @@
 """Neighbours: the prompt about other subjects, in every framing, and held where its answer would begin."""
 
+import copy
+
 import pytest
 import torch
 
 from editing import EditRequest, InputError
+from editing.messages import Message
 from editing.model.joining import Joiner
 from editing.neighbours import neighbours_of, read_others
 from editing.turn import Turn, tokenize
@@ -36,8 +39,24 @@ def test_an_edit_has_the_same_ones_in_every_turn(joiner: Joiner) -> None:
     assert [found for several in alone for found in several] == _texts(joiner, requests(5), 2)
 
 
-def test_edits_without_a_subject_in_their_prompt_have_none(joiner: Joiner) -> None:
-    assert _texts(joiner, [EditRequest("Perl is", "old"), EditRequest("Ruby is", "red", subject="Java")], 2) == [[], []]
+def test_edits_whose_subject_is_not_found_have_none(joiner: Joiner) -> None:
+    assert _texts(joiner, [EditRequest("it is perl that is", "old"), EditRequest("it is", "red", subject="Java")], 2) == [[], []]
+
+
+def test_a_subject_that_is_not_given_is_found_in_the_prompt(joiner: Joiner) -> None:
+    told, found = (_texts(joiner, [EditRequest("The capital of Kiribati is", "Oslo", subject=subject)], 3) for subject in ("Kiribati", None))
+    assert told == found
+    assert len(told[0]) == 3
+
+
+def test_a_prompt_that_names_its_subject_twice_has_none(joiner: Joiner) -> None:
+    assert _texts(joiner, [EditRequest("Kiribati: the capital of Kiribati is", "Oslo", subject="Kiribati")], 2) == [[]]
+
+
+@pytest.mark.parametrize("subject", ["BBC", "Einstein", "Harvard", "Pelé", "simpsons"])
+def test_no_neighbour_is_about_the_subject_by_another_name(joiner: Joiner, subject: str) -> None:
+    (found,) = _texts(joiner, [EditRequest(f"People speak of {subject} as", "old", subject=subject)], len(read_others()))
+    assert len(found) == len(read_others()) - 1
 
 
 def test_prompts_that_the_turn_edits_are_left_out(joiner: Joiner) -> None:
@@ -77,8 +96,31 @@ def _next_token(one: object, ids: tuple[int, ...]) -> torch.Tensor:
         return one.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
 
 
-def test_there_must_be_a_ridge_that_preserves_and_as_many_subjects() -> None:
-    with pytest.raises(InputError, match="preserve_neighbours: needs a ridge that preserves, found preserve: off"):
-        editor(preserve_neighbours=2)
+def test_without_a_ridge_that_preserves_nothing_is_held() -> None:
+    plain, other = editor(), editor(preserve_neighbours=3)
+    for one in (plain, other):
+        one.apply(requests())
+    assert plain.digests() == other.digests()
+
+
+def test_there_are_only_so_many_other_subjects() -> None:
     with pytest.raises(InputError, match=f"preserve_neighbours: expected at most {len(read_others())}, found 1000"):
         editor(preserve_neighbours=1000, **PRESERVING)
+
+
+def test_a_chat_has_neighbours_in_its_last_message(joiner: Joiner) -> None:
+    asked = (Message("user", "The capital of Kiribati is"),)
+    joiner = _chatting(joiner)
+    request = EditRequest("The capital of Kiribati is", "Oslo", subject="Kiribati", messages=asked)
+    turn = Turn.of([tokenize(joiner, request, max_tokens=None)])
+    ((found,),) = neighbours_of(turn, joiner, 1, None)
+    text = joiner.tokenizer.decode(found.input_ids)
+    assert text.startswith("<user>The capital of ")
+    assert text.endswith(" is<assistant>")
+    assert "Kiribati" not in text
+
+
+def _chatting(joiner: Joiner) -> Joiner:
+    tokenizer = copy.deepcopy(joiner.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    return Joiner(tokenizer)

@@ -38,6 +38,33 @@ def test_one_that_ships_may_have_changed(
     assert before["passes"] == 3
 
 
+@pytest.mark.parametrize(
+    ("appended", "says"),
+    [(["--learning-rate", "1e-3"], "learning_rate was None"), (["--passes", "2"], "passes was 3"), (["--strength", "0.05"], "strength was 0.1")],
+)
+@pytest.mark.parametrize("where", ["by its folder", "as output"])
+def test_what_is_given_anew_is_not_overruled(appended: list[str], says: str, where: str, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
+    assert ultraedit(*_edit(tmp_path, FACTS[:1])).code == 0
+    command = _edit(tmp_path, FACTS, "--resume", "auto", *appended)
+    if where == "by its folder":
+        command = ["edit", "--resume", tmp_path / "out", "--edits", tmp_path / "2.jsonl", *appended]
+    outcome = ultraedit(*command)
+    assert outcome.code == 1
+    assert says in outcome.errors[0]
+
+
+@pytest.mark.parametrize("where", ["by its folder", "as output"])
+def test_another_preset_is_refused(where: str, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
+    assert ultraedit(*_edit(tmp_path, FACTS[:1])).code == 0
+    modules = json.loads((tmp_path / "out" / "run.json").read_text())["model"]["modules"]
+    other = tmp_path / "own.yaml"
+    other.write_text(yaml.safe_dump({"format_version": 1, "source": "own", "modules": modules, "learning_rate": 1e-3}))
+    command = _edit(tmp_path, FACTS, "--resume", "auto", "--preset", other)
+    if where == "by its folder":
+        command = ["edit", "--resume", tmp_path / "out", "--edits", tmp_path / "2.jsonl", "--preset", other]
+    assert ultraedit(*command).code == 1
+
+
 def test_a_preset_in_a_file_is_its_owners_to_change(tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
     preset = tmp_path / "own.yaml"
     values = {"format_version": 1, "source": "own", "modules": ["layers.1.mlp.down_proj"], "learning_rate": 1e-3}
