@@ -158,7 +158,8 @@ def _head_gradients(decoder: Decoder, finals: list[Tensor], batches: list[Batch]
         numbers = ids[chunk]
         leaf = chosen[chunk].requires_grad_()
         logits = decoder.logits(leaf)
-        found = _cross_entropy(logits.detach().float(), labels[chunk], weights[numbers], margin)
+        table = logits.detach().to(torch.float32, copy=type(decoder.head) is not nn.Linear)  # a sharded head's output must stay as it is
+        found = _cross_entropy(table, labels[chunk], weights[numbers], margin)
         rows.losses[numbers], rows.correct[numbers], rows.pending[numbers], at_logits = found
         (at_rows[chunk],) = torch.autograd.grad(logits, leaf, at_logits.to(logits.dtype))
     gradients = [torch.zeros_like(final) for final in finals]
