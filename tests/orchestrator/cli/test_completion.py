@@ -45,7 +45,8 @@ def test_bash_completes_a_command(path: str) -> None:
 
 
 def test_bash_completes_an_option(path: str) -> None:
-    assert completed(path, "ultraedit", "edit", "--preserve-") == ["--preserve-weight", "--preserve-rank", "--preserve-text", "--preserve-framed"]
+    options = ["--preserve-weight", "--preserve-rank", "--preserve-text", "--preserve-framed", "--preserve-neighbours"]
+    assert completed(path, "ultraedit", "edit", "--preserve-") == options
 
 
 def test_bash_completes_the_value_of_an_option(path: str) -> None:
