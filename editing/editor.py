@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.atomic import restored_unless, uninterrupted
-from editing.config import EditorConfig
+from editing.config import EditorConfig, PrefixDType
 from editing.edited_weights import EditedWeights
 from editing.errors import InputError, ModelError, TurnRefused
 from editing.files import pretrained
@@ -239,11 +239,16 @@ class Editor:
         ranges = consecutive(len(sequences) for sequences in own)
         return [PreparedTurn(turn, prefixed.select(r), seconds, of_turn) for turn, r, of_turn in zip(turns, ranges, shares, strict=True)]
 
-    def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None) -> Prefixed:
-        """Run the layers below the lowest edited one, to make edits; ``apart`` as for :func:`editing.model.tokenization.batches`."""
-        return run_prefix(
-            self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart, dtype=self.config.prefix_dtype
-        )
+    def run_prefix(self, sequences: Sequence[AnswerSequence], *, apart: Sequence[int] | None = None, dtype: PrefixDType | None = None) -> Prefixed:
+        """Run the layers below the lowest edited one: as edits are made, or for a measurement in the model's own precision, ``same``.
+
+        Args:
+            sequences: The sequences.
+            apart: As for :func:`editing.model.tokenization.batches`.
+            dtype: Precision of the products; by default the configured one.
+        """
+        dtype = dtype or self.config.prefix_dtype
+        return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart, dtype=dtype)
 
     def prepare_reference_text(self) -> dict[str, PreservingRidge]:
         """Run the unedited model over the reference text, once, and keep what the preserving ridges need of it.

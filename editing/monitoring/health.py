@@ -9,7 +9,7 @@ from importlib import resources
 
 from editing.editor import Editor
 from editing.model.joining import Joiner
-from editing.model.prefix import perplexity, predict, run_prefix
+from editing.model.prefix import perplexity, predict
 from editing.model.tokenization import AnswerSequence, encode
 from editing.monitoring.watch import Watch
 from editing.turn import PreparedTurn
@@ -67,7 +67,7 @@ class Health:
     def __init__(self, editor: Editor, watch: Watch, *, turn_sample: int = 20) -> None:
         self._editor, self._watch, self._turn_sample = editor, watch, turn_sample
         sequences = [*_read_probes(editor), fixed_text(editor.joiner, editor.decoder.max_tokens)]
-        fixed = run_prefix(editor.decoder, sequences, stop=editor.start, batch_tokens=editor.config.batch_tokens)
+        fixed = editor.run_prefix(sequences, dtype="same")
         last = len(fixed.sequences) - 1
         self._probes, self._text = fixed.select(range(last)), fixed.select([last])
         with editor.unedited():

@@ -11,7 +11,7 @@ from editing.config import HELD_OUT
 from editing.editor import Editor
 from editing.model.decoder import Decoder
 from editing.model.joining import Joiner
-from editing.model.prefix import Prefixed, perplexity, run_prefix
+from editing.model.prefix import Prefixed, perplexity
 from editing.model.tokenization import AnswerSequence
 from editing.reference_text import passages_in, read_text
 
@@ -47,8 +47,7 @@ def perplexities(editor: Editor, passages: Sequence[str], known: float | None = 
         passages: The passages.
         known: That of the unedited model, where it is known.
     """
-    sequences = tokenized(editor.joiner, passages, editor.decoder.max_tokens)
-    prefixed = run_prefix(editor.decoder, sequences, stop=editor.start, batch_tokens=editor.config.batch_tokens)
+    prefixed = editor.run_prefix(tokenized(editor.joiner, passages, editor.decoder.max_tokens), dtype="same")
 
     def measure() -> float:
         return perplexity(editor.decoder, prefixed, start=editor.start, batch_tokens=editor.config.batch_tokens)

@@ -19,6 +19,7 @@ import torch
 
 from editing.model.tokenization import AnswerSequence
 from editing.turn import TokenizedEdit
+from orchestrator.run.timing import timed
 from tests.benchmarks.baseline import GROUP_SIZE, make_batch
 from tests.benchmarks.workload import Workload, make_baseline
 
@@ -51,22 +52,12 @@ def run_here(workload: Workload, folder: Path) -> Job:
     """``ultraedit edit`` in a process of its own, which knows no earlier answers; its start is part of the whole."""
     count = str(workload.num_turns * workload.edits_per_turn)
     files = ["--model", workload.model, "--edits", str(workload.edits), "--limit", count, "--output", str(folder / "run")]
-    method = [
-        "--preset",
-        workload.preset,
-        "--framings",
-        "raw",
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-        "--edits-per-turn",
-        str(workload.edits_per_turn),
-    ]
+    method = ["--preset", workload.preset, "--framings", "raw", "--edits-per-turn", str(workload.edits_per_turn)]
+    precision = ["--dtype", "float32", "--device", "cpu"]
     without = ["--generate", "0", "--perplexity-text", "none", "--tracking-uri", "none"]
     own_cache = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     began = time.perf_counter()
-    command = [sys.executable, "-m", "orchestrator", "edit", *files, *method, *without]
+    command = [sys.executable, "-m", "orchestrator", "edit", *files, *method, *precision, *without]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own_cache)
     total = time.perf_counter() - began
     found = json.loads((folder / "run" / "metrics.json").read_text())
@@ -79,25 +70,19 @@ def run_plainly(workload: Workload, folder: Path) -> Job:
     like = workload.load_editor()
     turns = workload.turns(like)
     edits = [edit for turn in turns for edit in turn.in_request_order]
-    seconds: dict[str, float] = {}
-    began = at = time.perf_counter()
-
-    def lap(phase: str) -> None:
-        nonlocal at
-        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - at
-        at = time.perf_counter()
-
-    baseline = make_baseline(like, workload.load_model(), folder)
-    lap("load")
-    before = _answers(baseline.model, edits)
-    lap("evaluate")
-    for turn in turns:
-        baseline.apply_turn(turn.sequences)
-    lap("edit")
-    after = _answers(baseline.model, edits)
-    lap("evaluate")
-    baseline.model.save_pretrained(folder / "plain")
-    lap("save")
+    seconds = dict.fromkeys(PHASES, 0.0)
+    began = time.perf_counter()
+    with timed(seconds, "load"):
+        baseline = make_baseline(like, workload.load_model(), folder)
+    with timed(seconds, "evaluate"):
+        before = _answers(baseline.model, edits)
+    with timed(seconds, "edit"):
+        for turn in turns:
+            baseline.apply_turn(turn.sequences)
+    with timed(seconds, "evaluate"):
+        after = _answers(baseline.model, edits)
+    with timed(seconds, "save"):
+        baseline.model.save_pretrained(folder / "plain")
     rights = {kind: [_share_right(edit, kind, answers[kind]) for edit, answers in zip(edits, after, strict=True)] for kind in KINDS[:2]}
     kept = [float(now["locality"] == then["locality"]) for now, then in zip(after, before, strict=True)]
     metrics = dict(zip(METRICS, (*map(fmean, rights.values()), fmean(kept)), strict=True))

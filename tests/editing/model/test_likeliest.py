@@ -11,13 +11,17 @@ from editing.model.decoder import Decoder
 from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 
+def _forty_rows(model: TinyModel, folder: Path) -> tuple[Decoder, torch.Tensor]:
+    model.write(folder)
+    decoder = Decoder(pretrained.load(folder, device=torch.device("cpu"))[0])
+    return decoder, torch.randn(40, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("block", [1, 10, 96, 97, 4096])
 @pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda m: m.name)
 def test_blocks_of_words_give_the_token_of_all_logits(model: TinyModel, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.write(tmp_path)
-    decoder = Decoder(pretrained.load(tmp_path, device=torch.device("cpu"))[0])
+    decoder, rows = _forty_rows(model, tmp_path)
     monkeypatch.setattr(decoding, "HEAD_BLOCK", block)
-    rows = torch.randn(40, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
     expected = decoder.logits(rows).argmax(-1)
     assert torch.equal(decoder.likeliest(rows), expected)
     assert len(expected.unique()) > 3
@@ -26,10 +30,8 @@ def test_blocks_of_words_give_the_token_of_all_logits(model: TinyModel, block: i
 @pytest.mark.parametrize("block", [1, 10, 97, 4096])
 @pytest.mark.parametrize("model", [*TINY, GPT2], ids=lambda m: m.name)
 def test_blocks_of_words_give_the_losses_of_all_logits(model: TinyModel, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.write(tmp_path)
-    decoder = Decoder(pretrained.load(tmp_path, device=torch.device("cpu"))[0])
+    decoder, rows = _forty_rows(model, tmp_path)
     monkeypatch.setattr(decoding, "HEAD_BLOCK", block)
-    rows = torch.randn(40, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = decoder.logits(rows)
         labels = torch.where(torch.arange(40) % 2 == 0, logits.argmax(-1), torch.arange(40) % logits.shape[1])
