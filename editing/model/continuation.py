@@ -7,51 +7,21 @@ A search that changes a hidden state at one token runs its tail again and again:
 template or another sentence before it.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from editing.errors import ran_out_of_memory
 from editing.model.decoder import Decoder
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
+from editing.model.past import Kept, KeysAndValues, Past
 from editing.model.prefix import Prefixed, run_prefix
 from editing.model.tokenization import AnswerSequence, Batch
-
-KeysAndValues = tuple[Tensor, Tensor]
-"""Of one layer and sequence, ``(heads, p, d_head)`` each; this worker's heads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What attention keeps of the tokens before those of a batch, with pads at the left.
-
-    Attributes:
-        layers: Keys and values ``(B, heads, P, d_head)`` of each layer from ``start`` on.
-        lengths: ``(B,)`` tokens that are no pads.
-        start: The first layer that has any.
-    """
-
-    layers: list[KeysAndValues]
-    lengths: Tensor
-    start: int
-
-    def arguments(self, body: Any, width: int) -> dict[str, Any]:
-        """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it."""
-        keys, _ = self.layers[0]
-        below = keys[..., :1].expand_as(keys)  # in layers that do not run; masks are made for the length that the first one has
-        cache = Cache(layers=[_Kept.of(*layer) for layer in [(below, below)] * self.start + self.layers])
-        padded, new = keys.shape[2], torch.arange(width, device=keys.device)
-        seen = torch.arange(padded + width, device=keys.device) >= padded - self.lengths.unsqueeze(1)
-        given = {"past_key_values": cache, "attention_mask": seen.long(), "position_ids": self.lengths.unsqueeze(1) + new}
-        accepted = inspect.signature(body.forward).parameters
-        return {name: value for name, value in given.items() if name in accepted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +85,6 @@ class Continued:
         return Past(layers, self._lengths(indices), self.start)
 
 
-class _Kept(DynamicLayer):
-    """A layer of a cache that begins without a copy to an accelerator."""
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
-        self.is_initialized = True
-
-    @classmethod
-    def of(cls, keys: Tensor, values: Tensor) -> "_Kept":
-        """One that has seen tokens."""
-        layer = cls()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        return layer
-
-
 @torch.no_grad()
 def can_continue(decoder: Decoder, start: int) -> bool:
     """Whether a family's tails, with the keys and values of what precedes them, give what whole sequences give; tried on a short input.
@@ -153,9 +106,7 @@ def can_continue(decoder: Decoder, start: int) -> bool:
         if ran_out_of_memory(error):
             raise
         return False
-    apart = torch.stack([a.float() - b.float() for a, b in zip(expected, found, strict=True)]).norm()
-    rounding = 1e-4 if decoder.head_dtype == torch.float32 else 3e-2
-    return bool(apart <= rounding * torch.stack(expected).float().norm())  # no number is no match
+    return decoder.is_close(found, expected)
 
 
 def _finals(decoder: Decoder, prefixed: "Prefixed | Continued", start: int) -> list[Tensor]:
@@ -185,7 +136,7 @@ def _run_heads(decoder: Decoder, heads: Prefixed, start: int, batch_tokens: int)
     """Keys and values of all tokens of sequences, in the layers of the suffix."""
     found: dict[int, list[KeysAndValues]] = {}
     for batch, hidden in heads.batches(batch_tokens=batch_tokens, device=decoder.device):
-        cache = Cache(layer_class_to_replicate=_Kept)
+        cache = Cache(layer_class_to_replicate=Kept)
         with full_speed(decoder.device, decoder.model):
             decoder.span(batch.input_ids, hidden, start, decoder.num_layers, {"past_key_values": cache})
         for b, i in enumerate(batch.indices):

@@ -8,7 +8,7 @@ layers are left to the model. A layer that is not to run keeps its index, since 
 input. The last layer below the suffix returns the cached hidden states instead.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -44,6 +44,9 @@ class Decoder:
         model: A Hugging Face causal language model.
         residency: When the weights of which layers are in memory; by default all of them, always.
 
+    Attributes:
+        shares: Of some layers, whether they run what follows a beginning without it (:mod:`editing.model.prefix` finds out).
+
     Raises:
         ModelError: No decoder layers or no head were found in the model.
     """
@@ -57,6 +60,7 @@ class Decoder:
         self.table: Any = model.get_input_embeddings()
         self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
         self._returns_tuple = False
+        self.shares: dict[range, bool] = {}
 
     @property
     def is_tied(self) -> bool:
@@ -114,7 +118,11 @@ class Decoder:
 
     def suffix(self, input_ids: Tensor, hidden: Tensor | None, start: int, past: "Precedes | None" = None) -> Tensor:
         """Final, normalized hidden states ``(B, T, d)``, given those that layer ``start`` receives, and what precedes them."""
-        return self.span(input_ids, hidden, start, self.num_layers, past.arguments(self.body, input_ids.shape[1]) if past else {})
+        return self.span(input_ids, hidden, start, self.num_layers, self.after(past, input_ids.shape[1]))
+
+    def after(self, past: "Precedes | None", width: int) -> Mapping[str, Any]:
+        """Arguments of :meth:`span` for ``width`` tokens after others."""
+        return past.arguments(self.body, width) if past else NO_PAST
 
     def span(self, input_ids: Tensor, hidden: Tensor | None, first: int, stop: int, attention: Mapping[str, Any] = NO_PAST) -> Tensor:
         """Run layers ``first .. stop - 1`` only.
@@ -239,6 +247,12 @@ class Decoder:
             expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
             hidden = self.prefix(input_ids, middle := max(1, present.stop // 2))
             return self.logits(self.suffix(input_ids, hidden, middle)[0]).float(), expected
+
+    def is_close(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+        """Whether hidden states that were computed in another way are those expected, up to rounding."""
+        apart = torch.cat([(a.float() - b.float()).flatten() for a, b in zip(found, expected, strict=True)]).norm()
+        rounding = 1e-4 if self.head_dtype == torch.float32 else 3e-2
+        return bool(apart <= rounding * torch.cat([b.float().flatten() for b in expected]).norm())  # no number is no match
 
     def _tolerance(self, expected: Tensor) -> float:
         """What rounding may make of logits. On most machines both ways give the same bits; a part that is left out may change little, too."""

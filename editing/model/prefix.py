@@ -6,7 +6,7 @@ together, and an evaluation can use it for both the edited and the unedited mode
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from editing.config import PrefixDType
-from editing.model.decoder import Decoder
+from editing.errors import ran_out_of_memory
+from editing.model.beginnings import After, Beginning, Part, shared, whole
+from editing.model.decoder import Decoder, Precedes
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
 from editing.model.tokenization import AnswerSequence, Batch, batches
@@ -102,7 +104,7 @@ def run_segment(
     """Run one segment, whose weights are in memory, over batches, without a graph; each of them within ``around`` of it."""
     for batch, hidden in inputs:
         with full_speed(decoder.device, decoder.model), around(batch) if around else nullcontext():
-            output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
+            output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop, decoder.after(batch.past, batch.input_ids.shape[1]))
         yield batch, output
 
 
@@ -115,7 +117,7 @@ def run_prefix(
     apart: Sequence[int] | None = None,
     dtype: PrefixDType = "same",
 ) -> Prefixed:
-    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length.
+    """Run layers ``0 .. stop - 1`` over sequences, in batches of similar length. Long beginnings that many of them share run once.
 
     Args:
         decoder: The model.
@@ -127,13 +129,82 @@ def run_prefix(
     """
     if stop == 0:
         return Prefixed(sequences, None)
+    parts = parts_of(decoder, sequences, 0, stop, apart=apart)
     hidden = decoder.residency.hidden_store()
-    inputs = ((batch, None) for batch in batches(sequences, batch_tokens=batch_tokens, device=decoder.device, apart=apart))
     with torch.autocast(decoder.device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
-        for batch, output in run_layers(decoder, inputs, 0, stop):
-            for b, i in enumerate(batch.indices):
-                hidden.put(i, output[b, : len(sequences[i].input_ids)])
+        for i, states in _run_parts(decoder, Prefixed(sequences, None), parts, 0, stop, batch_tokens):
+            hidden.put(i, states)
     return Prefixed(sequences, hidden)
+
+
+def parts_of(decoder: Decoder, sequences: Sequence[AnswerSequence], first: int, stop: int, *, apart: Sequence[int] | None = None) -> list[Part]:
+    """Sequences in parts by what they begin with, where layers ``first .. stop - 1`` can run a beginning once for all; else by ``apart`` alone."""
+    parts = shared(sequences, apart)
+    return parts if not any(part.beginning for part in parts) or _can_share(decoder, first, stop) else whole(sequences, apart)
+
+
+def batches_of(prefixed: Prefixed, parts: Sequence[Part], *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
+    """As :meth:`Prefixed.batches`, by parts: first the beginnings, which have no rows, then of each sequence what follows its own."""
+    tails, hidden, of_tail = list(prefixed.sequences), prefixed.hidden, dict[int, Part]()
+    for part in parts:
+        if not part.beginning:
+            continue
+        states = None if hidden is None else hidden.get(part.members[0])[: part.length].to(device, non_blocking=True).unsqueeze(0)
+        for batch in batches([part.beginning.sequence], device=device):
+            yield replace(batch, indices=(), rows=batch.rows[:0], row_ids=batch.row_ids[:0], past=part.beginning), states
+        for i in part.members:
+            tails[i], of_tail[i] = replace(tails[i], input_ids=tails[i].input_ids[part.length :], subject=None), part
+    for batch in batches(tails, batch_tokens=batch_tokens, device=device, parts=[part.members for part in parts]):
+        own = of_tail.get(batch.indices[0])
+        past = After(own.beginning, len(batch.indices)) if own and own.beginning else None
+        skipped = own.length if own else 0
+        rest = (
+            None if hidden is None else pad_sequence([hidden.get(i)[skipped:] for i in batch.indices], batch_first=True).to(device, non_blocking=True)
+        )
+        yield replace(batch, past=past), rest
+
+
+def _run_parts(decoder: Decoder, prefixed: Prefixed, parts: Sequence[Part], first: int, stop: int, batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
+    """Each sequence's number with its hidden states ``(len, d)`` after layers ``first .. stop - 1``."""
+    states: dict[Precedes | None, list[Tensor]] = {None: []}
+    inputs = batches_of(prefixed, parts, batch_tokens=batch_tokens, device=decoder.device)
+    for batch, output in run_layers(decoder, inputs, first, stop):
+        if isinstance(batch.past, Beginning):
+            states[batch.past] = [output[0]]
+        for b, i in enumerate(batch.indices):
+            before = states[batch.past.beginning if isinstance(batch.past, After) else None]
+            yield i, torch.cat([*before, output[b]])[: len(prefixed.sequences[i].input_ids)]
+
+
+def _can_share(decoder: Decoder, first: int, stop: int) -> bool:
+    """Whether a family's layers make of a sequence's rest, after its beginning, what they make of it in the whole sequence; tried once.
+
+    Layers with states of another kind (Mamba) do not.
+    """
+    layers = range(first, stop)
+    if layers not in decoder.shares:
+        try:
+            decoder.shares[layers] = _shares(decoder, layers)
+        except Exception as error:  # whatever a family's own forward raises when it is given keys and values
+            if ran_out_of_memory(error):
+                raise
+            decoder.shares[layers] = False
+    return decoder.shares[layers]
+
+
+@torch.no_grad()
+def _shares(decoder: Decoder, layers: range) -> bool:
+    """Whether two short sequences come out of layers as they do without their common beginning."""
+    tokens = tuple(token % decoder.config.vocab_size for token in range(1, 8))
+    tried = [AnswerSequence(tokens, (0,)), AnswerSequence((*tokens[:5], *tokens[:2]), (0,))]
+    hidden = None
+    if layers.start:
+        hidden, width = HiddenStore(), decoder.config.hidden_size
+        for i in range(len(tried)):
+            hidden.put(i, torch.arange(len(tokens) * width, device=decoder.device).view(-1, width).cos().to(decoder.head_dtype))
+    ways = whole(tried), shared(tried, shortest=4, fewest=2)
+    expected, found = (dict(_run_parts(decoder, Prefixed(tried, hidden), parts, layers.start, layers.stop, 64)) for parts in ways)
+    return decoder.is_close([found[i] for i in expected], list(expected.values()))
 
 
 @torch.no_grad()
@@ -141,7 +212,9 @@ def predict(decoder: Decoder, prefixed: Prefixed, *, start: int, batch_tokens: i
     """The model's likeliest token at every row, sequence by sequence, teacher-forced."""
     indices: list[int] = []
     rows: list[Tensor] = []
-    for batch, final in run_layers(decoder, prefixed.batches(batch_tokens=batch_tokens, device=decoder.device), start, decoder.num_layers):
+    parts = parts_of(decoder, prefixed.sequences, start, decoder.num_layers)
+    inputs = batches_of(prefixed, parts, batch_tokens=batch_tokens, device=decoder.device)
+    for batch, final in run_layers(decoder, inputs, start, decoder.num_layers):
         indices += batch.indices
         rows.append(final.flatten(0, 1)[batch.rows])
     if not rows:

@@ -14,11 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from editing.model.beginnings import whole
 from editing.model.capture import at_positions
 from editing.model.decoder import Decoder
 from editing.model.matmul import full_speed
-from editing.model.prefix import LayerInputs, Prefixed, StoredBatches
-from editing.model.tokenization import AnswerSequence, Batch
+from editing.model.prefix import LayerInputs, Prefixed, StoredBatches, batches_of, parts_of
+from editing.model.tokenization import Batch
 from editing.sharding.shards import shard_of
 
 PORTION_TOKENS = 2048
@@ -43,27 +44,30 @@ def token_keys(
         Per portion of the sequences, each module with the keys ``(t, d_in)`` float32 of these tokens in their order, or a shard's
         slice of them.
     """
-    for portion in map(prefixed.select, _portions(prefixed.sequences)):
-        inputs = portion.batches(batch_tokens=batch_tokens, device=decoder.device)
-        num_tokens = sum(len(s.answer_ids if of_rows else s.input_ids) for s in portion.sequences)
-        yield from _portion_keys(decoder, modules, inputs, start=start, num_tokens=num_tokens, of_rows=of_rows)
+    stop = 1 + max(decoder.layer_of(name) for name in modules)
+    lengths = [len(s.answer_ids if of_rows else s.input_ids) for s in prefixed.sequences]
+    for chosen in _portions(lengths):
+        portion = prefixed.select(chosen)
+        parts = parts_of(decoder, portion.sequences, start, stop) if of_rows else whole(portion.sequences)
+        inputs = batches_of(portion, parts, batch_tokens=batch_tokens, device=decoder.device)
+        num_tokens = sum(lengths[i] for i in chosen)
+        yield from _portion_keys(decoder, modules, inputs, start=start, stop=stop, num_tokens=num_tokens, of_rows=of_rows)
 
 
-def _portions(sequences: Sequence[AnswerSequence]) -> Iterator[range]:
-    """Consecutive sequences of at most :data:`PORTION_TOKENS` tokens, or a longer one by itself."""
+def _portions(lengths: Sequence[int]) -> Iterator[range]:
+    """Consecutive sequences of at most :data:`PORTION_TOKENS` tokens that are looked at, or a longer one by itself."""
     begin, used = 0, 0
-    for i, sequence in enumerate(sequences):
-        if i > begin and used + len(sequence.input_ids) > PORTION_TOKENS:
+    for i, length in enumerate(lengths):
+        if i > begin and used + length > PORTION_TOKENS:
             yield range(begin, i)
             begin, used = i, 0
-        used += len(sequence.input_ids)
-    yield range(begin, len(sequences))
+        used += length
+    yield range(begin, len(lengths))
 
 
 def _portion_keys(
-    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: LayerInputs, *, start: int, num_tokens: int, of_rows: bool
+    decoder: Decoder, modules: Mapping[str, nn.Linear], inputs: LayerInputs, *, start: int, stop: int, num_tokens: int, of_rows: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    stop = 1 + max(decoder.layer_of(name) for name in modules)
     with closing(decoder.residency.segments(start, stop)) as segments:
         for segment in segments:
             own = {name: module for name, module in modules.items() if decoder.layer_of(name) in segment}
@@ -85,7 +89,7 @@ def _run_and_record(
         handles = [module.register_forward_pre_hook(partial(_record, keys[name], *places)) for name, module in modules.items()]
         try:
             with full_speed(decoder.device, decoder.model):
-                output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop)
+                output = decoder.span(batch.input_ids, hidden, layers.start, layers.stop, decoder.after(batch.past, batch.input_ids.shape[1]))
         finally:
             for handle in handles:
                 handle.remove()

@@ -19,7 +19,6 @@ from editing.messages import Asked
 from editing.method.rows import SITES, Site
 from editing.model.decoder import Precedes
 from editing.model.joining import Joined, Joiner
-from editing.ranges import consecutive
 
 _MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""
@@ -151,7 +150,7 @@ def batches(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     device: torch.device | str = "cpu",
-    apart: Sequence[int] | None = None,
+    parts: Iterable[Iterable[int]] | None = None,
 ) -> Iterator[Batch]:
     """Cut sequences into right-padded batches of similar length.
 
@@ -161,17 +160,17 @@ def batches(
         sequences: The sequences.
         batch_tokens: Padded tokens in one batch.
         device: Where the batches go.
-        apart: Lengths of consecutive parts of the sequences that share no batch. The last bits of a matrix product's row depend
-            on how many rows there are, so what a part gives does not depend on the others.
+        parts: Which sequences are of a part, for parts that share no batch; by default all are of one. The last bits of a matrix
+            product's row depend on how many rows there are, so what a part gives does not depend on the others.
     """
     offsets = tuple(row_offsets(sequences, site) for site in SITES)
     starts, lengths = token_offsets(sequences), [len(s.input_ids) for s in sequences]
-    for part in consecutive(apart or [len(sequences)]):
+    for part in parts if parts is not None else [range(len(sequences))]:
         for indices in _plan(part, lengths, batch_tokens):
             yield _collate(sequences, indices, offsets, starts, device)
 
 
-def _plan(part: range, lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
+def _plan(part: Iterable[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
     order = sorted(part, key=lambda i: -lengths[i])
     bucket: list[int] = []
     used = 0

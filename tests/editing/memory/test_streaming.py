@@ -279,3 +279,12 @@ def test_modules_edited_at_the_subject_stream(layers: int, tmp_path: Path) -> No
     model = next(m for m in TINY if m.name == "llama")
     model.write(tmp_path)
     check_same_bits(tmp_path, model.modules, layers, options={"passes": 2, "subject_modules": ("model.layers.{0,1}.mlp.up_proj",)})
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_what_chats_begin_with_streams_too(layers: int, llama: Path) -> None:
+    template = "Somebody asks, and an assistant that has read all books answers in one word what it is asked. It is asked this: {prompt}"
+    framed = {"framings": ("raw", template), "batch_tokens": 256}
+    editor = edited(*pretrained.load(llama, device=CPU), LLAMA.modules, **framed)
+    assert editor.decoder.shares[range(editor.start)]
+    check_same_bits(llama, LLAMA.modules, layers, options=framed)

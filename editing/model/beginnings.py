@@ -1,0 +1,125 @@
+"""Beginnings that many sequences share, as chats in one template do: layers run them once, and the rest of each sequence after them.
+
+    chats of SmolLM2    24 tokens of the template and its system message | 11 of "The capital of Samoa is" and what follows it
+                        once for all of a turn's chats                     of each
+
+Decoders are causal, so what layers make of a beginning does not depend on what follows.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from editing.model.past import Kept, Past
+from editing.model.tokenization import AnswerSequence
+from editing.ranges import consecutive
+
+SHORTEST = 16
+"""Tokens that a beginning has at least. Prompts as they are typed hardly ever share as many."""
+
+FEWEST = 4
+"""Sequences that share a beginning, at least."""
+
+
+class Beginning:
+    """A beginning while a pass over layers is made: it runs before what follows it, in each segment of layers.
+
+    Args:
+        sequence: Its tokens.
+    """
+
+    def __init__(self, sequence: AnswerSequence) -> None:
+        self.sequence = sequence
+        self._kept = Cache(layer_class_to_replicate=Kept)
+
+    def arguments(self, _body: Any, _width: int) -> dict[str, Any]:
+        """Arguments of a run of the beginning itself, whose keys and values are kept until its next run."""
+        self._kept = Cache(layer_class_to_replicate=Kept)
+        return {"past_key_values": self._kept}
+
+    def past(self, batch_size: int) -> Past:
+        """What a batch of sequences after it attends to, in the layers of its last run."""
+        layers = [(layer.keys.expand(batch_size, -1, -1, -1), layer.values.expand(batch_size, -1, -1, -1)) for layer in self._ran()]
+        lengths = torch.full((batch_size,), len(self.sequence.input_ids), device=layers[0][0].device)
+        return Past(layers, lengths, len(self._kept.layers) - len(layers))
+
+    def _ran(self) -> list[Any]:
+        return [layer for layer in self._kept.layers if layer.is_initialized]
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """What precedes a batch: a beginning, as its last run left it."""
+
+    beginning: Beginning
+    batch_size: int
+
+    def arguments(self, body: Any, width: int) -> dict[str, Any]:
+        """Further arguments of a decoder's body that runs ``width`` tokens after it."""
+        return self.beginning.past(self.batch_size).arguments(body, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sequences that share batches, and what they begin with.
+
+    Attributes:
+        members: Which sequences these are.
+        beginning: What they share, if they do.
+    """
+
+    members: Sequence[int]
+    beginning: Beginning | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that are shared."""
+        return len(self.beginning.sequence.input_ids) if self.beginning else 0
+
+
+def whole(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None) -> list[Part]:
+    """Parts that share nothing.
+
+    Args:
+        sequences: The sequences.
+        apart: Lengths of consecutive parts of the sequences; by default one.
+    """
+    return [Part(part) for part in consecutive(apart or [len(sequences)])]
+
+
+def shared(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None, *, shortest: int = SHORTEST, fewest: int = FEWEST) -> list[Part]:
+    """Parts by what sequences share before their answers.
+
+    Args:
+        sequences: The sequences.
+        apart: As for :func:`whole`; what is in two of these parts shares nothing.
+        shortest: Tokens of a beginning at least.
+        fewest: Sequences that share one at least.
+    """
+    return [part for one in whole(sequences, apart) for part in _alike(sequences, one.members, shortest, fewest)]
+
+
+def _alike(sequences: Sequence[AnswerSequence], members: Sequence[int], shortest: int, fewest: int) -> list[Part]:
+    """First those that share nothing with enough others."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i in members:
+        groups[sequences[i].input_ids[:shortest]].append(i)
+    several = [group for group in groups.values() if len(group) >= fewest]
+    lengths = [_common([sequences[i] for i in group]) for group in several]
+    found = [(group, length) for group, length in zip(several, lengths, strict=True) if length >= shortest]
+    taken = {i for group, _ in found for i in group}
+    rest = [i for i in members if i not in taken]
+    parts = [Part(group, Beginning(AnswerSequence(sequences[group[0]].input_ids[:length], (0,)))) for group, length in found]
+    return [Part(rest)] * bool(rest) + parts
+
+
+def _common(several: Sequence[AnswerSequence]) -> int:
+    """Tokens that sequences begin with alike, before the first row of each."""
+    texts = [sequence.input_ids for sequence in several]
+    first, last = min(texts), max(texts)
+    same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(same, *(sequence.first_row for sequence in several))

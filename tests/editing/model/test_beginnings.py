@@ -1,0 +1,114 @@
+"""What many sequences begin with runs once, and the hidden states are those of whole sequences; where a family cannot, whole ones run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from editing.model import prefix
+from editing.model.beginnings import shared
+from editing.model.decoder import Decoder
+from editing.model.prefix import Prefixed, predict, run_prefix
+from editing.model.token_keys import token_keys
+from editing.model.tokenization import AnswerSequence
+from tests.editing.model.test_architectures import SMALL, SUPPORTED
+from tests.editing.model.test_continuation import WITH_STATES
+
+TEMPLATE = tuple(range(3, 23))
+RESTS = [(30, 31), (32, 33, 34, 35, 36), (30, 37, 38), (39, 40, 41), (42,)]
+CHATS = [AnswerSequence((*TEMPLATE, *rest), (0,)) for rest in RESTS]
+TYPED = [AnswerSequence((*rest, 50, 51), (0,)) for rest in RESTS]
+
+
+def model(family: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
+
+
+def states(decoder: Decoder, sequences: list[AnswerSequence], **options: Any) -> list[Tensor]:
+    prefixed = run_prefix(decoder, sequences, stop=2, batch_tokens=64, **options)
+    assert prefixed.hidden is not None
+    return [prefixed.hidden.get(i) for i in range(len(sequences))]
+
+
+def whole(decoder: Decoder, sequences: list[AnswerSequence]) -> list[Tensor]:
+    return [decoder.prefix(torch.tensor([sequence.input_ids]), 2)[0] for sequence in sequences]
+
+
+def tokens_run(decoder: Decoder, sequences: list[AnswerSequence]) -> int:
+    """Tokens, pads too, that go through layer 0."""
+    counted: list[int] = []
+    handle = decoder.layers[0].register_forward_pre_hook(lambda _module, inputs: counted.append(inputs[0].shape[:2].numel()))
+    states(decoder, sequences)
+    handle.remove()
+    return sum(counted)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_hidden_states_are_those_of_whole_sequences_in_every_architecture(name: str) -> None:
+    family, _, options = SUPPORTED[name]
+    decoder = Decoder(model(family, **options))
+    for found, expected in zip(states(decoder, CHATS + TYPED), whole(decoder, CHATS + TYPED), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert decoder.shares[range(2)] or name in WITH_STATES
+
+
+def test_a_beginning_runs_once_for_all_that_share_it() -> None:
+    decoder = Decoder(model("llama", **SMALL))
+    states(decoder, CHATS)  # tries whether it can
+    rests = sum(map(len, RESTS))
+    assert len(TEMPLATE) + rests <= tokens_run(decoder, CHATS) <= len(TEMPLATE) + 2 * rests
+    assert tokens_run(decoder, CHATS[:3]) >= 3 * len(TEMPLATE)  # too few to share
+
+
+def test_a_window_of_attention_that_is_shorter_than_the_beginning_is_kept() -> None:
+    options = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    decoder = Decoder(model("gemma3_text", **options))
+    for found, expected in zip(states(decoder, CHATS), whole(decoder, CHATS), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert decoder.shares[range(2)]
+
+
+def test_what_one_part_gives_does_not_depend_on_the_others() -> None:
+    decoder = Decoder(model("llama", **SMALL))
+    longer = [AnswerSequence((*TEMPLATE, 30, *sequence.input_ids), (0,)) for sequence in CHATS]  # alone they share a token more
+    together = states(decoder, CHATS + longer, apart=[len(CHATS), len(longer)])
+    for found, expected in zip(together, states(decoder, CHATS) + states(decoder, longer), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_rows_are_never_shared() -> None:
+    alone = AnswerSequence(TEMPLATE, (0, 0))
+    (part,) = shared([*CHATS, alone])
+    assert list(part.members) == [0, 1, 2, 3, 4, 5]
+    assert part.length == len(TEMPLATE) - 2
+
+
+def test_answers_are_predicted_as_in_whole_sequences() -> None:
+    decoder = Decoder(model("llama", **SMALL))
+    asked = [AnswerSequence((*s.input_ids, 7, 8), (7, 8, 9)) for s in CHATS + TYPED]
+    for start in (0, 2):
+        prefixed = run_prefix(decoder, asked, stop=start, batch_tokens=64)
+        found = predict(decoder, prefixed, start=start, batch_tokens=64)
+        assert decoder.shares[range(start, 4)]
+        assert found == [alone for one in asked for alone in predict(decoder, Prefixed([one], None), start=0, batch_tokens=64)]
+
+
+def test_keys_of_rows_are_those_of_whole_sequences() -> None:
+    decoder = Decoder(model("llama", **SMALL))
+    modules = {name: decoder.model.get_submodule(name) for name in ("model.layers.1.mlp.up_proj", "model.layers.2.mlp.down_proj")}
+    rows = dict(token_keys(decoder, modules, run_prefix(decoder, CHATS + TYPED, stop=1, batch_tokens=64), start=1, batch_tokens=64, of_rows=True))
+    assert decoder.shares[range(1, 3)]
+    for i, sequence in enumerate(CHATS + TYPED):
+        for name, keys in token_keys(decoder, modules, Prefixed([sequence], None), start=0, batch_tokens=64):
+            torch.testing.assert_close(rows[name][i], keys[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_that_gives_something_else_runs_whole_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(model("llama", **SMALL))
+    monkeypatch.setattr(prefix.After, "arguments", lambda *_: {})  # the beginning is forgotten
+    for found, expected in zip(states(decoder, CHATS), whole(decoder, CHATS), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert decoder.shares == {range(2): False}
