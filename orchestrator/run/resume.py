@@ -205,8 +205,8 @@ def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _rules_where_none_is_given(state: RunState, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a run takes from elsewhere, as they were when it began: the presets that ship with the project may have changed since.
 
-    A preset in a file is its owner's to change, so it is read again, and a difference is refused; so is that of another preset, of other modules,
-    or of a rate in place of a strength.
+    A preset in a file is its owner's to change, so it is read again, and a difference is refused; so is that of another preset, or of a rate in
+    place of a strength.
 
     Args:
         state: The run's.
@@ -217,7 +217,8 @@ def _rules_where_none_is_given(state: RunState, given: Mapping[str, Any]) -> dic
     if given.get("preset", preset) != preset or (preset is not None and is_preset_file(str(preset))):
         return unsaid
     names = [name for name in ("learning_rate", *MethodOptions.names()) if not (name == "strength" and "learning_rate" in given)]
-    return {**unsaid, **{name: settings[name] for name in names if settings.get(name) is not None}}
+    at_answers = [name for name in settings["modules"] if name not in settings.get("subject_modules", ())]
+    return {**unsaid, "modules": at_answers, **{name: settings[name] for name in names if settings.get(name) is not None}}
 
 
 def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) -> None:

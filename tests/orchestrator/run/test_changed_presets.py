@@ -20,22 +20,26 @@ def _edit(folder: Path, edits: list[dict[str, str]], *more: object) -> list[obje
     return ["edit", "--model", MODEL, "--edits", file, "--output", folder / "out", *quiet, *more]
 
 
-def _method(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "out" / "run.json").read_text())["model"]["method"]
+def _method(folder: Path) -> tuple[object, object]:
+    model = json.loads((folder / "out" / "run.json").read_text())["model"]
+    return model["modules"], model["method"]
 
 
 @pytest.mark.parametrize("appended", [["--resume", "auto"], ["--resume", "auto", "--passes", "3"]], ids=["nothing given", "the same given"])
 def test_one_that_ships_may_have_changed(
     appended: list[str], tmp_path: Path, ultraedit: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    layers = "model.layers.{}"
+    monkeypatch.setattr(unmeasured, "modules_for", lambda _: ([f"{layers.format(2)}.self_attn.o_proj"], [f"{layers.format(0)}.mlp.down_proj"]))
     assert ultraedit(*_edit(tmp_path, FACTS[:1])).code == 0
     before = _method(tmp_path)
     monkeypatch.setitem(unmeasured.OPTIONS, "passes", 1)
     monkeypatch.setitem(unmeasured.OPTIONS, "preserve_neighbours", 7)
+    monkeypatch.setattr(unmeasured, "modules_for", lambda _: ([f"{layers.format(1)}.mlp.down_proj"], []))
     outcome = ultraedit(*_edit(tmp_path, FACTS, *appended))
     assert outcome.code == 0, outcome.errors
     assert _method(tmp_path) == before
-    assert before["passes"] == 3
+    assert before[1]["passes"] == 3
 
 
 @pytest.mark.parametrize(
