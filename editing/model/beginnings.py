@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from editing.model.past import Kept, Past
+from editing.model.past import Kept, Past, Seen
 from editing.model.tokenization import AnswerSequence
 from editing.ranges import consecutive
 
@@ -23,6 +23,10 @@ SHORTEST = 16
 
 FEWEST = 4
 """Sequences that share a beginning, at least."""
+
+_BEFORE = 4
+"""A batch's keys and values, those of the beginning for each sequence too, are of at most so many times as many tokens as a batch may have: each
+takes a fraction of what a layer makes of a token that runs."""
 
 
 class Beginning:
@@ -60,7 +64,7 @@ class After:
 
     def arguments(self, body: Any, width: int) -> dict[str, Any]:
         """Further arguments of a decoder's body that runs ``width`` tokens after it."""
-        return self.beginning.past(self.batch_size).arguments(body, width)
+        return self.beginning.past(self.batch_size).arguments(body, width, Seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,10 @@ class Part:
     def length(self) -> int:
         """Tokens that are shared."""
         return len(self.beginning.sequence.input_ids) if self.beginning else 0
+
+    def batch_tokens(self, limit: int, shortest: int) -> int:
+        """Tokens of a batch of what is left of the sequences, the shortest of which has so many, so that with the beginnings it is bounded too."""
+        return max(1, min(limit, _BEFORE * limit * shortest // (self.length + shortest)))
 
 
 def whole(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None) -> list[Part]:

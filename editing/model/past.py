@@ -26,11 +26,18 @@ class Past:
     lengths: Tensor
     start: int
 
-    def arguments(self, body: Any, width: int) -> dict[str, Any]:
-        """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it."""
+    def arguments(self, body: Any, width: int, kept: "type[Kept] | None" = None) -> dict[str, Any]:
+        """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it.
+
+        Args:
+            body: The body.
+            width: Tokens that run.
+            kept: The kind of the cache's layers.
+        """
+        kept = kept or Kept
         keys, _ = self.layers[0]
         below = keys[..., :1].expand_as(keys)  # in layers that do not run; masks are made for the length that the first one has
-        cache = Cache(layers=[Kept.of(*layer) for layer in [(below, below)] * self.start + self.layers])
+        cache = Cache(layers=[kept.of(*layer) for layer in [(below, below)] * self.start + self.layers])
         padded, new = keys.shape[2], torch.arange(width, device=keys.device)
         seen = torch.arange(padded + width, device=keys.device) >= padded - self.lengths.unsqueeze(1)
         given = {"past_key_values": cache, "attention_mask": seen.long(), "position_ids": self.lengths.unsqueeze(1) + new}
@@ -53,3 +60,11 @@ class Kept(DynamicLayer):
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         return layer
+
+
+class Seen(Kept):
+    """A layer that keeps no new tokens: where no gradient is taken, the keys and values of one layer are in memory at a time."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> KeysAndValues:
+        """All keys and values, with the new tokens'."""
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)

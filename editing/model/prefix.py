@@ -145,7 +145,7 @@ def parts_of(decoder: Decoder, sequences: Sequence[AnswerSequence], first: int, 
 
 def batches_of(prefixed: Prefixed, parts: Sequence[Part], *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
     """As :meth:`Prefixed.batches`, by parts: first the beginnings, which have no rows, then of each sequence what follows its own."""
-    tails, hidden, of_tail = list(prefixed.sequences), prefixed.hidden, dict[int, Part]()
+    tails, hidden = list(prefixed.sequences), prefixed.hidden
     for part in parts:
         if not part.beginning:
             continue
@@ -153,15 +153,13 @@ def batches_of(prefixed: Prefixed, parts: Sequence[Part], *, batch_tokens: int, 
         for batch in batches([part.beginning.sequence], device=device):
             yield replace(batch, indices=(), rows=batch.rows[:0], row_ids=batch.row_ids[:0], past=part.beginning), states
         for i in part.members:
-            tails[i], of_tail[i] = replace(tails[i], input_ids=tails[i].input_ids[part.length :], subject=None), part
-    for batch in batches(tails, batch_tokens=batch_tokens, device=device, parts=[part.members for part in parts]):
-        own = of_tail.get(batch.indices[0])
-        past = After(own.beginning, len(batch.indices)) if own and own.beginning else None
-        skipped = own.length if own else 0
-        rest = (
-            None if hidden is None else pad_sequence([hidden.get(i)[skipped:] for i in batch.indices], batch_first=True).to(device, non_blocking=True)
-        )
-        yield replace(batch, past=past), rest
+            tails[i] = replace(tails[i], input_ids=tails[i].input_ids[part.length :], subject=None)
+    for part in parts:
+        limit = part.batch_tokens(batch_tokens, min((len(tails[i].input_ids) for i in part.members), default=1))
+        for batch in batches(tails, batch_tokens=limit, device=device, parts=[part.members]):
+            past = After(part.beginning, len(batch.indices)) if part.beginning else None
+            own = None if hidden is None else [hidden.get(i)[part.length :] for i in batch.indices]
+            yield replace(batch, past=past), None if own is None else pad_sequence(own, batch_first=True).to(device, non_blocking=True)
 
 
 def _run_parts(decoder: Decoder, prefixed: Prefixed, parts: Sequence[Part], first: int, stop: int, batch_tokens: int) -> Iterator[tuple[int, Tensor]]:

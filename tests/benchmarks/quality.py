@@ -26,6 +26,7 @@ import yaml
 
 from editing.datasets import EditFile, NumberedRequest
 from editing.files import pretrained
+from editing.requests import EditRequest
 from editing.turn import TokenizedEdit, tokenize
 from tests.benchmarks.quality_cell import Setting, Sizes, UneditedTexts, measure
 from tests.benchmarks.quality_report import Row, choose, merit, plot_frontier, samples, table
@@ -77,7 +78,12 @@ def read_settings(path: Path) -> list[Setting]:
 
 def is_tuning(edit: TokenizedEdit) -> bool:
     """Whether an edit belongs to the tuning part."""
-    name = edit.request.subject or edit.request.prompt
+    return is_tuning_subject(edit.request)
+
+
+def is_tuning_subject(request: EditRequest) -> bool:
+    """Whether what a request is about belongs to the tuning part."""
+    name = request.subject or request.prompt
     return hashlib.sha256(name.encode()).digest()[0] % 5 == 0
 
 

@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from editing.model import prefix
 from editing.model.beginnings import shared
 from editing.model.decoder import Decoder
-from editing.model.prefix import Prefixed, predict, run_prefix
+from editing.model.prefix import Prefixed, batches_of, predict, run_prefix
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
 from tests.editing.model.test_architectures import SMALL, SUPPORTED
 from tests.editing.model.test_continuation import WITH_STATES
 
+CPU = torch.device("cpu")
 TEMPLATE = tuple(range(3, 23))
 RESTS = [(30, 31), (32, 33, 34, 35, 36), (30, 37, 38), (39, 40, 41), (42,)]
 CHATS = [AnswerSequence((*TEMPLATE, *rest), (0,)) for rest in RESTS]
@@ -84,6 +85,17 @@ def test_rows_are_never_shared() -> None:
     (part,) = shared([*CHATS, alone])
     assert list(part.members) == [0, 1, 2, 3, 4, 5]
     assert part.length == len(TEMPLATE) - 2
+
+
+def test_a_long_beginning_makes_smaller_batches() -> None:
+    long = [AnswerSequence((*range(100), 100 + i, 7), (0,)) for i in range(8)]
+    found = batches_of(Prefixed(long, None), shared(long), batch_tokens=64, device=CPU)
+    assert [len(batch.indices) for batch, _ in found] == [0, 2, 2, 2, 2]  # the beginning, then 102 tokens each, within 4 times 64
+
+
+def test_nothing_gives_nothing() -> None:
+    decoder = Decoder(model("llama", **SMALL))
+    assert predict(decoder, run_prefix(decoder, [], stop=2, batch_tokens=64), start=2, batch_tokens=64) == []
 
 
 def test_answers_are_predicted_as_in_whole_sequences() -> None:
