@@ -244,7 +244,7 @@ class Editor:
 
         Args:
             sequences: The sequences.
-            apart: As for :func:`editing.model.tokenization.batches`.
+            apart: As for :func:`editing.model.beginnings.whole`.
             dtype: Precision of the products; by default the configured one.
         """
         dtype = dtype or self.config.prefix_dtype

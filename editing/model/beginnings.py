@@ -24,10 +24,6 @@ SHORTEST = 16
 FEWEST = 4
 """Sequences that share a beginning, at least."""
 
-_BEFORE = 4
-"""A batch's keys and values, those of the beginning for each sequence too, are of at most so many times as many tokens as a batch may have: each
-takes a fraction of what a layer makes of a token that runs."""
-
 
 class Beginning:
     """A beginning while a pass over layers is made: it runs before what follows it, in each segment of layers.
@@ -41,7 +37,7 @@ class Beginning:
         self._kept = Cache(layer_class_to_replicate=Kept)
 
     def arguments(self, _body: Any, _width: int) -> dict[str, Any]:
-        """Arguments of a run of the beginning itself, whose keys and values are kept until its next run."""
+        """Arguments of a run of the beginning itself, which nothing precedes: its keys and values are kept until its next run."""
         self._kept = Cache(layer_class_to_replicate=Kept)
         return {"past_key_values": self._kept}
 
@@ -84,17 +80,14 @@ class Part:
         """Tokens that are shared."""
         return len(self.beginning.sequence.input_ids) if self.beginning else 0
 
-    def batch_tokens(self, limit: int, shortest: int) -> int:
-        """Tokens of a batch of what is left of the sequences, the shortest of which has so many, so that with the beginnings it is bounded too."""
-        return max(1, min(limit, _BEFORE * limit * shortest // (self.length + shortest)))
-
 
 def whole(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None) -> list[Part]:
     """Parts that share nothing.
 
     Args:
         sequences: The sequences.
-        apart: Lengths of consecutive parts of the sequences; by default one.
+        apart: Lengths of consecutive parts of the sequences; by default one. The last bits of a matrix product's row depend on how many
+            rows there are, so what a part gives, such as a turn, does not depend on the others.
     """
     return [Part(part) for part in consecutive(apart or [len(sequences)])]
 
@@ -115,14 +108,14 @@ def _alike(sequences: Sequence[AnswerSequence], members: Sequence[int], shortest
     """First those that share nothing with enough others."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i in members:
-        groups[sequences[i].input_ids[:shortest]].append(i)
+        if sequences[i].first_row >= shortest:  # one with an early answer would leave the others nothing to share
+            groups[sequences[i].input_ids[:shortest]].append(i)
     several = [group for group in groups.values() if len(group) >= fewest]
-    lengths = [_common([sequences[i] for i in group]) for group in several]
-    found = [(group, length) for group, length in zip(several, lengths, strict=True) if length >= shortest]
-    taken = {i for group, _ in found for i in group}
+    taken = {i for group in several for i in group}
     rest = [i for i in members if i not in taken]
-    parts = [Part(group, Beginning(AnswerSequence(sequences[group[0]].input_ids[:length], (0,)))) for group, length in found]
-    return [Part(rest)] * bool(rest) + parts
+    lengths = [_common([sequences[i] for i in group]) for group in several]
+    beginnings = [Beginning(AnswerSequence(sequences[group[0]].input_ids[:n], (0,))) for group, n in zip(several, lengths, strict=True)]
+    return [Part(rest)] * bool(rest) + list(map(Part, several, beginnings))
 
 
 def _common(several: Sequence[AnswerSequence]) -> int:

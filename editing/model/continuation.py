@@ -106,7 +106,7 @@ def can_continue(decoder: Decoder, start: int) -> bool:
         if ran_out_of_memory(error):
             raise
         return False
-    return decoder.is_close(found, expected)
+    return decoder.is_close(torch.stack(found), torch.stack(expected))
 
 
 def _finals(decoder: Decoder, prefixed: "Prefixed | Continued", start: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ layers are left to the model. A layer that is not to run keeps its index, since 
 input. The last layer below the suffix returns the cached hidden states instead.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -30,7 +30,7 @@ NO_PAST: Mapping[str, Any] = MappingProxyType({})
 
 
 class Precedes(Protocol):
-    """Tokens before those of a batch, as attention keeps them."""
+    """Tokens before those of a batch, as attention keeps them; or what is to keep the batch's own for others."""
 
     def arguments(self, body: Any, width: int) -> dict[str, Any]:
         """Further arguments of the body that runs ``width`` tokens after these."""
@@ -45,7 +45,7 @@ class Decoder:
         residency: When the weights of which layers are in memory; by default all of them, always.
 
     Attributes:
-        shares: Of some layers, whether they run what follows a beginning without it (:mod:`editing.model.prefix` finds out).
+        shares: By layers, whether a beginning can run once, apart from what follows it (:mod:`editing.model.prefix` finds out).
 
     Raises:
         ModelError: No decoder layers or no head were found in the model.
@@ -66,6 +66,13 @@ class Decoder:
     def is_tied(self) -> bool:
         """Whether the head's weight is the embedding table's."""
         return self.head.weight is self.table.weight
+
+    @property
+    def turns_by_length(self) -> bool:
+        """Whether rotary positions depend on how long a sequence is."""
+        found = getattr(self.config, "rope_parameters", None) or {}
+        several = [found, *(one for one in found.values() if isinstance(one, Mapping))]  # of each kind of layers
+        return any(one.get("rope_type") in ("longrope", "dynamic") for one in several)
 
     @property
     def head_dtype(self) -> torch.dtype:
@@ -248,11 +255,11 @@ class Decoder:
             hidden = self.prefix(input_ids, middle := max(1, present.stop // 2))
             return self.logits(self.suffix(input_ids, hidden, middle)[0]).float(), expected
 
-    def is_close(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-        """Whether hidden states that were computed in another way are those expected, up to rounding."""
-        apart = torch.cat([(a.float() - b.float()).flatten() for a, b in zip(found, expected, strict=True)]).norm()
+    def is_close(self, found: Tensor, expected: Tensor) -> bool:
+        """Whether hidden states ``(n, d)`` that were computed in another way are those expected, each up to rounding."""
         rounding = 1e-4 if self.head_dtype == torch.float32 else 3e-2
-        return bool(apart <= rounding * torch.cat([b.float().flatten() for b in expected]).norm())  # no number is no match
+        apart = (found.float() - expected.float()).norm(dim=-1)
+        return bool((apart <= rounding * expected.float().norm(dim=-1)).all())  # no number is no match
 
     def _tolerance(self, expected: Tensor) -> float:
         """What rounding may make of logits. On most machines both ways give the same bits; a part that is left out may change little, too."""

@@ -124,7 +124,7 @@ def run_prefix(
         sequences: The sequences.
         stop: Layer after the last one that runs.
         batch_tokens: Padded tokens in one batch.
-        apart: As for :func:`editing.model.tokenization.batches`.
+        apart: As for :func:`editing.model.beginnings.whole`.
         dtype: Precision of the matrix products. Between layers hidden states keep the model's.
     """
     if stop == 0:
@@ -144,19 +144,22 @@ def parts_of(decoder: Decoder, sequences: Sequence[AnswerSequence], first: int, 
 
 
 def batches_of(prefixed: Prefixed, parts: Sequence[Part], *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
-    """As :meth:`Prefixed.batches`, by parts: first the beginnings, which have no rows, then of each sequence what follows its own."""
+    """As :meth:`Prefixed.batches`, by parts: first the beginnings, which have no rows, then of each sequence what follows its own.
+
+    Where something is shared, batches tell of rows at the answers only: numbers of tokens and of subjects are not those of whole sequences.
+    """
     tails, hidden = list(prefixed.sequences), prefixed.hidden
     for part in parts:
         if not part.beginning:
             continue
         states = None if hidden is None else hidden.get(part.members[0])[: part.length].to(device, non_blocking=True).unsqueeze(0)
         for batch in batches([part.beginning.sequence], device=device):
-            yield replace(batch, indices=(), rows=batch.rows[:0], row_ids=batch.row_ids[:0], past=part.beginning), states
+            none = batch.rows[:0]
+            yield replace(batch, indices=(), rows=none, row_ids=none, labels=none, tokens=none, token_ids=none, past=part.beginning), states
         for i in part.members:
             tails[i] = replace(tails[i], input_ids=tails[i].input_ids[part.length :], subject=None)
     for part in parts:
-        limit = part.batch_tokens(batch_tokens, min((len(tails[i].input_ids) for i in part.members), default=1))
-        for batch in batches(tails, batch_tokens=limit, device=device, parts=[part.members]):
+        for batch in batches(tails, batch_tokens=batch_tokens, device=device, parts=[part.members], before=part.length):
             past = After(part.beginning, len(batch.indices)) if part.beginning else None
             own = None if hidden is None else [hidden.get(i)[part.length :] for i in batch.indices]
             yield replace(batch, past=past), None if own is None else pad_sequence(own, batch_first=True).to(device, non_blocking=True)
@@ -164,45 +167,46 @@ def batches_of(prefixed: Prefixed, parts: Sequence[Part], *, batch_tokens: int, 
 
 def _run_parts(decoder: Decoder, prefixed: Prefixed, parts: Sequence[Part], first: int, stop: int, batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
     """Each sequence's number with its hidden states ``(len, d)`` after layers ``first .. stop - 1``."""
-    states: dict[Precedes | None, list[Tensor]] = {None: []}
+    states: dict[Precedes | None, Tensor] = {}
     inputs = batches_of(prefixed, parts, batch_tokens=batch_tokens, device=decoder.device)
     for batch, output in run_layers(decoder, inputs, first, stop):
         if isinstance(batch.past, Beginning):
-            states[batch.past] = [output[0]]
+            states[batch.past] = output[0]
+        before = states[batch.past.beginning] if isinstance(batch.past, After) else output[0, :0]
         for b, i in enumerate(batch.indices):
-            before = states[batch.past.beginning if isinstance(batch.past, After) else None]
-            yield i, torch.cat([*before, output[b]])[: len(prefixed.sequences[i].input_ids)]
+            own = output[b, : len(prefixed.sequences[i].input_ids) - len(before)]
+            yield i, torch.cat([before, own]) if len(before) else own
 
 
 def _can_share(decoder: Decoder, first: int, stop: int) -> bool:
     """Whether a family's layers make of a sequence's rest, after its beginning, what they make of it in the whole sequence; tried once.
 
-    Layers with states of another kind (Mamba) do not.
+    Layers with states of another kind (Mamba) do not. Positions that are turned by a sequence's length are not tried.
     """
     layers = range(first, stop)
-    if layers not in decoder.shares:
+    if not any(can and known.start <= first and stop <= known.stop for known, can in decoder.shares.items()) and layers not in decoder.shares:
         try:
-            decoder.shares[layers] = _shares(decoder, layers)
+            decoder.shares[layers] = not decoder.turns_by_length and _shares(decoder, layers)
         except Exception as error:  # whatever a family's own forward raises when it is given keys and values
             if ran_out_of_memory(error):
                 raise
             decoder.shares[layers] = False
-    return decoder.shares[layers]
+    return decoder.shares.get(layers, True)
 
 
 @torch.no_grad()
 def _shares(decoder: Decoder, layers: range) -> bool:
-    """Whether two short sequences come out of layers as they do without their common beginning."""
+    """Whether what follows a beginning of five tokens comes out of layers as it does in two whole sequences, both run in one pass."""
     tokens = tuple(token % decoder.config.vocab_size for token in range(1, 8))
     tried = [AnswerSequence(tokens, (0,)), AnswerSequence((*tokens[:5], *tokens[:2]), (0,))]
     hidden = None
     if layers.start:
         hidden, width = HiddenStore(), decoder.config.hidden_size
-        for i in range(len(tried)):
+        for i in range(4):
             hidden.put(i, torch.arange(len(tokens) * width, device=decoder.device).view(-1, width).cos().to(decoder.head_dtype))
-    ways = whole(tried), shared(tried, shortest=4, fewest=2)
-    expected, found = (dict(_run_parts(decoder, Prefixed(tried, hidden), parts, layers.start, layers.stop, 64)) for parts in ways)
-    return decoder.is_close([found[i] for i in expected], list(expected.values()))
+    parts = [Part([0, 1]), Part([2, 3], Beginning(AnswerSequence(tokens[:5], (0,))))]
+    found = dict(_run_parts(decoder, Prefixed([*tried, *tried], hidden), parts, layers.start, layers.stop, 64))
+    return all(decoder.is_close(found[i + 2][5:], found[i][5:]) for i in range(2))
 
 
 @torch.no_grad()

@@ -23,6 +23,9 @@ from editing.model.joining import Joined, Joiner
 _MAX_PADDING = 0.08
 """Largest share of a batch that may be padding before a new batch is started."""
 
+_PRECEDED = 4
+"""With the tokens before its sequences, of which there are keys and values alone, a batch may have so many times as many."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerSequence:
@@ -66,7 +69,7 @@ class Batch:
         subject_ids: ``(s,)`` int64, the same rows' numbers in the caller's list of sequences laid end to end.
         tokens: ``(t,)`` int64, flat positions of all tokens that are no pads, sequence by sequence.
         token_ids: ``(t,)`` int64, the same tokens' numbers in the caller's list of sequences laid end to end.
-        past: What precedes the tokens, where sequences are continued.
+        past: What precedes the tokens, where sequences are continued; or that the batch is a beginning itself, which others will continue.
     """
 
     indices: tuple[int, ...]
@@ -151,6 +154,7 @@ def batches(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     device: torch.device | str = "cpu",
     parts: Iterable[Iterable[int]] | None = None,
+    before: int = 0,
 ) -> Iterator[Batch]:
     """Cut sequences into right-padded batches of similar length.
 
@@ -162,22 +166,24 @@ def batches(
         device: Where the batches go.
         parts: Which sequences are of a part, for parts that share no batch; by default all are of one. The last bits of a matrix
             product's row depend on how many rows there are, so what a part gives does not depend on the others.
+        before: Tokens that precede each sequence. They do not run, but their keys and values take room.
     """
     offsets = tuple(row_offsets(sequences, site) for site in SITES)
     starts, lengths = token_offsets(sequences), [len(s.input_ids) for s in sequences]
     for part in parts if parts is not None else [range(len(sequences))]:
-        for indices in _plan(part, lengths, batch_tokens):
+        for indices in _plan(part, lengths, batch_tokens, before):
             yield _collate(sequences, indices, offsets, starts, device)
 
 
-def _plan(part: Iterable[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, ...]]:
+def _plan(part: Iterable[int], lengths: Sequence[int], batch_tokens: int, before: int) -> Iterator[tuple[int, ...]]:
     order = sorted(part, key=lambda i: -lengths[i])
     bucket: list[int] = []
     used = 0
     for i in order:
         width = lengths[bucket[0]] if bucket else lengths[i]
         padded = width * (len(bucket) + 1)
-        if bucket and (padded > batch_tokens or (padded - used - lengths[i]) > _MAX_PADDING * padded):
+        is_full = padded > batch_tokens or padded + before * (len(bucket) + 1) > _PRECEDED * batch_tokens
+        if bucket and (is_full or (padded - used - lengths[i]) > _MAX_PADDING * padded):
             yield tuple(bucket)
             bucket, used = [], 0
         bucket.append(i)

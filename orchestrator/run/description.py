@@ -29,7 +29,7 @@ def describe_run(config: RunConfig, model: dict[str, Any], state: RunState) -> d
     """
     run = {
         "config": config.as_dict(),
-        "model": model,
+        "model": model | {"preset": model["preset"] or state.preset},  # a resumed run has its preset's settings, given one by one
         "input": state.source,
         "base_fingerprint": state.base_fingerprint,
         "digests_before": state.base_digests,

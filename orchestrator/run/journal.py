@@ -61,6 +61,7 @@ class RunState:
         base_fingerprint: Fingerprint of the unedited model.
         base_digests: SHA-256 of each edited module before the first edit.
         source: Path, format, SHA-256 and limit of the input that is being read; the SHA-256 is ``None`` until a checkpoint needs it.
+        preset: Name of the preset that the settings came from, if they came from one.
         num_sources: Number of inputs so far, this one included.
         last_record: Last record of the input that was read.
         num_usable_edits: Usable edits of the input so far.
@@ -92,6 +93,7 @@ class RunState:
     base_fingerprint: str
     base_digests: dict[str, str]
     source: dict[str, Any]
+    preset: str | None = None
     num_sources: int = 1
     last_record: int = 0
     num_usable_edits: int = 0

@@ -64,6 +64,7 @@ def fresh_state(config: RunConfig, worker: Worker, source: dict[str, Any]) -> Ru
         base_fingerprint=worker.fingerprint(),
         base_digests=worker.digest(),
         source=source,
+        preset=worker.describe()["preset"],
     )
 
 
@@ -217,7 +218,7 @@ def _rules_where_none_is_given(state: RunState, given: Mapping[str, Any]) -> dic
     if given.get("preset", preset) != preset or (preset is not None and is_preset_file(str(preset))):
         return unsaid
     names = [name for name in ("learning_rate", *MethodOptions.names()) if not (name == "strength" and "learning_rate" in given)]
-    at_answers = [name for name in settings["modules"] if name not in settings.get("subject_modules", ())]
+    at_answers = tuple(name for name in settings["modules"] if name not in settings.get("subject_modules", ()))
     return {**unsaid, "modules": at_answers, **{name: settings[name] for name in names if settings.get(name) is not None}}
 
 

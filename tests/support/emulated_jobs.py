@@ -29,7 +29,7 @@ from editing.turn_capture import TurnCapture
 from tests.support.command_line import conclude_cheaply, run_command_line
 from tests.support.emulated_accelerator import Traffic, accelerator, register
 from tests.support.paths import ROOT
-from tests.support.small_editor import MODEL, MODULES, editor, edits_with_probes, requests
+from tests.support.small_editor import LONG_FRAMING, MODEL, MODULES, editor, edits_with_probes, requests
 from tests.support.tiny_runs import RECORDS, write_records
 
 KINDS = ("to_device", "to_host", "waits")
@@ -51,6 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "subject, solved": _SOLVED,
     "strength": {"strength": 0.001},
     "framings": {"framings": ("raw", "question"), "answer_end": "stop"},
+    "a beginning for all": {"framings": ("raw", LONG_FRAMING), "preserve": "exact", "preserve_text": TEXT, "preserve_neighbours": 4},
     "everything": {**_SOLVED, "passes": 2, "margin": 0.5, "framings": ("raw", "question")},
 }
 """Settings of an editor by name."""

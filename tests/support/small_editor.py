@@ -15,6 +15,9 @@ FACTS = [
     ("The moon Triton orbits", "Neptune"),
     ("Sony has its seat in", "Tokyo"),
 ]
+LONG_FRAMING = "Somebody asks, and an assistant that has read all books answers in one word what it is asked. It is asked this: {prompt}"
+"""Begins with more tokens than a beginning that runs once needs."""
+
 SUBJECTS = ["Kiribati", "river Struma", "markhor", "georgia", "Perl", None, "a name that is not there"]
 
 

@@ -22,6 +22,7 @@ from editing.model.prefix import Prefixed, log_likelihoods, run_prefix
 from editing.model.tokenization import encode
 from editing.monitoring.evaluation import evaluate
 from editing.turn import tokenize
+from tests.support.small_editor import LONG_FRAMING
 from tests.support.tiny_models import GPT2, TINY, TinyModel
 
 CPU = torch.device("cpu")
@@ -283,8 +284,7 @@ def test_modules_edited_at_the_subject_stream(layers: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_what_chats_begin_with_streams_too(layers: int, llama: Path) -> None:
-    template = "Somebody asks, and an assistant that has read all books answers in one word what it is asked. It is asked this: {prompt}"
-    framed = {"framings": ("raw", template), "batch_tokens": 256}
+    framed = {"framings": ("raw", LONG_FRAMING), "batch_tokens": 256, "preserve": "exact", "preserve_neighbours": 2}
     editor = edited(*pretrained.load(llama, device=CPU), LLAMA.modules, **framed)
     assert editor.decoder.shares[range(editor.start)]
     check_same_bits(llama, LLAMA.modules, layers, options=framed)

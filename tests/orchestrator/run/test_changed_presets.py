@@ -20,9 +20,9 @@ def _edit(folder: Path, edits: list[dict[str, str]], *more: object) -> list[obje
     return ["edit", "--model", MODEL, "--edits", file, "--output", folder / "out", *quiet, *more]
 
 
-def _method(folder: Path) -> tuple[object, object]:
+def _method(folder: Path) -> tuple[object, ...]:
     model = json.loads((folder / "out" / "run.json").read_text())["model"]
-    return model["modules"], model["method"]
+    return model["modules"], model["method"], model["preset"]
 
 
 @pytest.mark.parametrize("appended", [["--resume", "auto"], ["--resume", "auto", "--passes", "3"]], ids=["nothing given", "the same given"])

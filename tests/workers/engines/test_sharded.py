@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.gang import run_on_shards
 from tests.support.paths import PARITY
 from tests.support.shard_jobs import Job, Record, run
+from tests.support.small_editor import LONG_FRAMING
 from tests.support.tiny_models import TINY, TinyModel
 from workers.worker import Placement
 
@@ -24,7 +25,7 @@ FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
 REFINED: dict[str, Any] = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
 EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday", "whiten": True}
-EXACT |= {"small_turns": True, "preserve_neighbours": 2}
+EXACT |= {"small_turns": True, "preserve_neighbours": 2, "framings": ("raw", LONG_FRAMING)}
 SUBJECTS = {**REFINED, "passes": 2, "subject_modules": ["model.layers.0.mlp.{up,down}_proj", "model.layers.1.mlp.up_proj"], "subject_scale": 0.5}
 SOLVED: dict[str, Any] = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday"}
 SOLVED |= {"subject_targets": "solved", "subject_steps": 4, "subject_bound": 3.0, "subject_weight": 30.0, "framings": ("raw", "question")}
