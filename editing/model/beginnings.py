@@ -18,10 +18,10 @@ from editing.model.past import Kept, Past, Seen
 from editing.model.tokenization import AnswerSequence
 from editing.ranges import consecutive
 
-SHORTEST = 16
+_SHORTEST = 16
 """Tokens that a beginning has at least. Prompts as they are typed hardly ever share as many."""
 
-FEWEST = 4
+_FEWEST = 4
 """Sequences that share a beginning, at least."""
 
 
@@ -43,12 +43,10 @@ class Beginning:
 
     def past(self, batch_size: int) -> Past:
         """What a batch of sequences after it attends to, in the layers of its last run."""
-        layers = [(layer.keys.expand(batch_size, -1, -1, -1), layer.values.expand(batch_size, -1, -1, -1)) for layer in self._ran()]
+        ran = [layer for layer in self._kept.layers if layer.is_initialized]
+        layers = [(layer.keys.expand(batch_size, -1, -1, -1), layer.values.expand(batch_size, -1, -1, -1)) for layer in ran]
         lengths = torch.full((batch_size,), len(self.sequence.input_ids), device=layers[0][0].device)
         return Past(layers, lengths, len(self._kept.layers) - len(layers))
-
-    def _ran(self) -> list[Any]:
-        return [layer for layer in self._kept.layers if layer.is_initialized]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +90,23 @@ def whole(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = Non
     return [Part(part) for part in consecutive(apart or [len(sequences)])]
 
 
-def shared(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None, *, shortest: int = SHORTEST, fewest: int = FEWEST) -> list[Part]:
+def shared(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None) -> list[Part]:
     """Parts by what sequences share before their answers.
 
     Args:
         sequences: The sequences.
         apart: As for :func:`whole`; what is in two of these parts shares nothing.
-        shortest: Tokens of a beginning at least.
-        fewest: Sequences that share one at least.
     """
-    return [part for one in whole(sequences, apart) for part in _alike(sequences, one.members, shortest, fewest)]
+    return [part for one in whole(sequences, apart) for part in _alike(sequences, one.members)]
 
 
-def _alike(sequences: Sequence[AnswerSequence], members: Sequence[int], shortest: int, fewest: int) -> list[Part]:
+def _alike(sequences: Sequence[AnswerSequence], members: Sequence[int]) -> list[Part]:
     """First those that share nothing with enough others."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i in members:
-        if sequences[i].first_row >= shortest:  # one with an early answer would leave the others nothing to share
-            groups[sequences[i].input_ids[:shortest]].append(i)
-    several = [group for group in groups.values() if len(group) >= fewest]
+        if sequences[i].first_row >= _SHORTEST:  # one with an early answer would leave the others nothing to share
+            groups[sequences[i].input_ids[:_SHORTEST]].append(i)
+    several = [group for group in groups.values() if len(group) >= _FEWEST]
     taken = {i for group in several for i in group}
     rest = [i for i in members if i not in taken]
     lengths = [_common([sequences[i] for i in group]) for group in several]

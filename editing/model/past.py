@@ -12,39 +12,6 @@ KeysAndValues = tuple[Tensor, Tensor]
 """Of one layer and sequence, ``(heads, p, d_head)`` each; this worker's heads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What attention keeps of the tokens before those of a batch, with pads at the left.
-
-    Attributes:
-        layers: Keys and values ``(B, heads, P, d_head)`` of each layer from ``start`` on.
-        lengths: ``(B,)`` tokens that are no pads.
-        start: The first layer that has any.
-    """
-
-    layers: list[KeysAndValues]
-    lengths: Tensor
-    start: int
-
-    def arguments(self, body: Any, width: int, kept: "type[Kept] | None" = None) -> dict[str, Any]:
-        """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it.
-
-        Args:
-            body: The body.
-            width: Tokens that run.
-            kept: The kind of the cache's layers.
-        """
-        kept = kept or Kept
-        keys, _ = self.layers[0]
-        below = keys[..., :1].expand_as(keys)  # in layers that do not run; masks are made for the length that the first one has
-        cache = Cache(layers=[kept.of(*layer) for layer in [(below, below)] * self.start + self.layers])
-        padded, new = keys.shape[2], torch.arange(width, device=keys.device)
-        seen = torch.arange(padded + width, device=keys.device) >= padded - self.lengths.unsqueeze(1)
-        given = {"past_key_values": cache, "attention_mask": seen.long(), "position_ids": self.lengths.unsqueeze(1) + new}
-        accepted = inspect.signature(body.forward).parameters
-        return {name: value for name, value in given.items() if name in accepted}
-
-
 class Kept(DynamicLayer):
     """A layer of a cache that begins without a copy to an accelerator."""
 
@@ -60,6 +27,38 @@ class Kept(DynamicLayer):
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         return layer
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What attention keeps of the tokens before those of a batch, with pads at the left.
+
+    Attributes:
+        layers: Keys and values ``(B, heads, P, d_head)`` of each layer from ``start`` on.
+        lengths: ``(B,)`` tokens that are no pads.
+        start: The first layer that has any.
+    """
+
+    layers: list[KeysAndValues]
+    lengths: Tensor
+    start: int
+
+    def arguments(self, body: Any, width: int, kept: type[Kept] = Kept) -> dict[str, Any]:
+        """Further arguments of a decoder's body that runs ``width`` tokens after these. Good for one run: the cache grows in it.
+
+        Args:
+            body: The body.
+            width: Tokens that run.
+            kept: The kind of the cache's layers.
+        """
+        keys, _ = self.layers[0]
+        below = keys[..., :1].expand_as(keys)  # in layers that do not run; masks are made for the length that the first one has
+        cache = Cache(layers=[kept.of(*layer) for layer in [(below, below)] * self.start + self.layers])
+        padded, new = keys.shape[2], torch.arange(width, device=keys.device)
+        seen = torch.arange(padded + width, device=keys.device) >= padded - self.lengths.unsqueeze(1)
+        given = {"past_key_values": cache, "attention_mask": seen.long(), "position_ids": self.lengths.unsqueeze(1) + new}
+        accepted = inspect.signature(body.forward).parameters
+        return {name: value for name, value in given.items() if name in accepted}
 
 
 class Seen(Kept):

@@ -54,11 +54,7 @@ class Prefixed:
 
     def batches(self, *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
         """Right-padded batches with their hidden states ``(B, T, d)``, zero at the pads."""
-        for batch in batches(self.sequences, batch_tokens=batch_tokens, device=device):
-            if self.hidden is None:
-                yield batch, None
-            else:
-                yield batch, pad_sequence([self.hidden.get(i) for i in batch.indices], batch_first=True).to(device, non_blocking=True)
+        return batches_of(self, whole(self.sequences), batch_tokens=batch_tokens, device=device)
 
 
 def run_layers(decoder: Decoder, inputs: LayerInputs, first: int, stop: int) -> Iterator[tuple[Batch, Tensor]]:
