@@ -6,6 +6,7 @@ turn --groups dealt to replicas--> this replica's sequences --suffix forward and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from editing.method.rows import SITES, Site, TurnRows
 from editing.model.capture import capture, group_weights
 from editing.model.continuation import Continued, can_continue
 from editing.model.decoder import Decoder
+from editing.model.prefix import LayerInputs, batches_of, parts_of
 from editing.model.row_positions import row_owners, row_positions, token_positions
 from editing.sharding.collectives import Collectives
 from editing.turn import PreparedTurn, Turn
@@ -100,7 +102,7 @@ class TurnCapture:
         captured = capture(
             self._decoder,
             {name: module for name, module in self._modules.items() if name in residuals or not residuals},
-            (prepared.continued or prepared.prefixed).batches(batch_tokens=config.batch_tokens, device=self._decoder.device),
+            self._batches(prepared),
             weights[positions[replica]["answer"]],
             start=self._start,
             sites=self._sites,
@@ -113,6 +115,14 @@ class TurnCapture:
         )
         rows = captured.gathered(self._collectives, {site: [of_share[site] for of_share in positions] for site in SITES})
         return replace(rows, tokens={name: self._collectives.all_gather_rows(keys, of_tokens) for name, keys in captured.tokens.items()})
+
+    def _batches(self, prepared: PreparedTurn) -> LayerInputs:
+        """What this replica runs: its sequences from their subjects on, where that will do, or else those with a beginning in common after it."""
+        sizes: Any = {"batch_tokens": self.config.batch_tokens, "device": self._decoder.device}
+        if prepared.continued:
+            return prepared.continued.batches(**sizes)
+        parts = parts_of(self._decoder, prepared.prefixed.sequences, self._start, self._decoder.num_layers)
+        return batches_of(prepared.prefixed, parts, **sizes)
 
 
 def _check_finite(finite: Tensor, turn: Turn) -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from editing.model.past import Kept, Past, Seen
-from editing.model.tokenization import AnswerSequence
+from editing.model.tokenization import AnswerSequence, Batch
 from editing.ranges import consecutive
 
 _SHORTEST = 16
@@ -91,7 +91,7 @@ def whole(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = Non
 
 
 def shared(sequences: Sequence[AnswerSequence], apart: Sequence[int] | None = None) -> list[Part]:
-    """Parts by what sequences share before their answers.
+    """Parts by what sequences share before their rows.
 
     Args:
         sequences: The sequences.
@@ -104,7 +104,7 @@ def _alike(sequences: Sequence[AnswerSequence], members: Sequence[int]) -> list[
     """First those that share nothing with enough others."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i in members:
-        if sequences[i].first_row >= _SHORTEST:  # one with an early answer would leave the others nothing to share
+        if sequences[i].num_before_rows >= _SHORTEST:  # one with an early row would leave the others nothing to share
             groups[sequences[i].input_ids[:_SHORTEST]].append(i)
     several = [group for group in groups.values() if len(group) >= _FEWEST]
     taken = {i for group in several for i in group}
@@ -114,9 +114,24 @@ def _alike(sequences: Sequence[AnswerSequence], members: Sequence[int]) -> list[
     return [Part(rest)] * bool(rest) + list(map(Part, several, beginnings))
 
 
+def beginning_batch(beginning: Beginning, starts: Sequence[int], device: torch.device) -> Batch:
+    """A batch of a beginning alone. It has no rows; each of its tokens is one of every sequence that begins so.
+
+    Args:
+        beginning: The beginning.
+        starts: Numbers of the first tokens of these sequences.
+        device: Where the batch goes.
+    """
+    ids, places = beginning.sequence.input_ids, range(len(beginning.sequence.input_ids))
+    numbers = torch.tensor([*ids, *[*places] * len(starts), *(start + place for start in starts for place in places)]).to(device)
+    input_ids, tokens, token_ids = numbers.split([len(ids), len(ids) * len(starts), len(ids) * len(starts)])
+    none = numbers[:0]
+    return Batch((), input_ids.unsqueeze(0), none, none, none, none, none, tokens, token_ids, beginning)
+
+
 def _common(several: Sequence[AnswerSequence]) -> int:
     """Tokens that sequences begin with alike, before the first row of each."""
     texts = [sequence.input_ids for sequence in several]
     first, last = min(texts), max(texts)
     same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(same, *(sequence.first_row for sequence in several))
+    return min(same, *(sequence.num_before_rows for sequence in several))

@@ -2,7 +2,8 @@
 
 No parameter requires a gradient. The graph starts at the output of the lowest edited module. The head sees rows only, a chunk at
 a time, and its logits are freed before the backward pass through the layers begins. Sequences do not interact, so the mean over
-a group's rows becomes a weight on each row, and any physical batching gives the same rows.
+a group's rows becomes a weight on each row, and any physical batching gives the same rows. A beginning that sequences share
+(:mod:`editing.model.beginnings`) runs once and without a graph: it holds no row, and no row's gradient goes back through what precedes the row.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -104,7 +105,8 @@ def _capture_at_once(
             with hooks.recording(batch):
                 finals.append(decoder.suffix(batch.input_ids, hidden, start, batch.past))
         gradients = head_gradients(finals, [batch for batch, _ in together])
-        torch.autograd.backward(finals, gradients)
+        with_rows = [k for k, (batch, _) in enumerate(together) if batch.has_rows]
+        torch.autograd.backward([finals[k] for k in with_rows], [gradients[k] for k in with_rows])
 
 
 def _capture_by_segments(
@@ -129,9 +131,10 @@ def _capture_by_segments(
         for segment in segments:
             for k, (batch, hidden) in enumerate(received.pop(segment.start)):
                 with hooks.recording(batch):
-                    leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start)
-                    output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop)
-                torch.autograd.backward(output, gradients[k])
+                    leaf = None if hidden is None else hidden.detach().requires_grad_(segment.start > start and batch.has_rows)
+                    output = decoder.span(batch.input_ids, leaf, segment.start, segment.stop, decoder.after(batch.past, batch.input_ids.shape[1]))
+                if batch.has_rows:
+                    torch.autograd.backward(output, gradients[k])
                 gradients[k] = leaf.grad if leaf is not None and leaf.grad is not None else gradients[k]
 
 
@@ -242,6 +245,8 @@ class _Hooks:
                 self._rows.outputs[name][row_ids] = at_positions(output, positions)
             if self._rows.tokens:
                 self._rows.tokens[name][batch.token_ids] = at_positions(inputs[0], batch.tokens)
+            if not batch.has_rows:
+                return output  # and no graph begins
             if not output.requires_grad:  # no edited module is below this one: the graph starts here
                 output = output.requires_grad_().clone()  # some families add to it in place, which a leaf does not allow
             output.register_hook(store_gradient)

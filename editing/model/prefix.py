@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from editing.config import PrefixDType
 from editing.errors import ran_out_of_memory
-from editing.model.beginnings import After, Beginning, Part, shared, whole
+from editing.model.beginnings import After, Beginning, Part, beginning_batch, shared, whole
 from editing.model.decoder import Decoder, Precedes
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
-from editing.model.tokenization import AnswerSequence, Batch, batches
+from editing.model.tokenization import AnswerSequence, Batch, batches, token_offsets
 
 LayerInputs = Iterable[tuple[Batch, Tensor | None]]
 """Batches with the hidden states ``(B, T, d)`` that the next layer receives; ``None`` before layer 0."""
@@ -142,20 +142,18 @@ def parts_of(decoder: Decoder, sequences: Sequence[AnswerSequence], first: int, 
 def batches_of(prefixed: Prefixed, parts: Sequence[Part], *, batch_tokens: int, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
     """As :meth:`Prefixed.batches`, by parts: first the beginnings, which have no rows, then of each sequence what follows its own.
 
-    Where something is shared, batches tell of rows at the answers only: numbers of tokens and of subjects are not those of whole sequences.
+    A token of a beginning stands for that of each sequence that begins so.
     """
-    tails, hidden = list(prefixed.sequences), prefixed.hidden
+    tails, starts, hidden = list(prefixed.sequences), token_offsets(prefixed.sequences), prefixed.hidden
     for part in parts:
         if not part.beginning:
             continue
         states = None if hidden is None else hidden.get(part.members[0])[: part.length].to(device, non_blocking=True).unsqueeze(0)
-        for batch in batches([part.beginning.sequence], device=device):
-            none = batch.rows[:0]
-            yield replace(batch, indices=(), rows=none, row_ids=none, labels=none, tokens=none, token_ids=none, past=part.beginning), states
+        yield beginning_batch(part.beginning, [starts[i] for i in part.members], device), states
         for i in part.members:
-            tails[i] = replace(tails[i], input_ids=tails[i].input_ids[part.length :], subject=None)
+            tails[i], starts[i] = tails[i].after(part.length), starts[i] + part.length
     for part in parts:
-        for batch in batches(tails, batch_tokens=batch_tokens, device=device, parts=[part.members], before=part.length):
+        for batch in batches(tails, batch_tokens=batch_tokens, device=device, parts=[part.members], before=part.length, starts=starts):
             past = After(part.beginning, len(batch.indices)) if part.beginning else None
             own = None if hidden is None else [hidden.get(i)[part.length :] for i in batch.indices]
             yield replace(batch, past=past), None if own is None else pad_sequence(own, batch_first=True).to(device, non_blocking=True)

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from editing.model.beginnings import whole
 from editing.model.capture import at_positions
 from editing.model.decoder import Decoder
 from editing.model.matmul import full_speed
@@ -48,7 +47,7 @@ def token_keys(
     lengths = [len(s.answer_ids if of_rows else s.input_ids) for s in prefixed.sequences]
     for chosen in _portions(lengths):
         portion = prefixed.select(chosen)
-        parts = parts_of(decoder, portion.sequences, start, stop) if of_rows else whole(portion.sequences)
+        parts = parts_of(decoder, portion.sequences, start, stop)
         inputs = batches_of(portion, parts, batch_tokens=batch_tokens, device=decoder.device)
         num_tokens = sum(lengths[i] for i in chosen)
         yield from _portion_keys(decoder, modules, inputs, start=start, stop=stop, num_tokens=num_tokens, of_rows=of_rows)

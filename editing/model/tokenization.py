@@ -6,7 +6,7 @@ the subject of an edit stands in its prompt, the subject's last token is a row o
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -48,6 +48,15 @@ class AnswerSequence:
         """Position of the first row in ``input_ids``."""
         return len(self.input_ids) - len(self.answer_ids)
 
+    @property
+    def num_before_rows(self) -> int:
+        """Tokens before its first row at any site."""
+        return self.first_row if self.subject is None else min(self.first_row, self.subject)
+
+    def after(self, length: int) -> "AnswerSequence":
+        """What follows its first ``length`` tokens, none of which is a row."""
+        return replace(self, input_ids=self.input_ids[length:], subject=None if self.subject is None else self.subject - length)
+
     def rows(self, site: Site) -> range:
         """Positions of the rows at a site in ``input_ids``."""
         if site == "answer":
@@ -82,6 +91,11 @@ class Batch:
     tokens: Tensor
     token_ids: Tensor
     past: Precedes | None = None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it holds sequences; a beginning alone has no rows."""
+        return bool(self.indices)
 
     def at(self, site: Site) -> tuple[Tensor, Tensor]:
         """Flat positions of the rows at a site, and their numbers."""
@@ -155,6 +169,7 @@ def batches(
     device: torch.device | str = "cpu",
     parts: Iterable[Iterable[int]] | None = None,
     before: int = 0,
+    starts: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Cut sequences into right-padded batches of similar length.
 
@@ -167,9 +182,10 @@ def batches(
         parts: Which sequences are of a part, for parts that share no batch; by default all are of one. The last bits of a matrix
             product's row depend on how many rows there are, so what a part gives does not depend on the others.
         before: Tokens that precede each sequence. They do not run, but their keys and values take room.
+        starts: Numbers of the sequences' first tokens; by default as if all were laid end to end.
     """
     offsets = tuple(row_offsets(sequences, site) for site in SITES)
-    starts, lengths = token_offsets(sequences), [len(s.input_ids) for s in sequences]
+    starts, lengths = starts or token_offsets(sequences), [len(s.input_ids) for s in sequences]
     for part in parts if parts is not None else [range(len(sequences))]:
         for indices in _plan(part, lengths, batch_tokens, before):
             yield _collate(sequences, indices, offsets, starts, device)
@@ -193,7 +209,7 @@ def _plan(part: Iterable[int], lengths: Sequence[int], batch_tokens: int, before
 
 
 def _collate(
-    sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: Sequence[list[int]], starts: list[int], device: torch.device | str
+    sequences: Sequence[AnswerSequence], indices: tuple[int, ...], offsets: Sequence[list[int]], starts: Sequence[int], device: torch.device | str
 ) -> Batch:
     width = max(len(sequences[i].input_ids) for i in indices)
     input_ids: list[int] = []
@@ -210,7 +226,7 @@ def _collate(
             row_ids[site] += range(lines[i], lines[i + 1])
         labels += sequence.answer_ids
         tokens += range(b * width, b * width + len(sequence.input_ids))
-        token_ids += range(starts[i], starts[i + 1])
+        token_ids += range(starts[i], starts[i] + len(sequence.input_ids))
     numbers = (input_ids, rows["answer"], row_ids["answer"], labels, rows["subject"], row_ids["subject"], tokens, token_ids)
     together = torch.tensor([*chain.from_iterable(numbers)], dtype=torch.int64).to(device)  # one copy to an accelerator
     ids, *others = together.split([len(values) for values in numbers])

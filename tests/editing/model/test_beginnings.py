@@ -1,4 +1,4 @@
-"""What many sequences begin with runs once, and the hidden states are those of whole sequences; where a family cannot, whole ones run."""
+"""What many sequences begin with runs once, and states and rows are those of whole sequences; where a family cannot, whole ones run."""
 
 from typing import Any
 
@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from editing.method.rows import TurnRows
 from editing.model import prefix
-from editing.model.beginnings import shared
+from editing.model.beginnings import Part, shared
+from editing.model.capture import capture, group_weights
 from editing.model.decoder import Decoder
+from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, batches_of, predict, run_prefix
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
@@ -123,6 +126,55 @@ def test_keys_of_rows_are_those_of_whole_sequences() -> None:
     for i, sequence in enumerate(CHATS + TYPED):
         for name, keys in token_keys(decoder, modules, Prefixed([sequence], None), start=0, batch_tokens=64):
             torch.testing.assert_close(rows[name][i], keys[-1], rtol=1e-4, atol=1e-5)
+
+
+def captured(decoder: Decoder, names: list[str], parts: list[Part], *, start: int) -> TurnRows:
+    """Rows of chats with answers of one to three tokens, their subjects' last tokens, and the keys of all their tokens."""
+    asked = [AnswerSequence((*s.input_ids, 7, 8)[: 2 + len(s.input_ids) - i % 3], (7, 8, 9)[: 1 + i % 3], len(TEMPLATE)) for i, s in enumerate(CHATS)]
+    everything = [*asked, *(AnswerSequence((*s.input_ids, 7), (7, 8)) for s in TYPED)]
+    prefixed = run_prefix(decoder, everything, stop=start, batch_tokens=64)
+    return capture(
+        decoder,
+        resolve(decoder, names),
+        batches_of(prefixed, parts or shared(everything), batch_tokens=64, device=CPU),
+        group_weights((len(s.answer_ids) for s in everything), 3),
+        start=start,
+        sites={names[0]: "subject"},
+        num_subjects=len(asked),
+        num_tokens=sum(len(s.input_ids) for s in everything),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(SUPPORTED) - set(WITH_STATES)))
+@pytest.mark.parametrize("start", [0, 1])
+def test_captured_rows_are_those_of_whole_sequences(name: str, start: int) -> None:
+    family, module, options = SUPPORTED[name]
+    decoder = Decoder(model(family, **options).requires_grad_(False))
+    names = [found for layer in (1, 2) for found in resolve(decoder, [f"layers.{layer}.{module}"])]
+    found, expected = (captured(decoder, names, parts, start=start) for parts in ([], [Part(range(len(CHATS) + len(TYPED)))]))
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-5)
+    for tables, others in ((found.keys, expected.keys), (found.tokens, expected.tokens), (found.value_gradients, expected.value_gradients)):
+        for key, values in tables.items():
+            assert values.isfinite().all()
+            torch.testing.assert_close(values, others[key], rtol=1e-3, atol=1e-5)
+
+
+def test_a_captured_beginning_leaves_no_graph_and_runs_once() -> None:
+    decoder = Decoder(model("llama", **SMALL).requires_grad_(False))
+    seen: list[tuple[int, bool]] = []
+    handle = decoder.layers[3].register_forward_hook(lambda _module, inputs, _output: seen.append((inputs[0].shape[1], inputs[0].requires_grad)))
+    captured(decoder, ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"], [], start=0)
+    handle.remove()
+    assert [with_graph for width, with_graph in seen if width == len(TEMPLATE)] == [False]
+    assert sum(with_graph for _, with_graph in seen) == len(seen) - 1
+
+
+def test_no_subject_is_shared() -> None:
+    chats = [AnswerSequence(chat.input_ids, (0,), subject) for chat, subject in zip(CHATS, (18, 20, 20, 20, 20), strict=True)]
+    (part,) = shared(chats)
+    assert part.length == 18
+    early = [AnswerSequence(CHATS[0].input_ids, (0,), 3), *chats]
+    assert [list(one.members) for one in shared(early)] == [[0], [1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
