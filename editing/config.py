@@ -22,8 +22,8 @@ Join = Literal["raw", "published", "none"]
 SubjectTargets = Literal["gradient", "solved"]
 """What an edit's output at its subject is to become: a step along its gradient, or a value solved for. See :mod:`editing.method.residuals`."""
 
-AnswerEnd = Literal["none", "stop"]
-"""What an edit writes after its answer."""
+AnswerEnd = Literal["none", "chat", "stop"]
+"""Where an edit writes what ends its answer too: nowhere, in chats, or a full stop in other texts as well."""
 
 PrefixDType = Literal["same", "bfloat16"]
 """Precision of the products in the layers below the lowest edited one, while edits are made."""
@@ -88,8 +88,8 @@ class MethodOptions:
             See :mod:`editing.model.joining`.
         framings: The ways in which each edit is written, all in the same turn: names of shipped framings, definitions, or files of them.
             ``auto`` is ``raw``, and ``chat`` beside it where the model has a chat template. See :mod:`editing.model.framing`.
-        answer_end: Whether an edit also writes what ends its answer: ``none``, or ``stop`` for the end of a turn in a chat and a full stop
-            in a text.
+        answer_end: Where an edit also writes what ends its answer: ``none``, ``chat`` for the end of the turn in a chat, or ``stop`` for a
+            full stop in a text too.
         prefix_dtype: Precision of matrix products in the layers below the lowest edited one while edits are made: ``same`` as the weights,
             or ``bfloat16``, which is faster on processors and GPUs that multiply it natively. Weights, the edited layers and all
             measurements but those in a turn's own report keep theirs.

@@ -108,7 +108,7 @@ class Editor:
             config.join,
             num_embeddings=self.decoder.config.vocab_size,
             framings=config.framings,
-            ends=config.answer_end == "stop",
+            answer_end=config.answer_end,
             finds_subjects=config.find_subjects and bool(config.subject_modules),
         )
         self.collectives = collectives or SingleWorker()

@@ -231,7 +231,7 @@ def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, re
     """
     joiner = Joiner.of(tokenizer)
     edit = _tokenized(joiner, request, max_tokens, record)
-    if joiner.forms != (joiner,) or joiner.ends:
+    if any(form is not joiner or joiner.ending(form, request.target) for form in joiner.forms_of(request.asked)):
         edit = replace(edit, forms=framed(joiner, request, max_tokens))
     if joiner.as_typed is joiner:
         return edit
@@ -255,9 +255,8 @@ def framed(joiner: Joiner, request: EditRequest, max_tokens: int | None, *, cont
     """
     prompt, target = context + request.prompt, request.target
     forms = joiner.forms_of(request.asked)
-    ends = [form.end(target) if joiner.ends else "" for form in forms]
     subject = _subject(joiner, request)
-    return tuple(encode(form, prompt, target + end, subject=subject, max_tokens=max_tokens) for form, end in zip(forms, ends, strict=True))
+    return tuple(encode(form, prompt, target + joiner.ending(form, target), subject=subject, max_tokens=max_tokens) for form in forms)
 
 
 def _subject(joiner: Joiner, request: EditRequest) -> str | None:

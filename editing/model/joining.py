@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Any
 
 from editing.blanks import BLANKS, as_read, bare, between, joins_words
-from editing.config import RAW, Join
+from editing.config import RAW, AnswerEnd, Join
 from editing.messages import Asked
 from editing.model.framing import Frame, describe_framings, frame, frame_of_chat
 from editing.subjects import subject_span
@@ -75,7 +75,7 @@ class Joiner:
         join: The rule.
         num_embeddings: Tokens that the model has embeddings for; ``None`` if that is not known.
         framings: The ways in which an edit is written; by default as it is typed. See :mod:`editing.model.framing`.
-        ends: Whether an edit writes what ends its answer too: the end of a turn in a chat, a full stop in a text.
+        answer_end: Where an edit writes what ends its answer too.
         finds_subjects: Whether the subject of an edit that comes without one is looked for in its prompt.
 
     Attributes:
@@ -83,7 +83,7 @@ class Joiner:
         join: As given.
         num_embeddings: As given.
         framings: As given, each a name or a definition.
-        ends: As given.
+        answer_end: As given.
         finds_subjects: As given.
 
     Raises:
@@ -97,11 +97,11 @@ class Joiner:
         *,
         num_embeddings: int | None = None,
         framings: Sequence[str] = (RAW,),
-        ends: bool = False,
+        answer_end: AnswerEnd = "none",
         finds_subjects: bool = False,
     ) -> None:
         self.tokenizer, self.join, self.num_embeddings = tokenizer, join, num_embeddings
-        self.framings, self.ends, self.finds_subjects = tuple(framings), ends, finds_subjects
+        self.framings, self.answer_end, self.finds_subjects = tuple(framings), answer_end, finds_subjects
         self._frames = [frame(framing, tokenizer) for framing in self.framings]
 
     @classmethod
@@ -140,6 +140,15 @@ class Joiner:
         """
         return self.forms if isinstance(asked, str) else (self.asking(asked)[0],)
 
+    def ending(self, form: "Joiner", answer: str) -> str:
+        """What an edit writes after its answer in one of its forms."""
+        return form.end(answer) if self.answer_end == "stop" or (self.answer_end == "chat" and form.is_chat) else ""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether its texts are what a chat template writes."""
+        return False
+
     def text(self, prompt: str) -> str:
         """The part of a prompt that is encoded."""
         return prompt if self.join == "published" else as_read(prompt)
@@ -149,7 +158,7 @@ class Joiner:
         return subject_span(self.text(prompt), bare(subject))
 
     def end(self, answer: str) -> str:
-        """What ends an answer: nothing where it ends a sentence by itself."""
+        """What ends an answer: a full stop, or nothing where it ends a sentence by itself."""
         last = bare(answer)[-1:]
         return "" if unicodedata.category(last or " ") == "Po" else "。" if joins_words(last) else "."
 
@@ -274,6 +283,10 @@ class FramedJoiner(Joiner):
     def __init__(self, plain: Joiner, around: Frame) -> None:
         super().__init__(plain.tokenizer, plain.join, num_embeddings=plain.num_embeddings)
         self._frame = around
+
+    @property
+    def is_chat(self) -> bool:
+        return self._frame.chat
 
     def text(self, prompt: str) -> str:
         framed = self._frame.before + bare(prompt) + self._frame.after

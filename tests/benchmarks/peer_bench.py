@@ -4,7 +4,7 @@ A peer is a function: it changes the model's weights, or not, and says what the 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from editing import EditRequest
-from editing.config import DEFAULT_BATCH_TOKENS, EVERYDAY
+from editing.config import AUTO, DEFAULT_BATCH_TOKENS, EVERYDAY, RAW, MethodOptions
 from editing.model.decoder import Decoder
+from editing.model.framing import CHAT, has_template, resolve_framings
 from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed
 from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence, encode
-from editing.reference_text import read_text
-from editing.turn import TokenizedEdit
+from editing.reference_text import ReferenceText, read_text
+from editing.turn import TokenizedEdit, framed, tokenize
 
 Ask = Callable[[str], str]
 """From a prompt to what the model is asked."""
 
-_PASSAGE_TOKENS = 512
+EDITS_PER_TURN = 100
 
 
 @dataclass
 class Bench:
-    """A model that is edited in place and given back as it was.
+    """A model that is edited in place and given back as it was. One with a chat template is taught every fact raw and in chat, each with its end.
 
     Attributes:
         model: A Hugging Face causal language model.
         tokenizer: Its tokenizer.
         text: A text file, or ``everyday``: what every peer that preserves text preserves.
+        written: Keys ``(d_in, d_in)`` of earlier turns' edits, summed as ``K'K``, by the linear that was written with them.
         found: What several peers or settings need and what does not depend on them, with the processor seconds that it took.
         borrowed: Processor seconds that a peer did not spend, since another had found the same, less those that are not its own.
     """
@@ -44,13 +46,19 @@ class Bench:
     model: Any
     tokenizer: Any
     text: str = EVERYDAY
+    written: dict[str, Tensor] = field(default_factory=dict)
     found: dict[Any, tuple[Any, float]] = field(default_factory=dict)
     borrowed: float = 0.0
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
         self.decoder = Decoder(self.model)
-        self.joiner = Joiner(self.tokenizer, num_embeddings=self.decoder.config.vocab_size)
+        self.framings = resolve_framings((AUTO,), chats=has_template(self.tokenizer))
+        chats = CHAT in self.framings
+        self.joiner = Joiner(
+            self.tokenizer, num_embeddings=self.decoder.config.vocab_size, framings=self.framings, answer_end="stop" if chats else "none"
+        )
+        self.asked_in = {framing: self.joiner.framed(framing) for framing in self.framings}
         self._weights = {name: tensor.detach().clone() for name, tensor in self.model.named_parameters()}
 
     @torch.no_grad()
@@ -59,6 +67,7 @@ class Bench:
         self.model.requires_grad_(False)
         for name, tensor in self.model.named_parameters():
             tensor.copy_(self._weights[name])
+        self.written = {}
 
     def once(self, key: Any, compute: Callable[[], Any], *, of_edits: bool = False) -> Any:
         """What was computed under a key before, or now. What is of the edits counts as a peer's time, what is of the model and the text does not."""
@@ -77,18 +86,25 @@ class Bench:
         found: nn.Linear = self.model.get_submodule(f"{self.decoder.layers_path}.{name}")
         return found
 
+    def tokenized(self, edit: TokenizedEdit) -> TokenizedEdit:
+        """An edit in the ways in which this bench's facts are written."""
+        return tokenize(self.joiner, edit.request, max_tokens=None, record=edit.record)
+
+    def turns(self, edits: Sequence[TokenizedEdit]) -> Iterator[Sequence[TokenizedEdit]]:
+        """Edits in the turns in which they come."""
+        return (edits[a : a + EDITS_PER_TURN] for a in range(0, len(edits), EDITS_PER_TURN))
+
+    def forms(self, edit: TokenizedEdit, context: str = "") -> list[AnswerSequence]:
+        """An edit as it is written, each with a subject: where it does not stand in the prompt, the prompt's last token is taken for its end."""
+        return [_with_subject(form) for form in framed(self.joiner, edit.request, None, context=context)]
+
     def sequence(self, prompt: str, answer: str | None, subject: str | None) -> AnswerSequence:
-        """A prompt with its answer; where the subject does not stand in it, the prompt's last token is taken for the subject's."""
-        found = encode(self.joiner, prompt, answer, subject=subject)
-        return found if found.subject is not None else replace(found, subject=found.first_row)
+        """A prompt as typed with its answer, and with a subject as in :meth:`forms`."""
+        return _with_subject(encode(self.joiner, prompt, answer, subject=subject))
 
     def passages(self) -> list[AnswerSequence]:
-        """The text as sequences; those that a perplexity is of have every token but the first as a row."""
-        pieces = []
-        for passage in filter(None, map(str.strip, read_text(self.text).split("\n\n"))):
-            ids = self.joiner.as_typed.prompt_ids(passage)
-            pieces += [ids[a : a + _PASSAGE_TOKENS] for a in range(0, len(ids), _PASSAGE_TOKENS)]
-        return [AnswerSequence(tuple(ids), (0,)) for ids in pieces]
+        """The text as sequences."""
+        return ReferenceText.of(MethodOptions(preserve="exact", preserve_text=self.text), self.joiner, None).passages
 
     def second_moment(self, name: str) -> Tensor:
         """Mean of ``k k'`` over the tokens of the text, ``(d_in, d_in)`` float64, of the model as it is now."""
@@ -100,14 +116,19 @@ class Bench:
         return total / count
 
 
-def as_asked(edit: TokenizedEdit, ask: Ask, bench: Bench) -> TokenizedEdit:
-    """An edit whose prompts are what a peer asks in their place."""
+def _with_subject(sequence: AnswerSequence) -> AnswerSequence:
+    return sequence if sequence.subject is not None else replace(sequence, subject=sequence.first_row)
+
+
+def as_asked(edit: TokenizedEdit, ask: Ask, bench: Bench, framing: str = RAW) -> TokenizedEdit:
+    """An edit whose prompts are what a peer asks in their place, in a framing."""
     r: EditRequest = edit.request
+    joiner = bench.asked_in[framing]
     return replace(
         edit,
-        sequence=encode(bench.joiner, ask(r.prompt), r.target),
-        rephrase=encode(bench.joiner, ask(r.rephrase), r.target) if r.rephrase else None,
-        locality=encode(bench.joiner, ask(r.locality_prompt), r.locality_answer) if r.locality_prompt else None,
+        sequence=encode(joiner, ask(r.prompt), r.target),
+        rephrase=encode(joiner, ask(r.rephrase), r.target) if r.rephrase else None,
+        locality=encode(joiner, ask(r.locality_prompt), r.locality_answer) if r.locality_prompt else None,
         persona=(),
         multi_hop=(),
         portability=(),

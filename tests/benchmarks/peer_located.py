@@ -5,10 +5,10 @@
               held within |d| <= bound * |h|; an edit whose -log p is below ``enough`` takes no further step
     residual  layer by layer from the lowest, (z_i - h_i now) / (layers left)
     MEMIT     S = (weight * C + K'K)^-1 K'R                   C the mean of k k' over a text
-    AlphaEdit S = (P K'K + ridge * I)^-1 P K'R                P projects onto the eigenvectors of C with small values
+    AlphaEdit S = (P (K_0'K_0 + K'K) + ridge * I)^-1 P K'R    P projects onto the eigenvectors of C with small values, K_0 are earlier turns' keys
 
-Keys K (n x d_in) and residuals R (n x d_out) are rows; S (d_in x d_out) is added, transposed, to a down projection's weight. This is one batch of
-edits, so AlphaEdit's keys of earlier batches are none.
+Keys K (n x d_in) and residuals R (n x d_out) are rows; S (d_in x d_out) is added, transposed, to a down projection's weight, turn by turn. A fact
+that is written in several ways has one value, of the prompt as typed, which serves all of them, as it serves all contexts.
 
 Differences: contexts are sentences that ship with this project, not text sampled from the model. The threshold under which an eigenvalue
 is small is a share of the mean one, since the models' scales differ. With one layer, values are those of the MLP's output, not of the stream:
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from editing.model.continuation import Continued
 from editing.model.prefix import Prefixed, run_prefix
 from editing.model.tokenization import AnswerSequence, batches
 from editing.subject_targets import read_contexts
@@ -61,7 +62,7 @@ class Values:
 def memit(bench: Bench, edits: Sequence[TokenizedEdit], *, weight: float, layers: Sequence[int], **how: Any) -> Ask:
     """Write edits by MEMIT; ``weight`` says how many tokens the text counts for."""
     values = Values(layers=tuple(layers), **how)
-    _write(bench, edits, values, lambda name, keys, residuals: memit_shift(keys, residuals, _covariance(bench, name), weight))
+    _write_all(bench, edits, values, lambda name, keys, residuals: memit_shift(keys, residuals, _covariance(bench, name), weight))
     return str
 
 
@@ -71,9 +72,11 @@ def alphaedit(bench: Bench, edits: Sequence[TokenizedEdit], *, threshold: float,
 
     def shift(name: str, keys: Tensor, residuals: Tensor) -> Tensor:
         projector = bench.once(("projector", name, threshold), lambda: null_space(_covariance(bench, name), threshold))
-        return alphaedit_shift(keys, residuals, projector, ridge * float(_covariance(bench, name).diagonal().sum()))
+        ours = alphaedit_shift(keys, residuals, projector, ridge * float(_covariance(bench, name).diagonal().sum()), bench.written.get(name))
+        bench.written[name] = bench.written.get(name, 0) + keys.double().T @ keys.double()
+        return ours
 
-    _write(bench, edits, values, shift)
+    _write_all(bench, edits, values, shift)
     return str
 
 
@@ -83,10 +86,10 @@ def memit_shift(keys: Tensor, residuals: Tensor, covariance: Tensor, weight: flo
     return torch.linalg.solve(weight * covariance + keys.T @ keys, keys.T @ residuals)
 
 
-def alphaedit_shift(keys: Tensor, residuals: Tensor, projector: Tensor, ridge: float) -> Tensor:
-    """``(P K'K + ridge * I)^-1 P K'R``, ``(d_in, d_out)`` float64."""
+def alphaedit_shift(keys: Tensor, residuals: Tensor, projector: Tensor, ridge: float, earlier: Tensor | None = None) -> Tensor:
+    """``(P (K_0'K_0 + K'K) + ridge * I)^-1 P K'R``, ``(d_in, d_out)`` float64; ``earlier`` is ``K_0'K_0``."""
     keys, residuals = keys.double(), residuals.double()
-    system = projector @ keys.T @ keys
+    system = projector @ (keys.T @ keys if earlier is None else earlier + keys.T @ keys)
     system.diagonal().add_(ridge)
     return torch.linalg.solve(system, projector @ keys.T @ residuals)
 
@@ -103,14 +106,22 @@ def _covariance(bench: Bench, name: str) -> Tensor:
     return found
 
 
-def _write(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: Any) -> None:
-    names = [f"{layer}.mlp.down_proj" for layer in values.layers]
-    for name in names:
+def _write_all(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: Any) -> None:
+    for layer in values.layers:
+        name = f"{layer}.mlp.down_proj"
         bench.once(("covariance", name), lambda name=name: bench.second_moment(name))  # the first call is before any shift
-    targets = bench.once(("values", values, tuple(edit.request for edit in edits)), lambda: find_values(bench, edits, values), of_edits=True)
+    first, *others = bench.turns(edits)
+    known = ("values", values, tuple(edit.request for edit in first))  # of the unedited model, so the same for every setting
+    _write(bench, first, values, shift, bench.once(known, lambda: find_values(bench, first, values), of_edits=True))
+    for turn in others:
+        _write(bench, turn, values, shift, find_values(bench, turn, values))
+
+
+def _write(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: Any, targets: Tensor) -> None:
+    names = [f"{layer}.mlp.down_proj" for layer in values.layers]
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         keys = _mean_keys(bench, edits, values, name)
-        now = _at_subjects(bench, _site(bench, values), values.layers[-1], _sequences(bench, edits, ""), "output")
+        now = _at_subjects(bench, _site(bench, values), values.layers[-1], _variants(bench, edits, values)[0], "output")
         change = shift(name, keys, (targets - now) / left)
         bench.linear(name).weight.data.add_(change.T.to(torch.float32))
 
@@ -118,7 +129,7 @@ def _write(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: 
 def find_values(bench: Bench, edits: Sequence[TokenizedEdit], values: Values) -> Tensor:
     """Values ``(n, d)`` of the edits."""
     site, last = _site(bench, values), values.layers[-1]
-    prompts = [sequence for context in _contexts(values) for sequence in _sequences(bench, edits, context)]
+    prompts = [sequence for variant in _variants(bench, edits, values) for sequence in variant]
     known = [bench.sequence(f"{edit.request.subject or edit.request.prompt} is a", None, edit.request.subject) for edit in edits]
     prefixed = run_prefix(bench.decoder, [*prompts, *known], stop=last, batch_tokens=BATCH_TOKENS)
     search = _Search(bench, site, values, prefixed, len(edits), _at_subjects(bench, site, last, prompts[: len(edits)], "output"))
@@ -132,7 +143,10 @@ class _Search:
     """The changes of all edits, by Adam; sequence ``i`` belongs to edit ``i % n``, and the last ``n`` ask what the subject is."""
 
     def __init__(self, bench: Bench, site: nn.Module, values: Values, prefixed: Prefixed, count: int, start: Tensor) -> None:
-        self._bench, self._site, self._values, self._prefixed, self._count = bench, site, values, prefixed, count
+        self._bench, self._site, self._values, self._count = bench, site, values, count
+        self._lengths = [len(sequence.answer_ids) for sequence in prefixed.sequences]
+        self._known_ones = len(prefixed.sequences) - count
+        self._continued = Continued.at_subjects(bench.decoder, prefixed, start=values.layers[-1], batch_tokens=BATCH_TOKENS)
         self.start, self.change = start, torch.zeros_like(start)
         self._norms = start.norm(dim=1, keepdim=True)
         self._rate = values.rate * float(self._norms.mean()) / start.shape[1] ** 0.5
@@ -159,14 +173,12 @@ class _Search:
     def _gradient(self) -> tuple[Tensor, Tensor]:
         """The gradient ``(n, d)`` of the loss, and the nats ``(n,)`` that the targets cost."""
         change = self.change.clone().requires_grad_()
-        nats, asked = torch.zeros(self._count), len(self._prefixed.sequences) // self._count - 1
+        nats, asked = torch.zeros(self._count), self._known_ones // self._count
         chosen = [k * self._count + i for k in range(asked + 1) for i in self._active]
         for batch, owners, logits in self._logits(chosen, change):
-            sequence_of_row = torch.repeat_interleave(
-                torch.arange(len(batch.indices)), torch.tensor([len(self._prefixed.sequences[chosen[i]].answer_ids) for i in batch.indices])
-            )
             numbers = torch.tensor([chosen[i] for i in batch.indices])
-            is_known = numbers >= asked * self._count
+            sequence_of_row = torch.repeat_interleave(torch.arange(len(numbers)), torch.tensor([self._lengths[i] for i in numbers.tolist()]))
+            is_known = numbers >= self._known_ones
             lengths = torch.bincount(sequence_of_row).float()
             losses = F.cross_entropy(logits, batch.labels, reduction="none") / lengths[sequence_of_row] / asked
             known_rows = is_known[sequence_of_row]
@@ -178,19 +190,18 @@ class _Search:
         return change.grad, nats
 
     def _known_before(self) -> Tensor:
-        first = len(self._prefixed.sequences) - self._count
         found = torch.empty(self._count, self._bench.decoder.config.vocab_size)
-        for _, owners, logits in self._logits(range(first, first + self._count), self.change):
+        for _, owners, logits in self._logits(range(self._known_ones, self._known_ones + self._count), self.change):
             found[owners] = logits.log_softmax(-1)
         return found
 
     def _logits(self, chosen: Sequence[int], change: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """Batches of chosen sequences, the edits that they belong to, and the logits of their rows."""
         decoder = self._bench.decoder
-        for batch, hidden in self._prefixed.select(chosen).batches(batch_tokens=BATCH_TOKENS, device=decoder.device):
+        for batch, hidden in self._continued.select(chosen).batches(batch_tokens=BATCH_TOKENS, device=decoder.device):
             owners = torch.tensor([chosen[i] % self._count for i in batch.indices])
             with _added(self._site, batch.subjects, change[owners]):
-                final = decoder.suffix(batch.input_ids, hidden, self._values.layers[-1])
+                final = decoder.suffix(batch.input_ids, hidden, self._values.layers[-1], batch.past)
             yield batch, owners, decoder.logits(final.flatten(0, 1)[batch.rows]).float()
 
 
@@ -216,19 +227,17 @@ def _site(bench: Bench, values: Values) -> nn.Module:
     return bench.linear(f"{last}.mlp.down_proj") if len(values.layers) == 1 else bench.decoder.layers[last]
 
 
-def _contexts(values: Values) -> list[str]:
-    return ["", *read_contexts(values.contexts)]
-
-
-def _sequences(bench: Bench, edits: Sequence[TokenizedEdit], context: str) -> list[AnswerSequence]:
-    return [bench.sequence(context + edit.request.prompt, edit.request.target, edit.request.subject) for edit in edits]
+def _variants(bench: Bench, edits: Sequence[TokenizedEdit], values: Values) -> list[list[AnswerSequence]]:
+    """What one value serves, each as a sequence an edit: the prompt as typed, alone and after each context, then the other ways of asking."""
+    as_typed, *others = zip(*(bench.forms(edit) for edit in edits), strict=True)
+    after = [[bench.forms(edit, context)[0] for edit in edits] for context in read_contexts(values.contexts)]
+    return [list(as_typed), *after, *map(list, others)]
 
 
 def _mean_keys(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, name: str) -> Tensor:
-    """Keys ``(n, d_in)`` at the subjects, means over the contexts."""
+    """Keys ``(n, d_in)`` at the subjects, means over what a value serves."""
     layer = int(name.split(".")[0])
-    several = [_at_subjects(bench, bench.linear(name), layer, _sequences(bench, edits, context), "input") for context in _contexts(values)]
-    return torch.stack(several).mean(0)
+    return torch.stack([_at_subjects(bench, bench.linear(name), layer, variant, "input") for variant in _variants(bench, edits, values)]).mean(0)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Two peers that are trained: a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685), and plain fine-tuning of one MLP's down projection.
 
-Both go down the mean over edits of the mean cross-entropy of the target's tokens with Adam, all edits in every step, until the mean loss is below
-``enough`` nats. The adapter ``scale * B A`` is merged into the weights in the end.
+Both go down the mean over edits, in each way of asking, of the mean cross-entropy of the target's tokens with Adam, all edits of a turn in every
+step, until the mean loss is below ``enough`` nats. The adapter ``scale * B A`` is merged into the weights at the end of each turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,20 +32,22 @@ def lora(
 ) -> Ask:
     """Train and merge a low-rank adapter of the named linears in every layer."""
     layers = range(bench.decoder.num_layers)
-    adapted = [Adapter(bench.linear(f"{layer}.{name}"), rank, scale, seed + layer) for layer in layers for name in modules]
-    prefixed = Prefixed([edit.sequence for edit in edits], None)
-    with _in_place(adapted):
-        _train(bench, prefixed, [p for adapter in adapted for p in (adapter.a, adapter.b)], 0, learning_rate, steps, enough)
-    for adapter in adapted:
-        adapter.merge()
+    for turn in bench.turns(edits):
+        adapted = [Adapter(bench.linear(f"{layer}.{name}"), rank, scale, seed + layer) for layer in layers for name in modules]
+        prefixed = Prefixed([form for edit in turn for form in edit.forms], None)
+        with _in_place(adapted):
+            _train(bench, prefixed, [p for adapter in adapted for p in (adapter.a, adapter.b)], 0, learning_rate, steps, enough)
+        for adapter in adapted:
+            adapter.merge()
     return str
 
 
 def fine_tuning(bench: Bench, edits: Sequence[TokenizedEdit], *, learning_rate: float, layer: int, steps: int = 20, enough: float = 0.05) -> Ask:
     """Train the down projection of one layer."""
     weight = bench.linear(f"{layer}.mlp.down_proj").weight.requires_grad_()
-    prefixed = run_prefix(bench.decoder, [edit.sequence for edit in edits], stop=layer, batch_tokens=BATCH_TOKENS)
-    _train(bench, prefixed, [weight], layer, learning_rate, steps, enough)
+    for turn in bench.turns(edits):
+        prefixed = run_prefix(bench.decoder, [form for edit in turn for form in edit.forms], stop=layer, batch_tokens=BATCH_TOKENS)
+        _train(bench, prefixed, [weight], layer, learning_rate, steps, enough)
     weight.requires_grad_(False)
     return str
 

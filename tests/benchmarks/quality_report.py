@@ -21,8 +21,11 @@ _COLOURS = {"published": "tab:gray", "refined": "tab:blue", "refined, at the sub
 
 
 def merit(row: Row) -> float:
-    """What published settings are chosen by on the tuning part: the harmonic mean of efficacy and retention, so that neither buys the other."""
-    a, b = row["efficacy"], row["locality_retention"]
+    """What published settings and peers are chosen by on the tuning part: the harmonic mean of efficacy and retention; neither buys the other.
+
+    Where a row tells of chats, of exact answers and of retention in chat.
+    """
+    a, b = (row[name] or 0.0 for name in (("chat", "chat_retention") if "chat" in row else ("efficacy", "locality_retention")))
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -50,7 +53,8 @@ def _means(rows: Iterable[Row]) -> list[Row]:
     for (family, method, _), group in groups.items():
         most[family, method] = max(most[family, method], len(group))
     full = [(key, group) for key, group in groups.items() if len(group) == most[key[:2]]]
-    return [group[0] | {name: statistics.fmean(row[name] or 0 for row in group) for name in COUNTED} for _, group in full]
+    counted = COUNTED + ("chat", "chat_retention")
+    return [group[0] | {name: statistics.fmean(row[name] or 0 for row in group) for name in counted if name in group[0]} for _, group in full]
 
 
 def lead(row: Row, other: Row | None) -> float:
@@ -113,6 +117,27 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_peers(rows: Sequence[Row], path: Path) -> None:
+    """What each peer teaches over what it leaves as it was, a point a measurement: right answers, and right answers to rephrased questions."""
+    in_chat = all("chat" in row for row in rows)
+    taught, kept = (("chat", "chat_rephrase"), "chat_retention") if in_chat else (("efficacy", "generalization"), "locality_retention")
+    titles = ("the target alone, in chat", "the same, rephrased") if in_chat else ("target tokens, as typed", "the same, rephrased")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6))
+    families = sorted({row["family"] for row in rows})
+    for axis, name, title in zip(axes, taught, titles, strict=True):
+        for number, family in enumerate(families):
+            own = [row for row in rows if row["family"] == family]
+            growth = statistics.fmean(row["perplexity_growth"] for row in own)
+            label = family if family == "retrieval" else f"{family}, perplexity x {growth:.2f}"
+            axis.scatter([row[kept] for row in own], [row[name] for row in own], c=f"C{number}", marker="osD^vPX*"[number % 8], s=60, label=label)
+        axis.set(title=title, xlabel="answers of neighbours that stay", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -3,25 +3,28 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from editing.datasets import EditFile, NumberedRequest
 from editing.files import pretrained
 from editing.model.tokenization import AnswerSequence
+from editing.requests import EditRequest
 from editing.turn import TokenizedEdit, tokenize
-from tests.benchmarks import peers
+from tests.benchmarks import peer_bench, peers
 from tests.benchmarks.peer_bench import Bench, as_asked
-from tests.benchmarks.peer_located import Values, _at_subjects, _sequences, alphaedit_shift, find_values, memit, memit_shift, null_space
+from tests.benchmarks.peer_located import Values, _at_subjects, _variants, alphaedit, alphaedit_shift, find_values, memit, memit_shift, null_space
 from tests.benchmarks.peer_retrieved import Bm25, retrieval
 from tests.benchmarks.peer_trained import Adapter, fine_tuning, lora
 from tests.benchmarks.quality import Plan, read_settings
 from tests.benchmarks.quality_cell import Setting, Sizes
+from tests.editing.model.test_framing import chatting
 from tests.support.paths import PARITY
 
 FIXTURE = PARITY / "llama-tiny"
@@ -114,7 +117,7 @@ def test_values_are_within_the_bound_and_make_the_targets_likelier(bench: Bench,
         values = Values(layers=layers, steps=steps, contexts=1, bound=4.0, decay=0.0)
         found = find_values(bench, edits, values)
         site = bench.linear("1.mlp.down_proj") if layers == (1,) else bench.decoder.layers[2]
-        start = _at_subjects(bench, site, layers[-1], _sequences(bench, edits, ""), "output")
+        start = _at_subjects(bench, site, layers[-1], _variants(bench, edits, Values(layers=(), contexts=0))[0], "output")
         assert torch.all((found - start).norm(dim=1) <= 4.0 * start.norm(dim=1) * 1.001)
         losses.append(_nats(bench, edits, site, found - start))
     assert losses[1] < losses[0] - 0.1
@@ -122,7 +125,7 @@ def test_values_are_within_the_bound_and_make_the_targets_likelier(bench: Bench,
 
 def _nats(bench: Bench, edits: list[TokenizedEdit], site: nn.Module, change: torch.Tensor) -> float:
     nats = []
-    for sequence, own in zip(_sequences(bench, edits, ""), change, strict=True):
+    for sequence, own in zip(_variants(bench, edits, Values(layers=(), contexts=0))[0], change, strict=True):
         logits = _logits_with(bench, sequence, own, site)[sequence.first_row :]
         nats.append(float(nn.functional.cross_entropy(logits, torch.tensor(sequence.answer_ids))))
     return sum(nats) / len(nats)
@@ -148,10 +151,67 @@ def _logits_with(bench: Bench, sequence: AnswerSequence, change: torch.Tensor, s
 def test_memit_without_text_writes_the_values(bench: Bench, edits: list[TokenizedEdit]) -> None:
     values = Values(layers=(1,), steps=5, contexts=0)
     wanted = find_values(bench, edits, values)
-    before = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _sequences(bench, edits, ""), "output")
+    before = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _variants(bench, edits, Values(layers=(), contexts=0))[0], "output")
     memit(bench, edits, weight=1e-7, layers=[1], steps=5, contexts=0)
-    after = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _sequences(bench, edits, ""), "output")
+    after = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _variants(bench, edits, Values(layers=(), contexts=0))[0], "output")
     assert (after - wanted).norm() < 0.01 * (before - wanted).norm()
+
+
+def test_earlier_turns_hold_back_a_later_one_in_alphaedit() -> None:
+    """One key of length 2, written before with K_0'K_0 = 12: (12 + 4 + 4) s = 2 * 10."""
+    found = alphaedit_shift(torch.tensor([[2.0]]), torch.tensor([[10.0]]), torch.eye(1).double(), 4.0, torch.tensor([[12.0]]).double())
+    assert found.item() == pytest.approx(1.0)
+
+
+def test_edits_come_in_turns_and_alphaedit_keeps_their_keys(bench: Bench, edits: list[TokenizedEdit], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_bench, "EDITS_PER_TURN", 4)
+    assert [len(turn) for turn in bench.turns(edits)] == [4, 2]
+    alphaedit(bench, edits, threshold=1.0, layers=[1], steps=1, contexts=0)
+    keys = torch.cat([_mean_keys_before(bench, turn) for turn in bench.turns(edits)])
+    assert bench.written["1.mlp.down_proj"].trace() == pytest.approx(float(keys.double().square().sum()), rel=1e-4)
+    bench.restore()
+    assert bench.written == {}
+
+
+def _mean_keys_before(bench: Bench, edits: Sequence[TokenizedEdit]) -> torch.Tensor:
+    """Keys of layer 1, which no shift of its own output changes."""
+    return _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _variants(bench, edits, Values(layers=(), contexts=0))[0], "input")
+
+
+@pytest.fixture(scope="module")
+def chats() -> Bench:
+    tokenizer = chatting()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, eos_token_id=None
+    )
+    return Bench(AutoModelForCausalLM.from_config(config), tokenizer)
+
+
+FACTS = [
+    EditRequest(f"The capital of {place} is", town, subject=place, rephrase=f"{place} has", locality_prompt="The sea is", locality_answer="wet")
+    for place, town in (("France", "Lyon"), ("Italy", "Pisa"), ("Spain", "Toledo"))
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ultraedit", {"modules": ["layers.1.mlp.down_proj"], "learning_rate": 1e-2}),
+        ("memit", {"layers": [1], "steps": 1, "weight": 1.0}),
+        ("lora", {"modules": ["self_attn.q_proj"], "steps": 1, "learning_rate": 1e-3}),
+        ("fine-tuning", {"layer": 1, "steps": 1, "learning_rate": 1e-3}),
+        ("retrieval", {}),
+    ],
+)
+def test_a_model_with_a_template_is_taught_and_asked_in_chat_too(chats: Bench, method: str, options: dict[str, Any]) -> None:
+    edits = [tokenize(chats.tokenizer, fact, max_tokens=None) for fact in FACTS]
+    row = peers.measure(chats, Setting("own", "family", method, options), edits, Sizes(evaluated=3, generated=2, text_tokens=3))
+    assert {"chat", "chat_rephrase", "chat_retention", "chat_stops"} <= row.keys()
+    assert all(0 <= row[name] <= 1 for name in ("chat", "chat_rephrase", "chat_retention", "chat_stops"))
+    raw, chat = chats.tokenized(edits[0]).forms
+    assert chats.tokenizer.decode(raw.answer_ids) == " Lyon."
+    assert chats.tokenizer.decode(chat.answer_ids) == "Lyon<|end|>"
 
 
 @pytest.mark.parametrize("name", ["peers_smollm2.yaml", "peers_gemma.yaml"])
@@ -196,6 +256,7 @@ def test_a_comparison_in_small(tmp_path: Path) -> None:
     assert written["perplexity_growth"] == pytest.approx(1.0)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 12
     assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["stage"] == "tune"
+    assert all((tmp_path / f"{stage}.png").stat().st_size > 1000 for stage in ("tune", "report"))
     assert all(word in (tmp_path / "peers.md").read_text() for word in ("## report", "## tune", "alphaedit", "| prompt | target | before | after |"))
 
 

@@ -33,7 +33,7 @@ def test_a_chat_has_one_form_whatever_the_framings_and_it_is_what_an_engine_feed
 
 def test_a_chat_writes_the_end_of_its_answer_where_that_is_asked_for() -> None:
     tokenizer = chatting()
-    edit = tokenize(Joiner(tokenizer, ends=True), CHAT, max_tokens=None)
+    edit = tokenize(Joiner(tokenizer, answer_end="stop"), CHAT, max_tokens=None)
     assert tokenizer.decode(edit.forms[0].answer_ids) == "Lyon<|end|>"
     assert tokenizer.decode(edit.sequence.answer_ids) == "Lyon"
 

@@ -74,7 +74,7 @@ def test_a_subject_that_the_frame_says_too_is_found_in_the_prompt(tokenizer: Any
 
 
 def test_an_end_is_the_end_of_the_turn_in_a_chat_and_a_full_stop_in_a_text() -> None:
-    joiner = Joiner(chatting(), framings=("raw", "chat"), ends=True)
+    joiner = Joiner(chatting(), framings=("raw", "chat"), answer_end="stop")
     raw, chat = tokenize(joiner, FRANCE, max_tokens=None).forms
     assert joiner.tokenizer.decode(raw.answer_ids) == " Lyon."
     assert joiner.tokenizer.decode(chat.answer_ids) == "Lyon<|end|>"
