@@ -119,7 +119,7 @@ class MethodOptions:
     subject_weight: float = 5000.0
     join: Join = "raw"
     framings: tuple[str, ...] = (AUTO,)
-    answer_end: AnswerEnd = "none"
+    answer_end: AnswerEnd = "chat"
     prefix_dtype: PrefixDType = "same"
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ class Joiner:
         *,
         num_embeddings: int | None = None,
         framings: Sequence[str] = (RAW,),
-        answer_end: AnswerEnd = "none",
+        answer_end: AnswerEnd = "chat",
         finds_subjects: bool = False,
     ) -> None:
         self.tokenizer, self.join, self.num_embeddings = tokenizer, join, num_embeddings

@@ -50,7 +50,7 @@ def resolve_settings(
             return _without_preset(decoder, name, modules, learning_rate)
         modules = found.modules if modules is None else modules
         learning_rate = found.learning_rate if learning_rate is None else learning_rate
-        tokens = {"join": PUBLISHED, "framings": (RAW,)} if preset is not None and preset.split("/")[-1] == PUBLISHED else {}
+        tokens = {"join": PUBLISHED, "framings": (RAW,), "answer_end": "none"} if preset is not None and preset.split("/")[-1] == PUBLISHED else {}
         options = {**tokens, **found.options, "preset": found.full_name}
     return tuple(modules), learning_rate, options
 

@@ -151,7 +151,8 @@ from orchestrator.cli.options import (
     "--answer-end",
     metavar="END",
     type=click.Choice(ANSWER_ENDS),
-    help="Also write what ends an answer, so that the model stops: none or stop. [default: the preset's, else none]",
+    help="Where to write what ends an answer too, so that the model stops: none, chat, or stop, which is a full stop in other texts as well. "
+    "[default: the preset's, else chat]",
 )
 @method("--warm-up", **WHOLE, help="Update the moments with the first N edits before the first turn. [default: 0]")
 @memory("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")

@@ -64,6 +64,5 @@ def demo(output: str, cache: Path, chat: bool) -> None:
     from orchestrator.run.run_config import RunConfig
 
     model = (smollm2_folder if chat else gemma_folder)(cache, Progress(messages()))
-    # a chat's end is learned too; and answers in chat are longer, so fewer of them are written
-    settings = {"answer_end": "stop", "generate": 60} if chat else {"generate": 240}
-    run_edit(RunConfig.build({"model": str(model), "edits": str(FACTS), "output": output, "overwrite": True, **settings}))
+    generate = 60 if chat else 240  # answers in chat are longer, so fewer of them are written
+    run_edit(RunConfig.build({"model": str(model), "edits": str(FACTS), "output": output, "overwrite": True, "generate": generate}))

@@ -103,7 +103,7 @@ class RunConfig:
         join: How a prompt and its answer meet; by default ``published`` where that preset is asked for, else ``raw``.
         framings: The ways in which each edit is written; by default the preset's, else ``raw``, and ``chat`` where the model has a template.
             Files of framings are read here, and their definitions kept.
-        answer_end: Whether an edit writes what ends its answer, ``none`` or ``stop``; by default the preset's, else ``none``.
+        answer_end: Where an edit writes what ends its answer too: ``none``, ``chat`` or ``stop``; by default the preset's, else ``chat``.
         prefix_dtype: Precision of products in frozen layers while editing, ``same`` or ``bfloat16``; by default the preset's, else ``same``.
         warm_up: Feed the moments with the first N edits before the first of them is made.
         batch_tokens: Padded tokens in one physical batch.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from editing import EditRequest
 from editing.config import AUTO, DEFAULT_BATCH_TOKENS, EVERYDAY, RAW, MethodOptions
 from editing.model.decoder import Decoder
-from editing.model.framing import CHAT, has_template, resolve_framings
+from editing.model.framing import has_template, resolve_framings
 from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed
@@ -32,7 +32,7 @@ EDITS_PER_TURN = 100
 
 @dataclass
 class Bench:
-    """A model that is edited in place and given back as it was. One with a chat template is taught every fact raw and in chat, each with its end.
+    """A model that is edited in place and given back as it was. One with a chat template is taught every fact raw and in chat.
 
     Attributes:
         model: A Hugging Face causal language model.
@@ -54,10 +54,7 @@ class Bench:
         self.model.eval().requires_grad_(False)
         self.decoder = Decoder(self.model)
         self.framings = resolve_framings((AUTO,), chats=has_template(self.tokenizer))
-        chats = CHAT in self.framings
-        self.joiner = Joiner(
-            self.tokenizer, num_embeddings=self.decoder.config.vocab_size, framings=self.framings, answer_end="stop" if chats else "none"
-        )
+        self.joiner = Joiner(self.tokenizer, num_embeddings=self.decoder.config.vocab_size, framings=self.framings)
         self.asked_in = {framing: self.joiner.framed(framing) for framing in self.framings}
         self._weights = {name: tensor.detach().clone() for name, tensor in self.model.named_parameters()}
 

@@ -5,10 +5,10 @@
 
 Tuned and reported as by :mod:`tests.benchmarks.quality`: a setting is chosen on a fifth of the subjects, by the harmonic mean of efficacy and
 retention, and reported on the rest, in turns of 100. Every peer that holds a text holds the same one: the everyday text, and what the model writes
-by itself after the beginnings of its passages. Where the model has a chat template, every peer writes every fact raw and in chat, with
-its end, and is asked both ways; a setting is then chosen by what it does in chat. Facts that are retrieved stand before every probe, locality too;
-a text that is no prompt has none before it, so perplexity says nothing of retrieval. Seconds are the processor's, for all edits, without what is
-done once for a model.
+by itself after the beginnings of its passages. Where the model has a chat template, every peer writes every fact raw and in chat, there with
+its end, and is asked both ways; a setting is then chosen by what it does in chat. Facts that are retrieved stand before every probe,
+locality too; a text that is no prompt has none before it, so perplexity says nothing of retrieval. Seconds are the processor's, for all edits,
+without what is done once for a model.
 
     efficacy, generalization, locality_retention    teacher-forced, prompts as typed (editing.monitoring.evaluation)
     exact, exact_rephrase                           the text after a prompt as typed begins with the target

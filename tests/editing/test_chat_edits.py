@@ -23,7 +23,7 @@ CHAT = EditRequest(target="Lyon", subject="France", messages=MESSAGES, rephrase=
 @pytest.mark.parametrize("join", ["raw", "none", "published"])
 def test_a_chat_has_one_form_whatever_the_framings_and_it_is_what_an_engine_feeds(framings: tuple[str, ...], join: Any) -> None:
     tokenizer = chatting()
-    edit = tokenize(Joiner(tokenizer, join, framings=framings), CHAT, max_tokens=None)
+    edit = tokenize(Joiner(tokenizer, join, framings=framings, answer_end="none"), CHAT, max_tokens=None)
     fed, answer = served(tokenizer, MESSAGES), tokenizer("Lyon", add_special_tokens=False)["input_ids"]
     assert edit.forms == (edit.sequence,)
     assert [*edit.sequence.input_ids, edit.sequence.answer_ids[-1]] == fed + answer
@@ -31,9 +31,10 @@ def test_a_chat_has_one_form_whatever_the_framings_and_it_is_what_an_engine_feed
     assert edit.rephrase == tokenize(Joiner(tokenizer, join), EditRequest("France's capital is", "Lyon"), max_tokens=None).sequence
 
 
-def test_a_chat_writes_the_end_of_its_answer_where_that_is_asked_for() -> None:
+@pytest.mark.parametrize("options", [{}, {"answer_end": "stop"}], ids=["by default", "stop"])
+def test_a_chat_writes_the_end_of_its_answer(options: dict[str, Any]) -> None:
     tokenizer = chatting()
-    edit = tokenize(Joiner(tokenizer, answer_end="stop"), CHAT, max_tokens=None)
+    edit = tokenize(Joiner(tokenizer, **options), CHAT, max_tokens=None)
     assert tokenizer.decode(edit.forms[0].answer_ids) == "Lyon<|end|>"
     assert tokenizer.decode(edit.sequence.answer_ids) == "Lyon"
 

@@ -85,6 +85,13 @@ def test_an_end_is_the_end_of_the_turn_in_a_chat_and_a_full_stop_in_a_text() -> 
     assert joiner.tokenizer.decode(edit.sequence.answer_ids) == " Lyon"  # what is measured is the answer alone
 
 
+def test_by_default_chats_end_and_other_texts_do_not() -> None:
+    joiner = Joiner(chatting(), framings=("raw", "Question: {prompt}\nAnswer:", "chat"))
+    raw, asked, chat = tokenize(joiner, FRANCE, max_tokens=None).forms
+    assert [joiner.tokenizer.decode(form.answer_ids) for form in (raw, asked, chat)] == [" Lyon", " Lyon", "Lyon<|end|>"]
+    assert raw == tokenize(joiner, FRANCE, max_tokens=None).sequence
+
+
 def test_auto_is_raw_and_chat_where_there_is_a_template() -> None:
     assert resolve_framings(("auto",), chats=has_template(byte_pairs())) == ("raw",)
     assert resolve_framings(("auto",), chats=has_template(chatting())) == ("raw", "chat")

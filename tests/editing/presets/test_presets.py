@@ -68,7 +68,8 @@ def test_the_small_chat_model_is_told_from_the_version_before_it() -> None:
 def test_an_editor_takes_the_presets_options_and_explicit_ones_win(for_llama: None) -> None:
     default, published = Editor.from_pretrained(MODEL), Editor.from_pretrained(MODEL, preset="published")
     assert (default.config.passes, default.config.preserve, default.config.learning_rate) == (3, "exact", 2e-3)
-    assert (published.config.passes, published.config.preserve, published.config.learning_rate) == (1, "off", 1e-3)
+    assert (published.config.passes, published.config.preserve, published.config.answer_end) == (1, "off", "none")
+    assert published.config.learning_rate == 1e-3
     own = Editor.from_pretrained(MODEL, preset="refined", passes=2, learning_rate=5e-4)
     assert (own.config.passes, own.config.preserve, own.config.learning_rate) == (2, "exact", 5e-4)
     plain = Editor.from_pretrained(MODEL, modules=MODULES, learning_rate=1e-3)  # nothing is left to ask a preset for
