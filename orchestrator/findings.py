@@ -12,6 +12,7 @@ from typing import Any
 from editing.datasets import BadRecord, EditFile, NumberedRequest
 from editing.errors import InputError
 from editing.subjects import subject_span
+from orchestrator.wording import counted
 
 _KINDS = 50
 """Fields, or remarks, that are told apart."""
@@ -104,14 +105,15 @@ class Findings:
         """What the start of a run says, a line each."""
         for name, tally in list(self.unread.items())[:_TOLD]:
             hint = f"; did you mean {tally.near}?" if tally.near else ""
-            yield f"{name}: unread in {_records(tally.count)}, record {tally.first_record} the first{hint}"
+            yield f"{name}: unread in {counted(tally.count, 'record')}, record {tally.first_record} the first{hint}"
         if len(self.unread) > _TOLD:
             yield f"{len(self.unread) - _TOLD} more fields are unread; 'ultraedit data inspect' lists them"
         for remark, tally in self.no_change.items():
-            yield f"no change: {remark} in {_records(tally.count)}, record {tally.first_record} the first"
+            yield f"no change: {remark} in {counted(tally.count, 'record')}, record {tally.first_record} the first"
         if self.repeated_id is not None:
             name, earlier, later = self.repeated_id
-            yield f"ids: {_records(self.repeated_ids)} with an id that an earlier edit has, {name!r} of records {earlier} and {later} the first"
+            several = counted(self.repeated_ids, "record")
+            yield f"ids: {several} with an id that an earlier edit has, {name!r} of records {earlier} and {later} the first"
 
     def _see_id(self, name: str, record: int) -> None:
         key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
@@ -126,10 +128,6 @@ class Findings:
 def _count(tallies: dict[str, Tally], name: str, record: int, count: int = 1, *, near: str | None = None) -> None:
     name = name if name in tallies or len(tallies) < _KINDS else "others"
     tallies.setdefault(name, Tally(0, record, near)).count += count
-
-
-def _records(count: int) -> str:
-    return f"{count:,} record{'' if count == 1 else 's'}"
 
 
 def refuse_unread(source: EditFile, record: NumberedRequest | BadRecord) -> None:

@@ -16,6 +16,7 @@ from orchestrator.cli.tables import Column, Sheet
 from orchestrator.run.directory import read_run
 from orchestrator.run.ledger import Entry, Ledger
 from orchestrator.run.plots import MILESTONE_METRICS
+from orchestrator.wording import counted
 
 _TEXT_WIDTH = 48
 """Characters of a generated text that the table shows; ``edits.parquet`` has it whole."""
@@ -218,7 +219,8 @@ def _places(path: Path, run: dict[str, Any], metrics: dict[str, Any]) -> list[st
     plots = "".join(sorted(f"plots/{plot.name}, " for plot in (path / "plots").glob("*.png")))
     lines = [f"collapse  {metrics['collapse']}"] if metrics.get("collapse") else []
     lines += [
-        f"{metrics['edits']} edits in {metrics['turns']} turns, {metrics['rejected']} rejected, {metrics['refused']} refused{overwritten}; "
+        f"{counted(metrics['edits'], 'edit')} in {counted(metrics['turns'], 'turn')}, {metrics['rejected']} rejected, "
+        f"{metrics['refused']} refused{overwritten}; "
         f"editing took {editing_seconds(seconds):.1f} s of {seconds['total']:.1f} s, peak memory {metrics['peak_memory_bytes'] / 1e9:.2f} GB",
         f"model     {path / 'model'}" if (path / "model").is_dir() else f"delta     {path / 'delta'}  (ultraedit apply {path} --output FOLDER)",
         f"results   {path}: metrics.json, edits.parquet, rejected.jsonl, turns.jsonl, {plots}run.json",

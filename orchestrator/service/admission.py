@@ -27,6 +27,7 @@ from orchestrator.service.probing import Probe, extra_probes, mark_probes, stand
 from orchestrator.service.rows import Row
 from orchestrator.service.states import CURRENT
 from orchestrator.service.tables import gate_failures
+from orchestrator.wording import counted
 
 logger = logging.getLogger("ultraedit")
 
@@ -134,7 +135,7 @@ class Admission:
         return {row["id"]: {"text_before": b.text, "text_after": a.text} for row, b, a in zip(shown, before, after, strict=True)}
 
     def _note_failure(self, rows: Sequence[Row], verdict: Verdict) -> None:
-        logger.warning("gate      a turn of %d edits is undone: %s: %s", len(rows), verdict.gate, verdict.reason)
+        logger.warning("gate      a turn of %s is undone: %s: %s", counted(len(rows), "edit"), verdict.gate, verdict.reason)
         number = self._head.row["number"]
         with self._head.database.changing(ACTOR, "gate", f"after version {number}") as work:
             self._head.lease.check(work.connection)

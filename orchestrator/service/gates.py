@@ -22,6 +22,7 @@ from editing.turn import TokenizedEdit
 from orchestrator.run.live import LiveRun, Tried
 from orchestrator.service.config import GateLimits, TaskScore
 from orchestrator.service.probing import Probe
+from orchestrator.wording import counted
 
 _SLACK = 1e-9
 
@@ -109,7 +110,7 @@ class Gates:
         kept = figures["probes_kept"]
         if kept is not None and kept < limits.probes - _SLACK:
             first = lost[0]
-            said = f"{kept:.0%} of {figures['probes']} probes keep their answer (limit {limits.probes:.0%})"
+            said = f"{kept:.0%} of {counted(figures['probes'], 'probe')} keep their answer (limit {limits.probes:.0%})"
             return "probes", f"{said}; the first that does not: {first.prompt!r} is to be answered {first.answer!r}"
         if figures["efficacy"] is not None and figures["efficacy"] < limits.efficacy:
             return "efficacy", f"efficacy of the turn's edits is {figures['efficacy']:.2f} (limit {limits.efficacy:g})"

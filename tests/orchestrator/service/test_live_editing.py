@@ -56,7 +56,7 @@ def test_an_edit_that_breaks_what_must_stay_is_quarantined_and_its_neighbours_go
         edits = client.add_all([neighbours[0], wrong, neighbours[1]])
         ends = [client.wait(edit.id) for edit in edits]
         assert [edit.state for edit in ends] == ["live", "quarantined", "live"]
-        assert ends[1].reason.startswith("probes: 0% of 1 probes keep their answer (limit 100%)")
+        assert ends[1].reason.startswith("probes: 0% of 1 probe keep their answer (limit 100%)")
         assert ends[1].figures is not None
         assert ends[1].figures["probes_lost"] == 1
     finally:
