@@ -52,6 +52,8 @@ class MethodOptions:
     Attributes:
         strength: In place of a learning rate: the first turn gets the rate at which its first pass shifts the modules edited at the answers
             by this share of their norm, and all later turns have that rate.
+        strength_goal: Share of the first turn's questions, an edit in each of its framings, that are to be answered right after it. While fewer
+            are, a first turn of 50 edits or more is done again at a higher strength, from half of it on. 0 takes the strength as it is.
         moments: Rule of the lifelong moments: ``published`` for parity with the published code, or ``exact``.
         small_turns: Make turns of few edits hold. While few rows have been seen, those of statements that ship with the project fill up the
             moments and the ridge (:mod:`editing.moment_prior`); and where there are several passes, a turn of few edits may take as many in
@@ -96,6 +98,7 @@ class MethodOptions:
     """
 
     strength: float | None = None
+    strength_goal: float = 0.0
     moments: MomentRule = "published"
     small_turns: bool = False
     ridge: float = 1.0
@@ -125,6 +128,9 @@ class MethodOptions:
     def __post_init__(self) -> None:
         if self.strength is not None:
             check_number("strength", self.strength)
+        check_number("strength_goal", self.strength_goal, or_zero=True)
+        if self.strength_goal > 1:
+            raise InputError(f"strength_goal: expected a share from 0 to 1, found {self.strength_goal!r}")
         check_number("ridge", self.ridge)
         check_number("margin", self.margin, or_zero=True)
         check_number("preserve_weight", self.preserve_weight)

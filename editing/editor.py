@@ -60,6 +60,12 @@ from editing.subject_targets import put_in_context, read_contexts, solve_targets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 from editing.turn_capture import TurnCapture
 
+_MOST_RISES = 6
+"""How often the turn that finds the learning rate is done again at a higher strength."""
+
+_ENOUGH = 50
+"""Edits of a turn of which the share that holds tells what rate a model wants. Fewer hold at rates that teach a full turn too little."""
+
 
 class Editor:
     """A causal language model that can be edited.
@@ -184,6 +190,7 @@ class Editor:
         modules, learning_rate, found = resolve_settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
         if options.get("strength") is not None:
             learning_rate = None  # the preset's
+            found.pop("strength_goal", None)
         config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
         return cls(model, tokenizer, config, collectives, decoder=decoder, originals=originals)
 
@@ -221,8 +228,14 @@ class Editor:
         turns = in_turns(edits, self.config.edits_per_turn, before=self.turns)
         reports = []
         while window := list(islice(turns, lookahead)):
-            reports += [self.apply_turn(prepared, measure=measure) for prepared in self.prepare(window)]
+            reports += [self._applied(prepared, measure) for prepared in self.prepare(window)]
         return reports
+
+    def _applied(self, prepared: PreparedTurn, measure: bool) -> TurnReport:
+        if not self.finds_rate:
+            return self.apply_turn(prepared, measure=measure)
+        report = self.apply_gently(prepared, lambda: True, most_halvings=0)
+        return replace(report, efficacy_after=self.efficacy(prepared)) if measure else report
 
     def prepare(self, turns: Sequence[Turn]) -> list[PreparedTurn]:
         """Run the prefix for several coming turns at once.
@@ -268,7 +281,11 @@ class Editor:
         return self.config.strength is not None and self.lifelong.rate is None
 
     def apply_gently(self, prepared: PreparedTurn, is_harmless: Callable[[], bool], *, most_halvings: int) -> TurnReport:
-        """Compute and commit the turn that finds the learning rate; while it does harm, take it back and do it again at half the strength.
+        """Compute and commit the turn that finds the learning rate, so that it does no harm and its edits hold.
+
+        While it does harm, it is taken back and done again at half the strength. With a ``strength_goal`` a turn of :data:`_ENOUGH` edits or more
+        begins at half of it, and while less of it holds than the goal says, it is taken back and done again at a higher one, :data:`_MOST_RISES`
+        times at most; what then does harm, or teaches no more, gives way to what was before.
 
         Args:
             prepared: The turn.
@@ -278,15 +295,40 @@ class Editor:
         Raises:
             TurnRefused: As :meth:`apply_turn` does; the last halving may leave nothing that changes a weight.
         """
-        before = self.lifelong
-        for halvings in range(most_halvings + 1):
-            report = self.apply_turn(prepared, measure=False, strength_share=0.5**halvings)
-            if halvings == most_halvings or is_harmless():
+        is_raised = bool(self.config.strength_goal) and len(prepared.turn.edits) >= _ENOUGH
+        before, share, halvings = self.lifelong, 0.5 if is_raised else 1.0, 0
+        report = self.apply_turn(prepared, measure=False, strength_share=share)
+        while halvings < most_halvings and not is_harmless():
+            self._take_back(before)
+            share, halvings = share / 2, halvings + 1
+            report = self.apply_turn(prepared, measure=False, strength_share=share)
+        if is_raised and not halvings:
+            report, share = self._raised(prepared, report, share, is_harmless, before)
+        return replace(report, halvings=halvings, strength=share * (self.config.strength or 0.0))
+
+    def _raised(
+        self, prepared: PreparedTurn, report: TurnReport, share: float, is_harmless: Callable[[], bool], before: LifelongStatistics
+    ) -> tuple[TurnReport, float]:
+        """The first turn at the strength at which as much of it holds as the goal says, and that strength as a share of the configured one."""
+        goal, held = self.config.strength_goal, self._held(prepared)
+        for _ in range(_MOST_RISES):
+            if held >= goal:
                 break
-            with uninterrupted():
-                self.weights.restore()
-                self.lifelong, self.turns = before, self.turns - 1
-        return replace(report, halvings=halvings)
+            higher = share * (2.0 if held < goal / 2 else 2.0**0.5)
+            self._take_back(before)
+            raised = self.apply_turn(prepared, measure=False, strength_share=higher)
+            now = self._held(prepared)
+            if now < held or now == held > 0 or not is_harmless():
+                self._take_back(before)
+                return self.apply_turn(prepared, measure=False, strength_share=share), share
+            report, share, held = raised, higher, now
+        return report, share
+
+    def _take_back(self, before: LifelongStatistics) -> None:
+        """Undo the first turn."""
+        with uninterrupted():
+            self.weights.restore()
+            self.lifelong, self.turns = before, self.turns - 1
 
     def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True, strength_share: float = 1.0) -> TurnReport:
         """Compute and commit one turn.
@@ -345,12 +387,20 @@ class Editor:
             sample: Measure only this many of these forms, evenly spaced from the longest to the shortest.
         """
         count = len(prepared.turn.sequences)
-        chosen = range(0, count, max(1, count // sample)) if sample else range(count)
+        rights = self._rights(prepared, range(0, count, max(1, count // sample)) if sample else range(count))
+        return mean_accuracy(torch.tensor([right for of_form in rights for right in of_form]), [len(of_form) for of_form in rights])
+
+    def _held(self, prepared: PreparedTurn) -> float:
+        """Share of a turn's edits, in each of their forms, whose whole answer is right now; the first worker's word."""
+        held = [all(of_form) for of_form in self._rights(prepared, range(len(prepared.turn.sequences)))]
+        return float(self.collectives.broadcast(torch.tensor([sum(held) / len(held)], device=self.decoder.device)))
+
+    def _rights(self, prepared: PreparedTurn, chosen: Sequence[int]) -> list[list[bool]]:
+        """Of chosen forms of a turn's edits, whether each answer token is what the model says right now."""
         has_all = self.collectives.num_replicas == 1  # else this replica has run the prefix of its own share only
         prefixed = prepared.prefixed.select(chosen) if has_all else self.run_prefix(prepared.turn.sequences_at(chosen))
         predictions = predict(self.decoder, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
-        correct = [a == b for p, s in zip(predictions, prefixed.sequences, strict=True) for a, b in zip(p, s.answer_ids, strict=True)]
-        return mean_accuracy(torch.tensor(correct), [len(s.answer_ids) for s in prefixed.sequences])
+        return [[a == b for a, b in zip(p, s.answer_ids, strict=True)] for p, s in zip(predictions, prefixed.sequences, strict=True)]
 
     def unedited(self) -> AbstractContextManager[None]:
         """Within this context the model has its weights from before the first edit."""

@@ -198,6 +198,7 @@ class TurnReport:
         settled: Of these, edits whose solved target, in every framing, makes the answer lead by the margin; ``None`` if no targets are solved.
         rate: The learning rate, where the first turn was to find one; else ``None``.
         halvings: How often that turn was done again at half the strength, since it had done harm.
+        strength: Its strength in the end.
     """
 
     turn: int
@@ -215,6 +216,7 @@ class TurnReport:
     settled: int | None = None
     rate: float | None = None
     halvings: int = 0
+    strength: float | None = None
 
 
 def tokenize(tokenizer: Any, request: EditRequest, *, max_tokens: int | None, record: int = 0) -> TokenizedEdit:

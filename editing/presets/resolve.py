@@ -61,7 +61,7 @@ def _without_preset(
     """As :func:`resolve_settings`, for a model that nobody has measured."""
     options: dict[str, Any] = {**unmeasured.OPTIONS, "preset": unmeasured.NAME}
     if learning_rate is None:
-        options["strength"] = unmeasured.STRENGTH
+        options |= {"strength": unmeasured.STRENGTH, "strength_goal": unmeasured.GOAL}
     if modules is None:
         modules, at_subjects = unmeasured.modules_for(decoder)
         if at_subjects:

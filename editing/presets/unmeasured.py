@@ -17,7 +17,17 @@ NAME = "unmeasured"
 
 STRENGTH = 0.1
 
-OPTIONS: dict[str, Any] = {"small_turns": True, "passes": 3, "preserve": "auto", "preserve_weight": 300.0, "preserve_text": "everyday"}
+GOAL = 0.7
+"""Share of the first turn's questions that are to be answered right: the same strength teaches one model half of what it teaches another."""
+
+OPTIONS: dict[str, Any] = {
+    "small_turns": True,
+    "passes": 4,
+    "preserve": "auto",
+    "preserve_weight": 300.0,
+    "preserve_text": "everyday",
+    "preserve_neighbours": 4,
+}
 """Further options of the method."""
 
 SUBJECT_SCALE = 0.05

@@ -77,6 +77,11 @@ from orchestrator.cli.options import (
 @method("--modules", metavar="NAMES", help="Modules to edit, comma separated; a.{2..5}.{x,y} means eight. [default: the preset's]")
 @method("--learning-rate", **NUMBER, help="Scale of the targets. [default: the preset's]")
 @method("--strength", **NUMBER, help="In its place: how far the first turn shifts the weights, as a share of their norm.")
+@method(
+    "--strength-goal",
+    **NUMBER,
+    help="Raise it until this share of the first turn's questions is answered right; 0.7 where no preset fits. [default: the preset's, else 0]",
+)
 @method("--edits-per-turn", **WHOLE, help="Edits that share one shift of each module. [default: 100]")
 @method("--group-size", **WHOLE, help="Edits over whose answer tokens the loss is averaged. [default: 10]")
 @method(

@@ -66,7 +66,7 @@ def _log(run: dict[str, Any], *, is_distributed: bool) -> None:
     if converted := model["converted"]:
         logger.info("          %s: %s", converted["from"], converted["how"])
     if model["preset"] == unmeasured.NAME:
-        logger.info("preset    none fits this model: modules by their depth, strength %g; ultraedit tune finds better ones", unmeasured.STRENGTH)
+        logger.info("preset    none fits this model: modules by their depth, a rate that the first turn finds; ultraedit tune finds better ones")
     elif model["preset"]:
         logger.info("preset    %s", model["preset"])
     logger.info("modules   %s", _shortened([name for name in model["modules"] if name not in subjects]))

@@ -31,6 +31,7 @@ _OLDER_RULES: dict[str, Any] = {
     "preserve_framed": False,
     "preserve_neighbours": 0,
     "small_turns": False,
+    "strength_goal": 0.0,
     "prefix_dtype": "same",
 }
 """What runs do that have no such settings."""

@@ -79,6 +79,8 @@ class RunConfig:
         device_memory: Memory that may be used, as ``6GiB``, or ``auto`` for what is free; by default the whole model is in memory.
         lookahead: Turns that go through the frozen layers in one pass; by default 4, or as many as suit the memory budget.
         strength: In place of a learning rate: how far the first turn shifts the weights, as a share of their norm; by default none.
+        strength_goal: Share of the first turn's questions that are to be answered right, up to which the strength is raised; by default 0.7
+            where neither a preset nor a rate nor a strength is given, else 0.
         moments: Rule of the lifelong moments; by default the preset's, else ``published``.
         ridge: Strength of the ridge in the solve; by default the preset's, else 1.
         passes: Most shifts of one turn; by default the preset's, else 1.
@@ -144,6 +146,7 @@ class RunConfig:
     modules: tuple[str, ...] | None = None
     learning_rate: float | None = None
     strength: float | None = None
+    strength_goal: float | None = None
     edits_per_turn: int = 100
     group_size: int = 10
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""The turn that finds the learning rate is done again at half the strength as long as the fixed probes say that it does harm."""
+"""The turn that finds the learning rate is done again: at half the strength while it does harm, at a higher one while too little of it holds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from editing import EditRequest
+from editing import editor as editor_module
 from editing.turn import PreparedTurn, Turn, in_turns, tokenize
 from tests.support.paths import PARITY
 from workers.protocol import WorkerSpec
@@ -46,6 +47,58 @@ def test_strength_is_halved_until_the_probes_keep_their_answers_four_times_at_mo
     assert not retentions
     assert report.rate == pytest.approx(expected.rate, rel=1e-12)
     assert gentle.digest() == plain.digest()
+
+
+def with_goal(monkeypatch: pytest.MonkeyPatch, held: list[float], retentions: list[float] | None = None) -> LocalWorker:
+    """A worker whose first turn is to hold by half, and is said to hold by what is given, one look after the other."""
+    monkeypatch.setattr(editor_module, "_ENOUGH", 3)
+    worker = loaded(replace(SPEC, options={**OPTIONS, "strength_goal": 0.5}, min_probe_retention=0.5 if retentions else 0.0), retentions)
+    monkeypatch.setattr(worker.editor, "_held", lambda _prepared: held.pop(0))
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("held", "retentions", "share"),
+    [
+        ([0.6], None, 0.5),
+        ([0.1, 0.3, 0.5], None, 2**0.5),  # by 2, since less than half of the goal holds, then by its root
+        ([0.1, 0.3, 0.3], None, 1.0),  # no more is learnt, so what was before stays
+        ([0.1, 0.3, 0.4], [0.9, 0.8, 0.2], 1.0),  # harm, so what was before stays
+        ([0.1 + 0.01 * i for i in range(7)], None, 32.0),  # six times at most
+    ],
+)
+def test_strength_is_raised_until_the_first_turn_holds(
+    held: list[float], retentions: list[float] | None, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = with_goal(monkeypatch, held, retentions)
+    report = worker.apply(prepared(worker)[0])
+    assert not held
+    assert not retentions
+    assert report.strength == pytest.approx(0.3 * share)
+    plain = loaded(replace(SPEC, options={**OPTIONS, "strength": 0.3 * share}))
+    expected = plain.apply(prepared(plain)[0])
+    assert report.rate == pytest.approx(expected.rate, rel=1e-12)
+    assert worker.digest() == plain.digest()
+    assert worker.editor.turns == 1
+
+
+def test_a_first_turn_of_few_edits_and_one_that_does_harm_are_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    harmful = with_goal(monkeypatch, [], [0.2, 0.9])
+    report = harmful.apply(prepared(harmful)[0])
+    assert (report.halvings, report.strength) == (1, pytest.approx(0.3 / 4))  # from half of it on
+    few = with_goal(monkeypatch, [])
+    monkeypatch.setattr(editor_module, "_ENOUGH", 4)
+    assert few.apply(prepared(few)[0]).strength == 0.3
+
+
+def test_what_holds_is_really_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor_module, "_ENOUGH", 3)
+    worker = loaded(replace(SPEC, options={**OPTIONS, "strength": 0.01, "strength_goal": 0.6}))
+    turn = prepared(worker)[0]
+    report = worker.apply(turn)
+    assert report.strength is not None
+    assert report.strength > 0.01
+    assert worker.editor._held(turn) == sum(all(rights) for rights in worker.editor._rights(turn, range(3))) / 3
 
 
 def test_the_probes_are_really_asked_and_later_turns_are_not_done_again(tmp_path: Path) -> None:

@@ -86,6 +86,15 @@ def test_modules_or_a_rate_that_are_given_stay_as_they_are() -> None:
     assert (rate.config.learning_rate, rate.config.strength) == (1e-3, None)
 
 
+def test_a_strength_that_is_given_is_taken_as_it_is_and_a_goal_beside_it_is_not_forgotten() -> None:
+    assert Editor.from_pretrained(MODEL, device="cpu").config.strength_goal == unmeasured.GOAL
+    assert Editor.from_pretrained(MODEL, strength=0.2, device="cpu").config.strength_goal == 0
+    assert Editor.from_pretrained(MODEL, strength=0.2, strength_goal=0.9, device="cpu").config.strength_goal == 0.9
+    assert Editor.from_pretrained(MODEL, learning_rate=1e-3, device="cpu").config.strength_goal == 0
+    with pytest.raises(InputError, match=r"strength_goal: expected a share from 0 to 1, found 1.5"):
+        EditorConfig(modules=("m",), strength=0.1, strength_goal=1.5)
+
+
 def test_a_strength_and_a_rate_are_not_given_together() -> None:
     with pytest.raises(InputError, match="strength: takes the place of learning_rate; give one of them"):
         EditorConfig(modules=("m",), learning_rate=1e-3, strength=0.1)

@@ -25,7 +25,7 @@ def _method(folder: Path) -> tuple[object, ...]:
     return model["modules"], model["method"], model["preset"]
 
 
-@pytest.mark.parametrize("appended", [["--resume", "auto"], ["--resume", "auto", "--passes", "3"]], ids=["nothing given", "the same given"])
+@pytest.mark.parametrize("appended", [["--resume", "auto"], ["--resume", "auto", "--passes", "4"]], ids=["nothing given", "the same given"])
 def test_one_that_ships_may_have_changed(
     appended: list[str], tmp_path: Path, ultraedit: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,12 +39,12 @@ def test_one_that_ships_may_have_changed(
     outcome = ultraedit(*_edit(tmp_path, FACTS, *appended))
     assert outcome.code == 0, outcome.errors
     assert _method(tmp_path) == before
-    assert before[1]["passes"] == 3
+    assert before[1]["passes"] == 4
 
 
 @pytest.mark.parametrize(
     ("appended", "says"),
-    [(["--learning-rate", "1e-3"], "learning_rate was None"), (["--passes", "2"], "passes was 3"), (["--strength", "0.05"], "strength was 0.1")],
+    [(["--learning-rate", "1e-3"], "learning_rate was None"), (["--passes", "2"], "passes was 4"), (["--strength", "0.05"], "strength was 0.1")],
 )
 @pytest.mark.parametrize("where", ["by its folder", "as output"])
 def test_what_is_given_anew_is_not_overruled(appended: list[str], says: str, where: str, tmp_path: Path, ultraedit: Callable[..., Outcome]) -> None:
