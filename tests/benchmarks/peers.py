@@ -13,6 +13,7 @@ without what is done once for a model.
     efficacy, generalization, locality_retention    teacher-forced, prompts as typed (editing.monitoring.evaluation)
     exact, exact_rephrase                           the text after a prompt as typed begins with the target
     chat, chat_rephrase                             the answer in chat is the target and nothing else, and ends by itself
+    chat_contained                                  the target stands in it
     chat_retention, chat_stops                      locality probes in chat as before, teacher-forced; answers in chat that end by themselves
     perplexity_growth                               of the held-out text, which nobody holds
 
@@ -47,7 +48,7 @@ from tests.benchmarks.quality_cell import Setting, Sizes
 from tests.benchmarks.quality_report import merit, plot_peers, samples, table
 
 FIGURES = ("efficacy", "generalization", "locality_retention", "exact", "exact_rephrase")
-IN_CHAT = ("chat", "chat_rephrase", "chat_retention", "chat_stops")
+IN_CHAT = ("chat", "chat_rephrase", "chat_contained", "chat_retention", "chat_stops")
 COSTS = ("perplexity_growth", "seconds")
 
 Texts = list[tuple[Written, Written | None]]
@@ -105,7 +106,7 @@ def measure(bench: Bench, setting: Setting, edits: Sequence[TokenizedEdit], size
     }
     if CHAT in edited:
         found |= {"chat": said[CHAT]["exact"], "chat_rephrase": said[CHAT]["rephrased_exact"]}
-        found |= {"chat_retention": means[CHAT]["locality_retention"], "chat_stops": said[CHAT]["stopped"]}
+        found |= {"chat_contained": said[CHAT]["contained"], "chat_retention": means[CHAT]["locality_retention"], "chat_stops": said[CHAT]["stopped"]}
     shown = bench.framings[-1]
     pairs = zip(chosen[:10], unedited[shown].texts, edited[shown].texts, strict=False)
     return {

@@ -69,7 +69,7 @@ def table(rows: Sequence[Row], figures: Sequence[str] = FIGURES) -> str:
         groups[row["data"], row["size"], row["family"], row["method"], row["setting"]].append(row)
     lines = [f"| data | edits | modules | method | setting | seeds | {' | '.join(figures)} |", "|" + "---|" * (6 + len(figures))]
     for key, group in sorted(groups.items()):
-        cells = [*map(str, key), str(len(group)), *(_cell([row[name] for row in group]) for name in figures)]
+        cells = [*map(str, key), str(len(group)), *(_cell([row.get(name) for row in group]) for name in figures)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
