@@ -15,7 +15,7 @@ refused, and weights and statistics are then what they were before it. What each
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from editing.files import pretrained
 from editing.files.checkpoint_files import BaseFiles
 from editing.files.saving import save_edited, save_plain
 from editing.files.weights import keys_in_files
+from editing.first_turn import ENOUGH, find_strength
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
@@ -60,11 +61,26 @@ from editing.subject_targets import put_in_context, read_contexts, solve_targets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 from editing.turn_capture import TurnCapture
 
-_MOST_RISES = 6
-"""How often the turn that finds the learning rate is done again at a higher strength."""
 
-_ENOUGH = 50
-"""Edits of a turn of which the share that holds tells what rate a model wants. Fewer hold at rates that teach a full turn too little."""
+@dataclass(frozen=True, slots=True)
+class _ObservedTurn:
+    """What the shifts of a turn are found from.
+
+    Attributes:
+        rows: Its rows, with solved targets if these are solved.
+        neighbours: What its ridge knows of its neighbours.
+        num_settled: As in :class:`TurnReport`.
+        statistics: The lifelong statistics with this turn's.
+        filled: The same, filled up by the prior's; with the rate of the configured strength, if the turn finds it.
+        seconds: Wall time by phase.
+    """
+
+    rows: TurnRows
+    neighbours: dict[str, PreservingRidge]
+    num_settled: int | None
+    statistics: LifelongStatistics
+    filled: LifelongStatistics
+    seconds: dict[str, float]
 
 
 class Editor:
@@ -281,11 +297,7 @@ class Editor:
         return self.config.strength is not None and self.lifelong.rate is None
 
     def apply_gently(self, prepared: PreparedTurn, is_harmless: Callable[[], bool], *, most_halvings: int) -> TurnReport:
-        """Compute and commit the turn that finds the learning rate, so that it does no harm and its edits hold.
-
-        While it does harm, it is taken back and done again at half the strength. With a ``strength_goal`` a turn of :data:`_ENOUGH` edits or more
-        begins at half of it, and while less of it holds than the goal says, it is taken back and done again at a higher one, :data:`_MOST_RISES`
-        times at most; what then does harm, or teaches no more, gives way to what was before.
+        """Compute and commit the turn that finds the learning rate, so that it does no harm and its edits hold (:mod:`editing.first_turn`).
 
         Args:
             prepared: The turn.
@@ -295,81 +307,34 @@ class Editor:
         Raises:
             TurnRefused: As :meth:`apply_turn` does; the last halving may leave nothing that changes a weight.
         """
-        is_raised = bool(self.config.strength_goal) and len(prepared.turn.edits) >= _ENOUGH
-        before, share, halvings = self.lifelong, 0.5 if is_raised else 1.0, 0
-        report = self.apply_turn(prepared, measure=False, strength_share=share)
-        while halvings < most_halvings and not is_harmless():
-            self._take_back(before)
-            share, halvings = share / 2, halvings + 1
-            report = self.apply_turn(prepared, measure=False, strength_share=share)
-        if is_raised and not halvings:
-            report, share = self._raised(prepared, report, share, is_harmless, before)
+        before, observed = self.lifelong, self._observe_turn(prepared)
+
+        def take_back() -> None:
+            with uninterrupted():
+                self.weights.restore()
+                self.lifelong, self.turns = before, self.turns - 1
+
+        report, share, halvings = find_strength(
+            lambda share: self._write(prepared, observed, strength_share=share),
+            take_back,
+            lambda: self._held(prepared),
+            is_harmless,
+            goal=self.config.strength_goal if len(prepared.turn.edits) >= ENOUGH else 0.0,
+            most_halvings=most_halvings,
+        )
         return replace(report, halvings=halvings, strength=share * (self.config.strength or 0.0))
 
-    def _raised(
-        self, prepared: PreparedTurn, report: TurnReport, share: float, is_harmless: Callable[[], bool], before: LifelongStatistics
-    ) -> tuple[TurnReport, float]:
-        """The first turn at the strength at which as much of it holds as the goal says, and that strength as a share of the configured one."""
-        goal, held = self.config.strength_goal, self._held(prepared)
-        for _ in range(_MOST_RISES):
-            if held >= goal:
-                break
-            higher = share * (2.0 if held < goal / 2 else 2.0**0.5)
-            self._take_back(before)
-            raised = self.apply_turn(prepared, measure=False, strength_share=higher)
-            now = self._held(prepared)
-            if now < held or now == held > 0 or not is_harmless():
-                self._take_back(before)
-                return self.apply_turn(prepared, measure=False, strength_share=share), share
-            report, share, held = raised, higher, now
-        return report, share
-
-    def _take_back(self, before: LifelongStatistics) -> None:
-        """Undo the first turn."""
-        with uninterrupted():
-            self.weights.restore()
-            self.lifelong, self.turns = before, self.turns - 1
-
-    def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True, strength_share: float = 1.0) -> TurnReport:
-        """Compute and commit one turn.
+    def apply_turn(self, prepared: PreparedTurn, *, measure: bool = True) -> TurnReport:
+        """Compute and commit one turn. If it finds the learning rate, that is the rate of the configured strength.
 
         Args:
             prepared: The turn.
             measure: Also measure the efficacy of its edits afterwards.
-            strength_share: Of the configured strength, at the turn that finds the learning rate.
 
         Raises:
             TurnRefused: Loss, gradients or shift are not finite, or no weight would change. Weights and statistics are as before.
         """
-        clock = PhaseClock()
-        self.prepare_reference_text()
-        rows = self.capture(prepared, tokens=self.config.preserves)
-        neighbours = self._observe_neighbours(prepared)
-        clock.lap("capture")
-        num_settled: int | None = None
-        if self.config.solves_targets:
-            solved = solve_targets(prepared, rows, self.capture, self.config, self.collectives, self._in_contexts(prepared))
-            rows, num_settled = solved.rows, solved.num_settled
-            clock.lap("targets")
-        statistics = self._with_turn(self.lifelong, rows, prepared.turn)
-        filled = self._filled_up(statistics)
-        if self.finds_rate:
-            rate = strength_share * (filled.rate or self._find_rate(rows, statistics, neighbours))
-            statistics, filled = replace(statistics, rate=rate), replace(filled, rate=rate)
-        passes = self._passes(prepared, rows, filled, neighbours)
-        passes.first()
-        clock.lap("solve")
-        turn, several = self.turns, self.config.passes > 1
-        with restored_unless(lambda: self.turns > turn, self.weights.in_place() if several else ()):
-            if several:
-                passes.refine(self.capture)
-                clock.lap("refine")
-            with uninterrupted():
-                self._commit(passes.last, statistics)
-        clock.lap("apply")
-        after = self.efficacy(prepared) if measure else None
-        clock.lap("measure")
-        return self._report(prepared, rows, passes, after, clock.seconds, num_settled)
+        return self._write(prepared, self._observe_turn(prepared), measure=measure)
 
     def observe(self, prepared: PreparedTurn) -> None:
         """Add a turn's rows to the lifelong statistics, and change no weight.
@@ -433,6 +398,48 @@ class Editor:
         weights = {f"{name}.weight": weight for name, weight in self.weights.items()}
         keys = keys_in_files(self.base.folder, self.model, weights.keys())
         save_edited(self.base.folder, {keys[name]: weight for name, weight in weights.items()}, Path(folder))
+
+    def _observe_turn(self, prepared: PreparedTurn) -> _ObservedTurn:
+        """What a turn's shifts are found from, with the weights as they are; changes none of them, nor the statistics."""
+        clock = PhaseClock()
+        self.prepare_reference_text()
+        rows = self.capture(prepared, tokens=self.config.preserves)
+        neighbours = self._observe_neighbours(prepared)
+        clock.lap("capture")
+        num_settled: int | None = None
+        if self.config.solves_targets:
+            solved = solve_targets(prepared, rows, self.capture, self.config, self.collectives, self._in_contexts(prepared))
+            rows, num_settled = solved.rows, solved.num_settled
+            clock.lap("targets")
+        statistics = self._with_turn(self.lifelong, rows, prepared.turn)
+        filled = self._filled_up(statistics)
+        if self.finds_rate:
+            filled = replace(filled, rate=filled.rate or self._find_rate(rows, statistics, neighbours))
+        clock.lap("solve")
+        return _ObservedTurn(rows, neighbours, num_settled, statistics, filled, clock.seconds)
+
+    def _write(self, prepared: PreparedTurn, observed: _ObservedTurn, *, measure: bool = False, strength_share: float = 1.0) -> TurnReport:
+        """Compute and commit an observed turn; if it finds the learning rate, at a share of the configured strength."""
+        clock = PhaseClock()
+        rows, statistics, filled = observed.rows, observed.statistics, observed.filled
+        if self.finds_rate:
+            rate = strength_share * (filled.rate or 0.0)
+            statistics, filled = replace(statistics, rate=rate), replace(filled, rate=rate)
+        passes = self._passes(prepared, rows, filled, observed.neighbours)
+        passes.first()
+        clock.lap("solve")
+        turn, several = self.turns, self.config.passes > 1
+        with restored_unless(lambda: self.turns > turn, self.weights.in_place() if several else ()):
+            if several:
+                passes.refine(self.capture)
+                clock.lap("refine")
+            with uninterrupted():
+                self._commit(passes.last, statistics)
+        clock.lap("apply")
+        after = self.efficacy(prepared) if measure else None
+        clock.lap("measure")
+        seconds = {**observed.seconds, **clock.seconds, "solve": observed.seconds["solve"] + clock.seconds["solve"]}
+        return self._report(prepared, rows, passes, after, seconds, observed.num_settled)
 
     def _in_contexts(self, prepared: PreparedTurn) -> list[PreparedTurn]:
         """The turn with each of the configured sentences before its prompts."""

@@ -118,10 +118,11 @@ def _write_all(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shi
 
 
 def _write(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, shift: Any, targets: Tensor) -> None:
-    names = [f"{layer}.mlp.down_proj" for layer in values.layers]
-    for left, name in zip(range(len(names), 0, -1), names, strict=True):
-        keys = _mean_keys(bench, edits, values, name)
-        now = _at_subjects(bench, _site(bench, values), values.layers[-1], _variants(bench, edits, values)[0], "output")
+    variants, last = _variants(bench, edits, values), values.layers[-1]
+    for left, layer in zip(range(len(values.layers), 0, -1), values.layers, strict=True):
+        name = f"{layer}.mlp.down_proj"
+        keys = torch.stack([_at_subjects(bench, bench.linear(name), layer, variant, "input") for variant in variants]).mean(0)
+        now = _at_subjects(bench, _site(bench, values), last, variants[0], "output")
         change = shift(name, keys, (targets - now) / left)
         bench.linear(name).weight.data.add_(change.T.to(torch.float32))
 
@@ -232,12 +233,6 @@ def _variants(bench: Bench, edits: Sequence[TokenizedEdit], values: Values) -> l
     as_typed, *others = zip(*(bench.forms(edit) for edit in edits), strict=True)
     after = [[bench.forms(edit, context)[0] for edit in edits] for context in read_contexts(values.contexts)]
     return [list(as_typed), *after, *map(list, others)]
-
-
-def _mean_keys(bench: Bench, edits: Sequence[TokenizedEdit], values: Values, name: str) -> Tensor:
-    """Keys ``(n, d_in)`` at the subjects, means over what a value serves."""
-    layer = int(name.split(".")[0])
-    return torch.stack([_at_subjects(bench, bench.linear(name), layer, variant, "input") for variant in _variants(bench, edits, values)]).mean(0)
 
 
 @torch.no_grad()

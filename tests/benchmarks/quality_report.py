@@ -17,6 +17,9 @@ FIGURES = ("efficacy", "generalization", "locality_retention", "exact", "exact_r
 COUNTED = ("efficacy", "generalization", "locality_retention", "exact")
 """Figures in which a refined setting is to be better at once."""
 
+_IN_CHAT = ("chat", "chat_retention")
+"""What peers of a chat model are chosen by."""
+
 _COLOURS = {"published": "tab:gray", "refined": "tab:blue", "refined, at the subject too": "tab:orange"}
 
 
@@ -25,7 +28,7 @@ def merit(row: Row) -> float:
 
     Where a row tells of chats, of exact answers and of retention in chat.
     """
-    a, b = (row[name] or 0.0 for name in (("chat", "chat_retention") if "chat" in row else ("efficacy", "locality_retention")))
+    a, b = (row[name] or 0.0 for name in (_IN_CHAT if _IN_CHAT[0] in row else ("efficacy", "locality_retention")))
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -53,7 +56,7 @@ def _means(rows: Iterable[Row]) -> list[Row]:
     for (family, method, _), group in groups.items():
         most[family, method] = max(most[family, method], len(group))
     full = [(key, group) for key, group in groups.items() if len(group) == most[key[:2]]]
-    counted = COUNTED + ("chat", "chat_retention")
+    counted = (*COUNTED, *_IN_CHAT)
     return [group[0] | {name: statistics.fmean(row[name] or 0 for row in group) for name in counted if name in group[0]} for _, group in full]
 
 

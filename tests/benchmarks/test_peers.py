@@ -48,6 +48,11 @@ def edits(loaded: Bench) -> list[TokenizedEdit]:
     return [tokenize(loaded.joiner, request, max_tokens=None) for request in requests[:6]]
 
 
+def as_typed(bench: Bench, edits: Sequence[TokenizedEdit]) -> list[AnswerSequence]:
+    """What a value is of."""
+    return _variants(bench, edits, Values(layers=(), contexts=0))[0]
+
+
 def test_memit_on_a_case_solved_by_hand() -> None:
     """K'K + C = [[3, 1], [1, 2]], K'R = [5, 0]."""
     found = memit_shift(KEYS, torch.tensor([[5.0], [0.0]]), torch.eye(2).double(), 1.0)
@@ -117,7 +122,7 @@ def test_values_are_within_the_bound_and_make_the_targets_likelier(bench: Bench,
         values = Values(layers=layers, steps=steps, contexts=1, bound=4.0, decay=0.0)
         found = find_values(bench, edits, values)
         site = bench.linear("1.mlp.down_proj") if layers == (1,) else bench.decoder.layers[2]
-        start = _at_subjects(bench, site, layers[-1], _variants(bench, edits, Values(layers=(), contexts=0))[0], "output")
+        start = _at_subjects(bench, site, layers[-1], as_typed(bench, edits), "output")
         assert torch.all((found - start).norm(dim=1) <= 4.0 * start.norm(dim=1) * 1.001)
         losses.append(_nats(bench, edits, site, found - start))
     assert losses[1] < losses[0] - 0.1
@@ -125,7 +130,7 @@ def test_values_are_within_the_bound_and_make_the_targets_likelier(bench: Bench,
 
 def _nats(bench: Bench, edits: list[TokenizedEdit], site: nn.Module, change: torch.Tensor) -> float:
     nats = []
-    for sequence, own in zip(_variants(bench, edits, Values(layers=(), contexts=0))[0], change, strict=True):
+    for sequence, own in zip(as_typed(bench, edits), change, strict=True):
         logits = _logits_with(bench, sequence, own, site)[sequence.first_row :]
         nats.append(float(nn.functional.cross_entropy(logits, torch.tensor(sequence.answer_ids))))
     return sum(nats) / len(nats)
@@ -151,9 +156,9 @@ def _logits_with(bench: Bench, sequence: AnswerSequence, change: torch.Tensor, s
 def test_memit_without_text_writes_the_values(bench: Bench, edits: list[TokenizedEdit]) -> None:
     values = Values(layers=(1,), steps=5, contexts=0)
     wanted = find_values(bench, edits, values)
-    before = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _variants(bench, edits, Values(layers=(), contexts=0))[0], "output")
+    before = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, as_typed(bench, edits), "output")
     memit(bench, edits, weight=1e-7, layers=[1], steps=5, contexts=0)
-    after = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _variants(bench, edits, Values(layers=(), contexts=0))[0], "output")
+    after = _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, as_typed(bench, edits), "output")
     assert (after - wanted).norm() < 0.01 * (before - wanted).norm()
 
 
@@ -175,7 +180,7 @@ def test_edits_come_in_turns_and_alphaedit_keeps_their_keys(bench: Bench, edits:
 
 def _mean_keys_before(bench: Bench, edits: Sequence[TokenizedEdit]) -> torch.Tensor:
     """Keys of layer 1, which no shift of its own output changes."""
-    return _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, _variants(bench, edits, Values(layers=(), contexts=0))[0], "input")
+    return _at_subjects(bench, bench.linear("1.mlp.down_proj"), 1, as_typed(bench, edits), "input")
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_strength_is_halved_until_the_probes_keep_their_answers_four_times_at_mo
 
 def with_goal(monkeypatch: pytest.MonkeyPatch, held: list[float], retentions: list[float] | None = None) -> LocalWorker:
     """A worker whose first turn is to hold by half, and is said to hold by what is given, one look after the other."""
-    monkeypatch.setattr(editor_module, "_ENOUGH", 3)
+    monkeypatch.setattr(editor_module, "ENOUGH", 3)
     worker = loaded(replace(SPEC, options={**OPTIONS, "strength_goal": 0.5}, min_probe_retention=0.5 if retentions else 0.0), retentions)
     monkeypatch.setattr(worker.editor, "_held", lambda _prepared: held.pop(0))
     return worker
@@ -87,12 +87,12 @@ def test_a_first_turn_of_few_edits_and_one_that_does_harm_are_not_raised(monkeyp
     report = harmful.apply(prepared(harmful)[0])
     assert (report.halvings, report.strength) == (1, pytest.approx(0.3 / 4))  # from half of it on
     few = with_goal(monkeypatch, [])
-    monkeypatch.setattr(editor_module, "_ENOUGH", 4)
+    monkeypatch.setattr(editor_module, "ENOUGH", 4)
     assert few.apply(prepared(few)[0]).strength == 0.3
 
 
 def test_what_holds_is_really_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(editor_module, "_ENOUGH", 3)
+    monkeypatch.setattr(editor_module, "ENOUGH", 3)
     worker = loaded(replace(SPEC, options={**OPTIONS, "strength": 0.01, "strength_goal": 0.6}))
     turn = prepared(worker)[0]
     report = worker.apply(turn)
