@@ -42,6 +42,7 @@ def test_a_second_service_takes_over_and_nothing_is_lost_when_the_server_restart
     (tmp_path / "second").mkdir()
     shared = {"database": server.url, "state": str(tmp_path / "state")}
     first = LiveService(tmp_path, **shared)
+    first.wait(lambda client: client.status()["writer"])  # or the second's writer may be there before the first's
     second = LiveService(tmp_path / "second", token=first.token, **shared)
     acknowledged: set[str] = set()
     try:
@@ -50,8 +51,9 @@ def test_a_second_service_takes_over_and_nothing_is_lost_when_the_server_restart
         second.settled()
         epoch = second.wait(lambda client: client.status()["writer"]["epoch"])
         writer = first.writer()
+        assert writer is not None
         first.kill()
-        if writer is not None and writer.is_running():
+        if writer.is_running():
             writer.kill()
         with second.client() as client:
             acknowledged |= {edit.id for edit in client.add_all([fact(i) for i in range(4, 8)])}
