@@ -53,7 +53,8 @@ class MethodOptions:
         strength: In place of a learning rate: the first turn gets the rate at which its first pass shifts the modules edited at the answers
             by this share of their norm, and all later turns have that rate.
         strength_goal: Share of the first turn's questions, an edit in each of its framings, that are to be answered right after it. While fewer
-            are, a first turn of 50 edits or more is done again at a higher strength, from half of it on. 0 takes the strength as it is.
+            are, the first turn of 50 edits or more is done again at a higher strength, from half of it on, and finds the rate, anew if smaller
+            ones came before it. 0 takes the strength as it is.
         moments: Rule of the lifelong moments: ``published`` for parity with the published code, or ``exact``.
         small_turns: Make turns of few edits hold. While few rows have been seen, those of statements that ship with the project fill up the
             moments and the ridge (:mod:`editing.moment_prior`); and where there are several passes, a turn of few edits may take as many in
@@ -225,6 +226,8 @@ class EditorConfig(MethodOptions):
         super().__post_init__()
         if self.strength is None:
             check_number("learning_rate", self.learning_rate)
+            if self.strength_goal:
+                raise InputError("strength_goal: is what a strength is raised to, and a learning rate is taken as it is; give a strength, or no goal")
         elif self.learning_rate is not None:
             raise InputError("strength: takes the place of learning_rate; give one of them")
         for name in ("edits_per_turn", "group_size", "batch_tokens"):

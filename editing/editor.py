@@ -203,11 +203,13 @@ class Editor:
         """As :meth:`from_pretrained`, with a model that has been loaded: whole, one shard of it, or what a memory budget has room for."""
         decoder = decoder or Decoder(model)
         decoder.verify()
-        modules, learning_rate, found = resolve_settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
+        modules, rate, found = resolve_settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
         if options.get("strength") is not None:
-            learning_rate = None  # the preset's
+            if learning_rate is not None:
+                raise InputError("strength: takes the place of learning_rate; give one of them")
+            rate = None  # not the preset's
             found.pop("strength_goal", None)
-        config = EditorConfig(modules=modules, learning_rate=learning_rate, **{**found, **options})
+        config = EditorConfig(modules=modules, learning_rate=rate, **{**found, **options})
         return cls(model, tokenizer, config, collectives, decoder=decoder, originals=originals)
 
     @property
@@ -248,7 +250,7 @@ class Editor:
         return reports
 
     def _applied(self, prepared: PreparedTurn, measure: bool) -> TurnReport:
-        if not self.finds_rate:
+        if not self.finds_rate(prepared.turn):
             return self.apply_turn(prepared, measure=measure)
         report = self.apply_gently(prepared, lambda: True, most_halvings=0)
         return replace(report, efficacy_after=self.efficacy(prepared)) if measure else report
@@ -291,10 +293,10 @@ class Editor:
             self._reference = self._observe_text() if self._text.passages else {}
         return self._reference
 
-    @property
-    def finds_rate(self) -> bool:
-        """Whether the next turn that is applied finds the learning rate, from the configured strength."""
-        return self.config.strength is not None and self.lifelong.rate is None
+    def finds_rate(self, turn: Turn) -> bool:
+        """Whether a turn, if it is the next one, finds the learning rate, from the configured strength."""
+        known = self.lifelong
+        return self.config.strength is not None and (known.rate is None or (known.is_provisional and self._seeks_goal(turn)))
 
     def apply_gently(self, prepared: PreparedTurn, is_harmless: Callable[[], bool], *, most_halvings: int) -> TurnReport:
         """Compute and commit the turn that finds the learning rate, so that it does no harm and its edits hold (:mod:`editing.first_turn`).
@@ -307,20 +309,21 @@ class Editor:
         Raises:
             TurnRefused: As :meth:`apply_turn` does; the last halving may leave nothing that changes a weight.
         """
-        before, observed = self.lifelong, self._observe_turn(prepared)
+        before, turns, observed = self.lifelong, self.turns, self._observe_turn(prepared)
+        weights = self.weights.copies()
 
         def take_back() -> None:
             with uninterrupted():
-                self.weights.restore()
-                self.lifelong, self.turns = before, self.turns - 1
+                self.weights.put_back(weights)
+                self.lifelong, self.turns = before, turns
 
         report, share, halvings = find_strength(
             lambda share: self._write(prepared, observed, strength_share=share),
             take_back,
             lambda: self._held(prepared),
             is_harmless,
-            goal=self.config.strength_goal if len(prepared.turn.edits) >= ENOUGH else 0.0,
-            most_halvings=most_halvings,
+            goal=self.config.strength_goal if self._seeks_goal(prepared.turn) else 0.0,
+            most_halvings=most_halvings if before.rate is None else 0,  # what earlier turns have done is no reason to write this one weakly
         )
         return replace(report, halvings=halvings, strength=share * (self.config.strength or 0.0))
 
@@ -412,8 +415,11 @@ class Editor:
             rows, num_settled = solved.rows, solved.num_settled
             clock.lap("targets")
         statistics = self._with_turn(self.lifelong, rows, prepared.turn)
+        finds_rate = self.finds_rate(prepared.turn)
+        if finds_rate:
+            statistics = replace(statistics, rate=None)  # what fewer edits have found
         filled = self._filled_up(statistics)
-        if self.finds_rate:
+        if finds_rate:
             filled = replace(filled, rate=filled.rate or self._find_rate(rows, statistics, neighbours))
         clock.lap("solve")
         return _ObservedTurn(rows, neighbours, num_settled, statistics, filled, clock.seconds)
@@ -422,9 +428,10 @@ class Editor:
         """Compute and commit an observed turn; if it finds the learning rate, at a share of the configured strength."""
         clock = PhaseClock()
         rows, statistics, filled = observed.rows, observed.statistics, observed.filled
-        if self.finds_rate:
+        if self.finds_rate(prepared.turn):
             rate = strength_share * (filled.rate or 0.0)
-            statistics, filled = replace(statistics, rate=rate), replace(filled, rate=rate)
+            is_provisional = bool(self.config.strength_goal) and not self._seeks_goal(prepared.turn)
+            statistics, filled = replace(statistics, rate=rate, is_provisional=is_provisional), replace(filled, rate=rate)
         passes = self._passes(prepared, rows, filled, observed.neighbours)
         passes.first()
         clock.lap("solve")
@@ -440,6 +447,10 @@ class Editor:
         clock.lap("measure")
         seconds = {**observed.seconds, **clock.seconds, "solve": observed.seconds["solve"] + clock.seconds["solve"]}
         return self._report(prepared, rows, passes, after, seconds, observed.num_settled)
+
+    def _seeks_goal(self, turn: Turn) -> bool:
+        """Whether a turn that finds the rate is written again until the configured share of it holds."""
+        return bool(self.config.strength_goal) and len(turn.edits) >= ENOUGH
 
     def _in_contexts(self, prepared: PreparedTurn) -> list[PreparedTurn]:
         """The turn with each of the configured sentences before its prompts."""

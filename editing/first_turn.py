@@ -9,6 +9,7 @@ Differences from the published implementation
 
 from collections.abc import Callable
 
+from editing.errors import TurnRefused
 from editing.turn import TurnReport
 
 ENOUGH = 50
@@ -54,7 +55,10 @@ def find_strength(
             break
         before, higher = now, share * (2.0 if now < goal / 2 else 2.0**0.5)
         take_back()
-        raised = write(higher)
+        try:
+            raised = write(higher)
+        except TurnRefused:  # and the weights are as they were before it
+            return write(share), share, halvings
         now = held()
         if now < before or now == before > 0 or not is_harmless():
             take_back()

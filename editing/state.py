@@ -54,7 +54,7 @@ def save_state(editor: Editor, path: Path) -> None:
         tensors[key] = tensor
     metadata = {"turns": str(editor.turns), "counts": json.dumps(counts)}
     if editor.lifelong.rate is not None:
-        metadata["rate"] = repr(editor.lifelong.rate)
+        metadata |= {"rate": repr(editor.lifelong.rate), "rate_is_provisional": str(int(editor.lifelong.is_provisional))}
     editor.collectives.run_on_first(
         lambda: save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
     )
@@ -74,7 +74,8 @@ def load_state(editor: Editor, path: Path) -> None:
             turns = int(metadata["turns"])
             _check_same(path, editor, {name: s for name, s in slices.items() if name.startswith(("weight.", "master."))})
             held = {kind: {name: editor.shards[name].slice(slices[f"{kind}.{name}"]) for name in names} for kind, names in _held(editor).items()}
-            lifelong = replace(_lifelong(editor, slices, counts), rate=float(metadata["rate"]) if "rate" in metadata else None)
+            rate = float(metadata["rate"]) if "rate" in metadata else None
+            lifelong = replace(_lifelong(editor, slices, counts), rate=rate, is_provisional=metadata.get("rate_is_provisional") == "1")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged, or not a stored state ({error}); resume from another checkpoint") from None
     _check_options(path, editor, lifelong, turns)

@@ -127,7 +127,7 @@ class LocalWorker(Worker):
         return self.editor.prepare(turns)
 
     def apply(self, prepared: PreparedTurn) -> TurnReport:
-        if self.editor.finds_rate:
+        if self.editor.finds_rate(prepared.turn):
             report = self.editor.apply_gently(prepared, self._keeps_probes, most_halvings=_MOST_HALVINGS)
         else:
             report = self.editor.apply_turn(prepared, measure=False)

@@ -5,7 +5,7 @@ and its commit replaces the old ones. So a turn that fails leaves the statistics
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class LifelongStatistics:
         preserved: By module, what the preserving ridge knows of the keys of all tokens; empty if it does not preserve.
         whitening: By module, the second moment of value gradients; empty if they are not whitened.
         remembered: By module with solved targets, the second moment of the keys of all edits, in the form of its ridge.
-        rate: The learning rate that the first turn has found, if it was to find one.
+        rate: The learning rate that a turn has found, if one was to find it.
+        is_provisional: Whether that turn had too few edits to tell, so that the first one of enough finds it anew.
     """
 
     moments: dict[Shape, Moments] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class LifelongStatistics:
     whitening: dict[str, SecondMoment] = field(default_factory=dict)
     remembered: dict[str, PreservingRidge] = field(default_factory=dict)
     rate: float | None = None
+    is_provisional: bool = False
 
     def with_turn(
         self,
@@ -58,7 +60,7 @@ class LifelongStatistics:
             options: Which statistics are kept.
             collectives: How partial results become whole.
         """
-        result = LifelongStatistics(**{f.name: dict(getattr(self, f.name)) for f in fields(self) if f.name != "rate"}, rate=self.rate)
+        result = self._copy()
         for name, shard in shards.items():
             gradients, site = rows.value_gradients[name], rows.site(name)
             keys = Features(shard, "keys", collectives)
@@ -92,6 +94,17 @@ class LifelongStatistics:
             subject_moments={shape: moments.filled_up(prior.subject_moments[shape]) for shape, moments in self.subject_moments.items()},
             preserved=preserved,
             whitening={name: second.filled_up(prior.whitening[name]) for name, second in self.whitening.items()},
+        )
+
+    def _copy(self) -> "LifelongStatistics":
+        return LifelongStatistics(
+            moments=dict(self.moments),
+            subject_moments=dict(self.subject_moments),
+            preserved=dict(self.preserved),
+            whitening=dict(self.whitening),
+            remembered=dict(self.remembered),
+            rate=self.rate,
+            is_provisional=self.is_provisional,
         )
 
     def _add_moments(self, site: Site, added: Moments, shape: Shape) -> None:

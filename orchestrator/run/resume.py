@@ -218,7 +218,7 @@ def _rules_where_none_is_given(state: RunState, given: Mapping[str, Any]) -> dic
     unsaid = {name: rule for name, rule in _OLDER_RULES.items() if name not in settings}
     if given.get("preset", preset) != preset or (preset is not None and is_preset_file(str(preset))):
         return unsaid
-    names = [name for name in ("learning_rate", *MethodOptions.names()) if not (name == "strength" and "learning_rate" in given)]
+    names = [name for name in ("learning_rate", *MethodOptions.names()) if not (name in ("strength", "strength_goal") and "learning_rate" in given)]
     at_answers = tuple(name for name in settings["modules"] if name not in settings.get("subject_modules", ()))
     return {**unsaid, "modules": at_answers, **{name: settings[name] for name in names if settings.get(name) is not None}}
 
@@ -229,7 +229,7 @@ def check_same_run(state: RunState, settings: dict[str, Any], fingerprint: str) 
     Raises:
         InputError: Naming the first difference.
     """
-    for name, then in (rules_of(state.settings) | state.settings).items():
+    for name, then in (state.settings | rules_of(state.settings)).items():
         if settings.get(name, then) != then:  # an older version's settings may have one that decides nothing any more
             raise InputError(f"resume: {name} was {then!r} in the run that is there, now it is {settings[name]!r}; give the same, or --overwrite")
     if fingerprint != state.base_fingerprint:

@@ -8,7 +8,8 @@ import pytest
 
 from editing import EditRequest
 from editing import editor as editor_module
-from editing.turn import PreparedTurn, Turn, in_turns, tokenize
+from editing.errors import TurnRefused
+from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
 from tests.support.paths import PARITY
 from workers.protocol import WorkerSpec
 from workers.worker import LocalWorker
@@ -26,6 +27,11 @@ def loaded(spec: WorkerSpec = SPEC, retentions: list[float] | None = None) -> Lo
     if retentions is not None:
         worker._health.probe_retention = lambda: retentions.pop(0)  # type: ignore[method-assign]
     return worker
+
+
+def turn_of(worker: LocalWorker, facts: list[EditRequest]) -> PreparedTurn:
+    [turn] = worker.prepare(list(in_turns((tokenize(worker.joiner, fact, max_tokens=None) for fact in facts), 3)))
+    return turn
 
 
 def prepared(worker: LocalWorker) -> list[PreparedTurn]:
@@ -89,6 +95,43 @@ def test_a_first_turn_of_few_edits_and_one_that_does_harm_are_not_raised(monkeyp
     few = with_goal(monkeypatch, [])
     monkeypatch.setattr(editor_module, "ENOUGH", 4)
     assert few.apply(prepared(few)[0]).strength == 0.3
+
+
+def test_a_rate_that_few_edits_have_found_is_found_anew_by_the_first_turn_of_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    worker = with_goal(monkeypatch, [])
+    few, enough, later = (turn_of(worker, facts) for facts in (FACTS[:2], FACTS[2:5], FACTS[1:4]))
+    assert worker.apply(few).strength == 0.3
+    worker.save_state(tmp_path / "state")
+    resumed = with_goal(monkeypatch, [0.1, 0.5])
+    resumed.load_state(tmp_path / "state", None)
+    report = resumed.apply(enough)
+    assert report.strength == pytest.approx(0.3)  # from half of it on, then by 2
+    plain = loaded()
+    plain.load_state(tmp_path / "state", None)
+    plain.editor.lifelong = replace(plain.editor.lifelong, rate=None)
+    expected = plain.apply(enough)
+    assert (report.turn, report.rate) == (2, pytest.approx(expected.rate, rel=1e-12))
+    assert resumed.digest() == plain.digest()
+    assert resumed.apply(later).strength is None
+    resumed.save_state(tmp_path / "later")
+    again = with_goal(monkeypatch, [])
+    again.load_state(tmp_path / "later", None)
+    assert again.apply(turn_of(again, FACTS[:3])).rate == report.rate
+
+
+def test_a_raised_strength_that_is_refused_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = with_goal(monkeypatch, [0.1])
+    write, shares = worker.editor._write, []
+
+    def refuses_full_strength(*arguments: Any, strength_share: float) -> TurnReport:
+        shares.append(strength_share)
+        if strength_share == 1.0:
+            raise TurnRefused("its shift is not finite")
+        return write(*arguments, strength_share=strength_share)
+
+    monkeypatch.setattr(worker.editor, "_write", refuses_full_strength)
+    assert worker.apply(prepared(worker)[0]).strength == pytest.approx(0.15)
+    assert shares == [0.5, 1.0, 0.5]
 
 
 def test_what_holds_is_really_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

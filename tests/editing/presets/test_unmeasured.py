@@ -98,6 +98,10 @@ def test_a_strength_that_is_given_is_taken_as_it_is_and_a_goal_beside_it_is_not_
 def test_a_strength_and_a_rate_are_not_given_together() -> None:
     with pytest.raises(InputError, match="strength: takes the place of learning_rate; give one of them"):
         EditorConfig(modules=("m",), learning_rate=1e-3, strength=0.1)
+    with pytest.raises(InputError, match="strength: takes the place of learning_rate; give one of them"):
+        Editor.from_pretrained(MODEL, modules=["layers.1.mlp.down_proj"], learning_rate=1e-3, strength=0.1, device="cpu")
+    with pytest.raises(InputError, match="strength_goal: is what a strength is raised to, and a learning rate is taken as it is"):
+        Editor.from_pretrained(MODEL, learning_rate=1e-3, strength_goal=0.5, device="cpu")
     with pytest.raises(InputError, match=r"strength: expected a finite number above 0, found 0.0"):
         EditorConfig(modules=("m",), strength=0.0)
     with pytest.raises(InputError, match="learning_rate: expected a finite number above 0, found None"):
