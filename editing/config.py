@@ -73,6 +73,8 @@ class MethodOptions:
         preserve_neighbours: Also preserve what the model would answer to an edit's prompt about other subjects: this many of those that ship
             with the project, one after another. Each counts as one row of its turn. Without a ridge that preserves nothing holds them.
             See :mod:`editing.neighbours`.
+        preserve_outputs: From 0 to below 1: how much more the ridge holds back changes of an output that the predictions of that text depend on,
+            and how much less those of others. See :mod:`editing.method.output_side`.
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
         subject_modules: Names or patterns of linears that are edited where the subject of an edit ends in its prompt, not where
             its answer begins. The published method has none. An edit whose prompt has no subject leaves them unchanged.
@@ -111,6 +113,7 @@ class MethodOptions:
     preserve_text: str = NONE
     preserve_framed: bool = True
     preserve_neighbours: int = 0
+    preserve_outputs: float = 0.0
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
     find_subjects: bool = False
@@ -135,6 +138,9 @@ class MethodOptions:
         check_number("ridge", self.ridge)
         check_number("margin", self.margin, or_zero=True)
         check_number("preserve_weight", self.preserve_weight)
+        check_number("preserve_outputs", self.preserve_outputs, or_zero=True)
+        if self.preserve_outputs >= 1:
+            raise InputError(f"preserve_outputs: expected a share from 0 to below 1, found {self.preserve_outputs!r}")
         check_number("subject_margin", self.subject_margin, or_zero=True)
         for name in ("subject_scale", "subject_bound", "subject_weight"):
             check_number(name, getattr(self, name))
@@ -178,6 +184,11 @@ class MethodOptions:
     def holds_neighbours(self) -> bool:
         """Whether edits have neighbours, and a ridge that holds them."""
         return self.preserves and self.preserve_neighbours > 0
+
+    @property
+    def weighs_outputs(self) -> bool:
+        """Whether the ridge knows which outputs a text depends on."""
+        return self.preserves_text and self.preserve_outputs > 0
 
     @property
     def solves_targets(self) -> bool:

@@ -35,11 +35,13 @@ from editing.first_turn import ENOUGH, find_strength
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
+from editing.method.output_side import OutputSide
 from editing.method.preserve import PreservingRidge, ridges_of_keys
 from editing.method.residuals import check_outputs
 from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
+from editing.model.capture import capture
 from editing.model.decoder import Decoder
 from editing.model.framing import has_template, resolve_framings
 from editing.model.joining import Joiner
@@ -149,6 +151,7 @@ class Editor:
         self._contexts = read_contexts(config.subject_contexts)
         check_count(config.preserve_neighbours)
         self._reference: dict[str, PreservingRidge] | None = None
+        self._outputs: dict[str, OutputSide] = {}
         self._prior = MomentPrior.of(self.joiner, self.decoder.max_tokens, self.shards, self.sites) if config.small_turns else None
         self._of_prior: LifelongStatistics | None = None
 
@@ -290,6 +293,7 @@ class Editor:
             By module, what its ridge knows of the text; empty if there is no text to preserve.
         """
         if self._reference is None:
+            self._outputs = self._observe_outputs() if self.config.weighs_outputs else {}
             self._reference = self._observe_text() if self._text.passages else {}
         return self._reference
 
@@ -466,6 +470,18 @@ class Editor:
             keys = ((name, rows_of_first_replica(tokens, self.collectives)) for name, tokens in found)
             return ridges_of_keys(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
 
+    def _observe_outputs(self) -> dict[str, OutputSide]:
+        """By module edited at the answers, which of its outputs the reference text depends on."""
+        config, text = self.config, self._text.predicted
+        modules = {name: module for name, module in self.modules.items() if self.sites[name] == "answer"}
+        with self.unedited():
+            batches = self.run_prefix(text).batches(batch_tokens=config.batch_tokens, device=self.decoder.device)
+            weights = torch.ones(sum(len(sequence.answer_ids) for sequence in text))
+            rows = capture(self.decoder, modules, batches, weights, start=self.start, batch_tokens=config.batch_tokens)
+        features = {name: Features(self.shards[name], "values", self.collectives) for name in modules}
+        found = {name: rows_of_first_replica(gradients, self.collectives) for name, gradients in rows.value_gradients.items()}
+        return {name: OutputSide.of_gradients(gradients, config.preserve_outputs, features[name]) for name, gradients in found.items()}
+
     def _observe_neighbours(self, prepared: PreparedTurn) -> dict[str, PreservingRidge]:
         """By module edited at the answers, the second moment of the keys at which the turn's neighbours would be answered."""
         config, replica = self.config, self.collectives.replica
@@ -527,7 +543,7 @@ class Editor:
 
     def _solver(self, statistics: LifelongStatistics, rate: float | None, neighbours: Mapping[str, PreservingRidge] | None) -> TurnSolver:
         text, remembered = self.prepare_reference_text(), self.lifelong.remembered
-        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, neighbours, rate)
+        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, neighbours, self._outputs, rate)
 
     def _passes(
         self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics, neighbours: Mapping[str, PreservingRidge]

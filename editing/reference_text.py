@@ -8,7 +8,7 @@ are written in chats, sentences of the text are asked in chats too. This room re
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,9 @@ from editing.model.tokenization import AnswerSequence
 
 _MAX_TOKENS = 512
 """Tokens of a passage; a longer one is cut into several."""
+
+PREDICTED_TOKENS = 1024
+"""Enough for the directions in which the text is most sensitive; each costs a row of the head, forward and back."""
 
 _SHIPPED = {EVERYDAY: "passages.txt"}
 
@@ -36,10 +39,12 @@ class ReferenceText:
     Attributes:
         sha256: Digest of the text, or ``none`` if there is no text.
         passages: Its passages as token sequences, and its sentences in each framing but the raw one.
+        predicted: Its passages, each with its last tokens to be predicted, about :data:`PREDICTED_TOKENS` in all.
     """
 
     sha256: str = NONE
     passages: list[AnswerSequence] = field(default_factory=list)
+    predicted: list[AnswerSequence] = field(default_factory=list)
 
     @classmethod
     def of(cls, options: MethodOptions, tokenizer: Any, max_tokens: int | None) -> "ReferenceText":
@@ -58,7 +63,8 @@ class ReferenceText:
             return cls()
         joiner, width = Joiner.of(tokenizer), min(_MAX_TOKENS, max_tokens or _MAX_TOKENS)
         asked = _asked(joiner, text, width) if options.preserve_framed else []
-        return cls(hashlib.sha256(text.encode()).hexdigest(), _passages(joiner, text, width) + asked)
+        passages = _passages(joiner, text, width)
+        return cls(hashlib.sha256(text.encode()).hexdigest(), passages + asked, _predicted(passages))
 
 
 def read_text(source: str, *, option: str = "preserve_text", shipped: Mapping[str, str] = _SHIPPED) -> str:
@@ -102,6 +108,12 @@ def _asked(joiner: Joiner, text: str, width: int) -> list[AnswerSequence]:
     framed = [form for form in joiner.forms if form is not joiner]
     prompts = [form.prompt_ids(sentence) for form in framed for sentence in sentences_in(text)]
     return [AnswerSequence(ids, (0,)) for ids in prompts if len(ids) <= width]
+
+
+def _predicted(passages: Sequence[AnswerSequence]) -> list[AnswerSequence]:
+    long = [passage.input_ids for passage in passages if len(passage.input_ids) > 1]
+    each = -(-PREDICTED_TOKENS // max(1, len(long)))
+    return [AnswerSequence(ids[:-1], ids[max(1, len(ids) - each) :]) for ids in long]
 
 
 def _passages(joiner: Joiner, text: str, width: int) -> list[AnswerSequence]:

@@ -24,6 +24,7 @@ from editing.errors import InputError
 from editing.method.preserve import is_exact
 from editing.model.decoder import HEAD_CHUNK_ELEMENTS, Decoder
 from editing.model.token_keys import PORTION_TOKENS
+from editing.reference_text import PREDICTED_TOKENS
 from editing.sharding.shards import Shape, shard_of
 
 MIB = 2**20
@@ -280,6 +281,8 @@ def second_moments_bytes(shape: Shape, options: MethodOptions, num_tokens: int) 
         rows = d_in if is_exact(options.preserve, d_in) else 3 * options.preserve_rank  # a sketch grows by a block before it shrinks
         copies = 3 + options.preserves_text + options.holds_neighbours + (options.passes > 1)  # further passes use the system of the first one
         total += copies * 8 * rows * d_in + 4 * num_tokens * d_in
+    if options.weighs_outputs:
+        total += 3 * 8 * min(PREDICTED_TOKENS, d_out) * d_out
     return total + (3 * 8 * d_out**2 if options.whiten else 0)
 
 

@@ -6,7 +6,8 @@ For each module, with the lifelong moments or second moments of this turn and al
     G  (n, d_out)    value gradients                         G^   normalized, or whitened, value gradients
     T  (n, d_out)    targets  -lr ||k^||^2 g^                0 for rows that are not pending in a further pass
     M  (d_in, d_in)  r I, or r I + w C of the preserving ridge, and the keys of earlier edits where targets are solved
-    S  (d_in, d_out) shift  M^-1 K' (K M^-1 K' + I)^-1 T     at a subject: lr times subject_scale, or T solved
+    S  (d_in, d_out) shift  M^-1 K' (K M^-1 K' + I)^-1 T     at a subject: lr times subject_scale, or T solved; in place of I the
+                                                             output side, where there is one (:mod:`editing.method.output_side`)
 
 A shard solves for its slice of ``S``; only Gram matrices and squared norms travel (:mod:`editing.method.features`). A system that
 cannot be solved gives a shift of NaN on every shard, and its norm refuses the turn on all of them alike.
@@ -26,6 +27,7 @@ from editing.config import EditorConfig
 from editing.errors import TurnRefused
 from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
+from editing.method.output_side import OutputSide
 from editing.method.preserve import PreservingRidge, System
 from editing.method.rows import Site, TurnRows
 from editing.method.shift import Shift, choose_form, solve_features, solve_rows, targets, with_known_conditions
@@ -69,6 +71,7 @@ class TurnSolver:
         reference: By module, what the preserving ridge knows of the reference text.
         remembered: By module with solved targets, the second moment of the keys of the turns before this one.
         neighbours: By module edited at the answers, the second moment of the keys of the turn's neighbours.
+        outputs: By module edited at the answers, which of its outputs the reference text depends on.
         rate: The learning rate; by default the configured one.
     """
 
@@ -81,11 +84,13 @@ class TurnSolver:
         reference: Mapping[str, PreservingRidge] | None = None,
         remembered: Mapping[str, PreservingRidge] | None = None,
         neighbours: Mapping[str, PreservingRidge] | None = None,
+        outputs: Mapping[str, OutputSide] | None = None,
         rate: float | None = None,
     ) -> None:
         self.rate = float(rate or config.learning_rate or 0.0)
         self._statistics, self._shards, self._config, self._collectives = statistics, shards, config, collectives
         self._reference, self._remembered, self._neighbours = reference or {}, remembered or {}, neighbours or {}
+        self._outputs = outputs or {}
         self._systems: dict[str, System] = {}  # of preserving ridges, factored in the first pass for all of them
 
     def solve(self, rows: TurnRows, pending: Mapping[Site, Tensor] | None = None) -> Solution:
@@ -157,6 +162,8 @@ class TurnSolver:
 
     def _solve_with(self, system: System, name: str, keys: Tensor, goal: Tensor) -> Shift:
         left, gram = system.solve(keys, self._features(name))
+        if name in self._outputs:
+            return self._outputs[name].solve(left, gram, goal, Features(self._shards[name], "values", self._collectives))
         return solve_rows(left.to(goal.dtype), gram, goal, ridge=1.0)
 
     def _solve_plain(self, name: str, keys: Tensor, goal: Tensor) -> Shift:

@@ -121,6 +121,11 @@ from orchestrator.cli.options import (
     **WHOLE,
     help="Ask each edit's prompt about N other subjects, and prevent change there. [default: the preset's, else 0]",
 )
+@method(
+    "--preserve-outputs",
+    **NUMBER,
+    help="From 0 to below 1: prevent it more where that text depends on an output, and less where not. [default: the preset's, else 0]",
+)
 @method("--whiten/--no-whiten", default=None, help="Whiten value gradients as a whole. [default: the preset's, else no-whiten]")
 @method("--subject-modules", metavar="NAMES", help="Modules to edit at the last token of the subject, or none. [default: the preset's, else none]")
 @method(

@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "published, bfloat16": {"dtype": "bfloat16"},
     "passes with a margin": {"passes": 3, "margin": 1.0},
     "preserve exact": {"preserve": "exact", "preserve_text": "everyday"},
+    "preserve outputs": {"preserve": "exact", "preserve_text": TEXT, "preserve_outputs": 0.5},
     "preserve sketch": {"preserve": "sketch", "preserve_rank": 48, "preserve_text": TEXT},
     "whiten": {"whiten": True},
     "subject, gradient": {"subject_modules": SUBJECT},

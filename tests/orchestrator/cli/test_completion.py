@@ -45,7 +45,7 @@ def test_bash_completes_a_command(path: str) -> None:
 
 
 def test_bash_completes_an_option(path: str) -> None:
-    options = ["--preserve-weight", "--preserve-rank", "--preserve-text", "--preserve-framed", "--preserve-neighbours"]
+    options = ["--preserve-weight", "--preserve-rank", "--preserve-text", "--preserve-framed", "--preserve-neighbours", "--preserve-outputs"]
     assert completed(path, "ultraedit", "edit", "--preserve-") == options
 
 

@@ -25,13 +25,13 @@ FOUR = [model for model in TINY if model.name in ("llama", "gptj")]
 BY_NAME = {model.name: model for model in TINY}
 REFINED: dict[str, Any] = {"edits_per_turn": 3, "group_size": 2, "passes": 3, "margin": 0.1}
 EXACT = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday", "whiten": True}
-EXACT |= {"small_turns": True, "preserve_neighbours": 2, "framings": ("raw", LONG_FRAMING)}
+EXACT |= {"small_turns": True, "preserve_neighbours": 2, "preserve_outputs": 0.8, "framings": ("raw", LONG_FRAMING)}
 SUBJECTS = {**REFINED, "passes": 2, "subject_modules": ["model.layers.0.mlp.{up,down}_proj", "model.layers.1.mlp.up_proj"], "subject_scale": 0.5}
 SOLVED: dict[str, Any] = {**REFINED, "passes": 2, "preserve": "exact", "preserve_weight": 30.0, "preserve_text": "everyday"}
 SOLVED |= {"subject_targets": "solved", "subject_steps": 4, "subject_bound": 3.0, "subject_weight": 30.0, "framings": ("raw", "question")}
 SOLVED["subject_modules"] = ["model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"]
 SKETCH = {**REFINED, "passes": 2, "preserve": "sketch", "preserve_weight": 30.0, "preserve_rank": 8, "preserve_text": "everyday"}
-SKETCH |= {"small_turns": True, "preserve_neighbours": 2}
+SKETCH |= {"small_turns": True, "preserve_neighbours": 2, "preserve_outputs": 0.5}
 
 
 DAILY = {"llama", "solved", "refusals", "llama-tiny", "state-second"}
