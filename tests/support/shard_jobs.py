@@ -147,7 +147,13 @@ def _own_head() -> Iterator[None]:
 
 def _loaded(job: Job, placement: Placement) -> LocalWorker:
     spec = WorkerSpec(
-        model=job.model, device=job.device, dtype=job.dtype, modules=job.modules, learning_rate=job.learning_rate, options=job.options, watch_size=4
+        model=job.model,
+        device=job.device,
+        dtype=job.dtype,
+        modules=job.modules,
+        learning_rate=None if "strength" in job.options else job.learning_rate,
+        options=job.options,
+        watch_size=4,
     )
     worker = LocalWorker(spec, placement)
     worker.load()
