@@ -151,7 +151,7 @@ class Editor:
         self._contexts = read_contexts(config.subject_contexts)
         check_count(config.preserve_neighbours)
         self._reference: dict[str, PreservingRidge] | None = None
-        self._outputs: dict[str, OutputSide] = {}
+        self._outputs: dict[str, OutputSide] | None = None
         self._prior = MomentPrior.of(self.joiner, self.decoder.max_tokens, self.shards, self.sites) if config.small_turns else None
         self._of_prior: LifelongStatistics | None = None
 
@@ -293,9 +293,14 @@ class Editor:
             By module, what its ridge knows of the text; empty if there is no text to preserve.
         """
         if self._reference is None:
-            self._outputs = self._observe_outputs() if self.config.weighs_outputs else {}
             self._reference = self._observe_text() if self._text.passages else {}
         return self._reference
+
+    def prepare_outputs(self) -> dict[str, OutputSide]:
+        """As :meth:`prepare_reference_text`: by module edited at the answers, which of its outputs the text depends on; empty unless asked for."""
+        if self._outputs is None:
+            self._outputs = self._observe_outputs() if self.config.weighs_outputs and self._text.predicted else {}
+        return self._outputs
 
     def finds_rate(self, turn: Turn) -> bool:
         """Whether a turn, if it is the next one, finds the learning rate, from the configured strength."""
@@ -410,6 +415,7 @@ class Editor:
         """What a turn's shifts are found from, with the weights as they are; changes none of them, nor the statistics."""
         clock = PhaseClock()
         self.prepare_reference_text()
+        self.prepare_outputs()
         rows = self.capture(prepared, tokens=self.config.preserves)
         neighbours = self._observe_neighbours(prepared)
         clock.lap("capture")
@@ -471,7 +477,6 @@ class Editor:
             return ridges_of_keys(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
 
     def _observe_outputs(self) -> dict[str, OutputSide]:
-        """By module edited at the answers, which of its outputs the reference text depends on."""
         config, text = self.config, self._text.predicted
         modules = {name: module for name, module in self.modules.items() if self.sites[name] == "answer"}
         with self.unedited():
@@ -542,8 +547,8 @@ class Editor:
         return (self.config.strength or 0.0) * weights / shift
 
     def _solver(self, statistics: LifelongStatistics, rate: float | None, neighbours: Mapping[str, PreservingRidge] | None) -> TurnSolver:
-        text, remembered = self.prepare_reference_text(), self.lifelong.remembered
-        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, neighbours, self._outputs, rate)
+        text, outputs, remembered = self.prepare_reference_text(), self.prepare_outputs(), self.lifelong.remembered
+        return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, neighbours, outputs, rate)
 
     def _passes(
         self, prepared: PreparedTurn, rows: TurnRows, statistics: LifelongStatistics, neighbours: Mapping[str, PreservingRidge]

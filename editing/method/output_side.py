@@ -58,7 +58,7 @@ class OutputSide:
         whole = features.all_gather(gradients).double()
         if len(whole) < features.num_features:
             squares, vectors = torch.linalg.eigh(whole @ whole.T)
-            kept = squares > squares[-1] * len(whole) * torch.finfo(squares.dtype).eps
+            kept = squares > squares.sum() * len(whole) * torch.finfo(squares.dtype).eps
             squares = squares[kept]
             directions = (vectors[:, kept].T @ whole) / squares.sqrt().unsqueeze(1)
         else:
@@ -85,6 +85,5 @@ class OutputSide:
         turned = vectors.T @ features.all_gather(targets).double()
         along = turned @ self.directions.T
         solved = turned / (spectrum + self.rest) + (along / (spectrum + self.values) - along / (spectrum + self.rest)) @ self.directions
-        smallest = self.values.min().clamp(max=self.rest)
         right = features.slice(features.broadcast(vectors @ solved))
-        return Shift(left.to(targets.dtype).T, right.to(targets.dtype), (spectrum[-1, 0] + smallest) / (spectrum[0, 0] + smallest))
+        return Shift(left.to(targets.dtype).T, right.to(targets.dtype), (spectrum[-1, 0] + self.rest) / (spectrum[0, 0] + self.rest))

@@ -66,6 +66,7 @@ def ultraedit(bench: Bench, edits: Sequence[TokenizedEdit], *, preset: str | Non
     editor = Editor(bench.model, bench.tokenizer, EditorConfig(**options))
     which = ("reference", tuple(editor.modules), editor.config.preserve, bench.text)
     editor._reference = bench.once(which, editor.prepare_reference_text)  # of the unedited model, so the same for every setting
+    editor._outputs = bench.once((*which, editor.config.preserve_outputs), editor.prepare_outputs)
     for turn in in_turns(edits, editor.config.edits_per_turn):
         editor.apply_turn(editor.prepare([turn])[0], measure=False)
     return str

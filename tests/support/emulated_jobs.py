@@ -90,6 +90,7 @@ def edit(name: str, device: str, num_edits: int = 4, per_turn: int = 2, batch_to
         for prepared in one.prepare(earlier):
             one.apply_turn(prepared)
         one.prepare_reference_text()
+        one.prepare_outputs()
         calls = Counter[str]()
         for owner, method, kind in ((Decoder, "span", "runs"), (TurnCapture, "__call__", "captures")):
             on.enter_context(mock.patch.object(owner, method, _counted(getattr(owner, method), calls, kind)))

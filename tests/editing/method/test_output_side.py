@@ -78,7 +78,7 @@ def test_the_gradients_are_those_of_the_texts_own_loss_in_the_unedited_model() -
         hook.remove()
     one.apply(requests())
     assert abs(sum(len(passage.answer_ids) for passage in one._text.predicted) - PREDICTED_TOKENS) < 0.1 * PREDICTED_TOKENS
-    for name, side in one._outputs.items():
+    for name, side in one.prepare_outputs().items():
         found = side.rest * torch.eye(side.directions.shape[1]).double() + side.directions.T * (side.values - side.rest) @ side.directions
         torch.testing.assert_close(found, dense_side(torch.cat(seen[name]), 0.5), rtol=1e-3, atol=1e-4)
         assert side.values.max() > 2  # or there is nothing to tell apart
@@ -89,7 +89,7 @@ def test_what_the_text_depends_on_changes_less() -> None:
     plain, weighing = editor(**options), editor(**options, preserve_outputs=0.9)
     for one in (plain, weighing):
         one.apply(requests())
-    for name, side in weighing._outputs.items():
+    for name, side in weighing.prepare_outputs().items():
         sensitive = side.directions[side.values > 1]
 
         def share(weight: torch.Tensor, name: str = name, directions: torch.Tensor = sensitive) -> float:
@@ -97,6 +97,12 @@ def test_what_the_text_depends_on_changes_less() -> None:
             return float((directions @ change).norm() / change.norm())
 
         assert share(weighing.weights[name]) < 0.9 * share(plain.weights[name])
+
+
+def test_where_nothing_depends_on_the_outputs_all_are_held_alike() -> None:
+    side = OutputSide.of_gradients(torch.zeros(3, D_OUT), 0.5, FEATURES)
+    keys, goal = drawn(ROWS, D_IN, seed=2), drawn(ROWS, D_OUT, seed=3)
+    torch.testing.assert_close(solved(side, torch.eye(D_IN).double(), keys, goal), solve_rows(keys, keys @ keys.T, goal, ridge=0.5).dense())
 
 
 def test_a_share_is_below_one() -> None:
