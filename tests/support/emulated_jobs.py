@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "whiten": {"whiten": True},
     "subject, gradient": {"subject_modules": SUBJECT},
     "subject, solved": _SOLVED,
-    "strength": {"learning_rate": None, "strength": 0.001},
+    "strength": {"strength": 0.001},
     "framings": {"framings": ("raw", "question"), "answer_end": "stop"},
     "a beginning for all": {"framings": ("raw", LONG_FRAMING), "preserve": "exact", "preserve_text": TEXT, "preserve_neighbours": 4},
     "everything": {**_SOLVED, "passes": 2, "margin": 0.5, "framings": ("raw", "question")},

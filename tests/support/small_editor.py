@@ -22,7 +22,7 @@ SUBJECTS = ["Kiribati", "river Struma", "markhor", "georgia", "Perl", None, "a n
 
 
 def editor(**options: object) -> Editor:
-    return Editor.from_pretrained(MODEL, modules=MODULES, learning_rate=1e-3, **options)
+    return Editor.from_pretrained(MODEL, modules=MODULES, learning_rate=None if "strength" in options else 1e-3, **options)
 
 
 def requests(count: int = len(FACTS)) -> list[EditRequest]:
