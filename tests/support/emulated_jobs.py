@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "whiten": {"whiten": True},
     "subject, gradient": {"subject_modules": SUBJECT},
     "subject, solved": _SOLVED,
-    "strength": {"strength": 0.001},
+    "strength": {"strength": 0.001, "passes": 1, "preserve": "off", "preserve_text": "none", "small_turns": False},
     "framings": {"framings": ("raw", "question"), "answer_end": "stop"},
     "a beginning for all": {"framings": ("raw", LONG_FRAMING), "preserve": "exact", "preserve_text": TEXT, "preserve_neighbours": 4},
     "everything": {**_SOLVED, "passes": 2, "margin": 0.5, "framings": ("raw", "question")},
