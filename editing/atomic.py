@@ -28,6 +28,12 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write copies that were made earlier, wherever they are, into the tensors again."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
 @contextmanager
 def restored_unless(complete: Callable[[], bool], tensors: Sequence[Tensor]) -> Iterator[None]:
     """Restore tensors if the block fails before it is complete.
@@ -42,8 +48,7 @@ def restored_unless(complete: Callable[[], bool], tensors: Sequence[Tensor]) -> 
     except BaseException:
         if not complete():
             with uninterrupted():
-                for tensor, values in zip(tensors, before, strict=True):
-                    tensor.copy_(values)
+                put_back(tensors, before)
         raise
 
 

@@ -8,7 +8,7 @@ A shift is added to the master, which is then rounded into the weight. Without a
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -73,15 +73,6 @@ class EditedWeights(Mapping[str, Tensor]):
     def in_place(self) -> list[Tensor]:
         """The tensors that :meth:`add` changes."""
         return [*self.values(), *self.masters.values()]
-
-    def copies(self) -> list[Tensor]:
-        """Copies of these tensors, on the CPU."""
-        return [tensor.to("cpu", copy=True) for tensor in self.in_place()]
-
-    def put_back(self, copies: Sequence[Tensor]) -> None:
-        """Go back to the weights as they were when :meth:`copies` were made."""
-        for tensor, values in zip(self.in_place(), copies, strict=True):
-            tensor.copy_(values)
 
     def restore(self) -> None:
         """Go back to the weights from before the first edit."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.atomic import restored_unless, uninterrupted
+from editing.atomic import put_back, restored_unless, uninterrupted
 from editing.config import EditorConfig, PrefixDType
 from editing.edited_weights import EditedWeights
 from editing.errors import InputError, ModelError, TurnRefused
@@ -208,9 +208,7 @@ class Editor:
         decoder.verify()
         modules, rate, found = resolve_settings(decoder, name, modules=modules, learning_rate=learning_rate, preset=preset, dataset=dataset)
         if options.get("strength") is not None:
-            if learning_rate is not None:
-                raise InputError("strength: takes the place of learning_rate; give one of them")
-            rate = None  # not the preset's
+            rate = learning_rate  # not the preset's; one that is given beside it is refused
             found.pop("strength_goal", None)
         config = EditorConfig(modules=modules, learning_rate=rate, **{**found, **options})
         return cls(model, tokenizer, config, collectives, decoder=decoder, originals=originals)
@@ -319,11 +317,11 @@ class Editor:
             TurnRefused: As :meth:`apply_turn` does; the last halving may leave nothing that changes a weight.
         """
         before, turns, observed = self.lifelong, self.turns, self._observe_turn(prepared)
-        weights = self.weights.copies()
+        weights = [tensor.to("cpu", copy=True) for tensor in self.weights.in_place()]
 
         def take_back() -> None:
             with uninterrupted():
-                self.weights.put_back(weights)
+                put_back(self.weights.in_place(), weights)
                 self.lifelong, self.turns = before, turns
 
         report, share, halvings = find_strength(

@@ -68,7 +68,7 @@ class TurnRecorder:
         """Write down a turn that was applied, and the model's health after it if it was measured."""
         state = self._state
         self._count(report)
-        if report.rate is not None and report.strength is not None:
+        if report.strength is not None:
             again = f", at 1/{2**report.halvings} of the strength: above it too few of the fixed probes kept their answer" if report.halvings else ""
             logger.info("turn %d has found the learning rate %.3g, strength %.3g%s", state.num_turns, report.rate, report.strength, again)
         state.num_edits_otherwise_tokenized += sum(not edit.sequence.whole for edit in turn.edits)
