@@ -45,7 +45,6 @@ class TurnCapture:
     ) -> None:
         self._decoder, self._modules, self._sites, self._start = decoder, modules, sites, start
         self.config, self._collectives = config, collectives
-        self._continues: bool | None = None
 
     def __call__(
         self,
@@ -84,10 +83,8 @@ class TurnCapture:
 
         Sequences without a subject run as a whole. Where the suffix is read from disk for each run, all of them do.
         """
-        if self._continues is None:
-            in_memory = self._decoder.residency.holds(self._start, self._decoder.num_layers)
-            self._continues = in_memory and can_continue(self._decoder, self._start)
-        if not self._continues:
+        in_memory = self._decoder.residency.holds(self._start, self._decoder.num_layers)
+        if not (in_memory and can_continue(self._decoder, self._start)):
             return prepared
         continued = Continued.at_subjects(self._decoder, prepared.prefixed, start=self._start, batch_tokens=self.config.batch_tokens)
         return replace(prepared, continued=continued)

@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from editing.errors import ran_out_of_memory
 from editing.model.decoder import Decoder
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
-from editing.model.past import Kept, KeysAndValues, Past
+from editing.model.past import Kept, KeysAndValues, Past, padded
 from editing.model.prefix import Prefixed, run_prefix
 from editing.model.tokenization import AnswerSequence, Batch
 
@@ -81,13 +79,12 @@ class Continued:
             return None
         nothing = [(keys[:, :0], values[:, :0]) for keys, values in longest]
         full = [past or nothing for past in pasts]
-        layers = [(_padded([past[k][0] for past in full]), _padded([past[k][1] for past in full])) for k in range(len(longest))]
+        layers = [(padded([past[k][0] for past in full]), padded([past[k][1] for past in full])) for k in range(len(longest))]
         return Past(layers, self._lengths(indices), self.start)
 
 
-@torch.no_grad()
 def can_continue(decoder: Decoder, start: int) -> bool:
-    """Whether a family's tails, with the keys and values of what precedes them, give what whole sequences give; tried on a short input.
+    """Whether a family's tails, with the keys and values of what precedes them, give what whole sequences give; tried once, on a short input.
 
     Layers with states of another kind (Mamba) do not.
 
@@ -95,18 +92,20 @@ def can_continue(decoder: Decoder, start: int) -> bool:
         decoder: The model.
         start: First layer of the suffix, whose weights must be in memory.
     """
+    if start not in decoder.continues:
+        decoder.continues[start] = decoder.agree(lambda: _both_ways(decoder, start))
+    return decoder.continues[start]
+
+
+@torch.no_grad()
+def _both_ways(decoder: Decoder, start: int) -> tuple[Tensor, Tensor]:
+    """Last hidden states of short sequences: from their subjects on, and of the whole ones."""
     numbers = [token % decoder.config.vocab_size for token in range(1, 8)]
     whole = [AnswerSequence(tuple(numbers), (0,), subject=4), AnswerSequence(tuple(numbers[2:]), (0,), subject=2)]
-    try:
-        prefixed = run_prefix(decoder, whole, stop=start, batch_tokens=64)
-        expected = [hidden[-1] for hidden in _finals(decoder, prefixed, start)]
-        continued = Continued.at_subjects(decoder, prefixed, start=start, batch_tokens=64)
-        found = [hidden[-1] for hidden in _finals(decoder, continued, start)]
-    except Exception as error:  # whatever a family's own forward raises when it is given keys and values of a part of its layers
-        if ran_out_of_memory(error):
-            raise
-        return False
-    return decoder.is_close(torch.stack(found), torch.stack(expected))
+    prefixed = run_prefix(decoder, whole, stop=start, batch_tokens=64)
+    continued = Continued.at_subjects(decoder, prefixed, start=start, batch_tokens=64)
+    found, expected = ([hidden[-1] for hidden in _finals(decoder, way, start)] for way in (continued, prefixed))
+    return torch.stack(found), torch.stack(expected)
 
 
 def _finals(decoder: Decoder, prefixed: "Prefixed | Continued", start: int) -> list[Tensor]:
@@ -147,9 +146,3 @@ def _run_heads(decoder: Decoder, heads: Prefixed, start: int, batch_tokens: int)
 
 def _length(past: list[KeysAndValues]) -> int:
     return past[0][0].shape[1] if past else 0
-
-
-def _padded(several: list[Tensor]) -> Tensor:
-    """``(B, heads, P, d_head)`` of ``(heads, p, d_head)`` each, with zeros at the left."""
-    longest = max(one.shape[1] for one in several)
-    return torch.stack([F.pad(one, (0, 0, longest - one.shape[1], 0)) for one in several])

@@ -46,6 +46,7 @@ class Decoder:
 
     Attributes:
         shares: By layers, whether a beginning can run once, apart from what follows it (:mod:`editing.model.prefix` finds out).
+        continues: By first layer, whether sequences can run in two parts (:mod:`editing.model.continuation` finds out).
 
     Raises:
         ModelError: No decoder layers or no head were found in the model.
@@ -61,6 +62,7 @@ class Decoder:
         self.layers_path, self.layers = _find_layers(model, self.body, self.config.num_hidden_layers)
         self._returns_tuple = False
         self.shares: dict[range, bool] = {}
+        self.continues: dict[int, bool] = {}
 
     @property
     def is_tied(self) -> bool:
@@ -254,6 +256,15 @@ class Decoder:
             expected = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
             hidden = self.prefix(input_ids, middle := max(1, present.stop // 2))
             return self.logits(self.suffix(input_ids, hidden, middle)[0]).float(), expected
+
+    def agree(self, both_ways: Callable[[], tuple[Tensor, Tensor]]) -> bool:
+        """Whether two ways of running layers over a short input give the same hidden states ``(n, d)``; not if a family's own forward raises."""
+        try:
+            return self.is_close(*both_ways())
+        except Exception as error:  # whatever it raises when it is given keys and values, or those of a part of its layers
+            if ran_out_of_memory(error):
+                raise
+            return False
 
     def is_close(self, found: Tensor, expected: Tensor) -> bool:
         """Whether hidden states ``(n, d)`` that were computed in another way are those expected, each up to rounding."""

@@ -1,9 +1,9 @@
 """Greedy text after prompts: the likeliest token every time, whatever the model's own settings for serving say.
 
-Where the whole model is in memory, its own ``generate`` with its cache of keys and values is used. Else a token at a time
-would read the model from disk for every token, so all prompts go through the layers together, each with a guess of all its
-coming tokens: what the model says after a right guess is right too, so a pass settles at least one token of each prompt and
-often several (Jacobi decoding, Santilli et al. 2023). The text is the same.
+Where the whole model is in memory, keys and values of what is written so far are kept (:mod:`editing.model.greedy`); of a family whose
+layers have states of another kind, by its own ``generate``. Else a token at a time would read the model from disk for every token,
+so all prompts go through the layers together, each with a guess of all its coming tokens: what the model says after a right guess is
+right too, so a pass settles at least one token of each prompt and often several (Jacobi decoding, Santilli et al. 2023). The text is the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,9 @@ from transformers import GenerationConfig
 
 from editing.config import DEFAULT_BATCH_TOKENS
 from editing.messages import Asked
+from editing.model.continuation import can_continue
 from editing.model.decoder import Decoder
+from editing.model.greedy import greedy_tokens
 from editing.model.joining import Joiner
 from editing.model.matmul import full_speed
 from editing.model.prefix import Prefixed, predict
@@ -39,13 +41,13 @@ class Written:
     stopped: bool
 
 
-def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[str]:
+def generate(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 12, batch_size: int = 256) -> list[str]:
     """The texts of :func:`write`."""
     return [written.text for written in write(decoder, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)]
 
 
 @torch.no_grad()
-def write(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 12, batch_size: int = 64) -> list[Written]:
+def write(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new_tokens: int = 12, batch_size: int = 256) -> list[Written]:
     """What the model writes after each prompt, read as typed. Of a prompt that fills the context, the end is kept.
 
     Args:
@@ -58,15 +60,17 @@ def write(decoder: Decoder, tokenizer: Any, prompts: Sequence[Asked], *, max_new
     joiner = Joiner.of(tokenizer).as_typed
     room = slice(None) if decoder.max_tokens is None else slice(-max(1, decoder.max_tokens - max_new_tokens), None)
     encoded = [list(own.prompt_ids(prompt)[room]) for own, prompt in map(joiner.asking, prompts)]
-    if decoder.residency.holds(0, decoder.num_layers):
-        written = _cached(decoder, encoded, max_new_tokens, batch_size)
-    else:
-        written = _guessed(decoder, encoded, max_new_tokens)
     ends = set(_end_tokens(decoder.model))
+    if not decoder.residency.holds(0, decoder.num_layers):
+        written = _guessed(decoder, encoded, max_new_tokens, ends)
+    elif can_continue(decoder, 0) and not decoder.turns_by_length:
+        written = greedy_tokens(decoder, encoded, max_new_tokens=max_new_tokens, ends=ends, at_once=batch_size)
+    else:
+        written = _by_the_model(decoder, encoded, max_new_tokens, batch_size)
     return [Written(joiner.tokenizer.decode(_until_end(ids, ends), skip_special_tokens=True), not ends.isdisjoint(ids)) for ids in written]
 
 
-def _cached(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+def _by_the_model(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
     device = decoder.device
     greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=_end_tokens(decoder.model) or None, pad_token_id=_PAD)
     written: list[list[int]] = [[]] * len(encoded)
@@ -111,8 +115,7 @@ class _Writing:
         self.guess, self.settled = list(said), min(wrong + 1, len(said))
 
 
-def _guessed(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    ends = set(_end_tokens(decoder.model))
+def _guessed(decoder: Decoder, encoded: list[list[int]], max_new_tokens: int, ends: set[int]) -> list[list[int]]:
     writings = [_Writing(ids, [ids[-1]] * max_new_tokens) for ids in encoded]
     while open_ones := [w for w in writings if w.settled < max_new_tokens and not ends & set(w.guess[: w.settled])]:
         prefixed = Prefixed([w.sequence() for w in open_ones], None)

@@ -1,11 +1,13 @@
 """What attention keeps of tokens that precede others: their keys and values, by layer, in the form that a decoder's body takes."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 KeysAndValues = tuple[Tensor, Tensor]
@@ -67,3 +69,9 @@ class Seen(Kept):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> KeysAndValues:
         """All keys and values, with the new tokens'."""
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def padded(several: Sequence[Tensor]) -> Tensor:
+    """``(B, heads, P, d_head)`` of ``(heads, p, d_head)`` each, with zeros at the left."""
+    longest = max(one.shape[1] for one in several)
+    return torch.stack([F.pad(one, (0, 0, longest - one.shape[1], 0)) for one in several])

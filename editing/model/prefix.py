@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from editing.config import PrefixDType
-from editing.errors import ran_out_of_memory
 from editing.model.beginnings import After, Beginning, Part, beginning_batch, shared, whole
 from editing.model.decoder import Decoder, Precedes
 from editing.model.hidden_store import HiddenStore
@@ -179,18 +178,13 @@ def _can_share(decoder: Decoder, first: int, stop: int) -> bool:
     """
     layers = range(first, stop)
     if not any(can and known.start <= first and stop <= known.stop for known, can in decoder.shares.items()) and layers not in decoder.shares:
-        try:
-            decoder.shares[layers] = not decoder.turns_by_length and _shares(decoder, layers)
-        except Exception as error:  # whatever a family's own forward raises when it is given keys and values
-            if ran_out_of_memory(error):
-                raise
-            decoder.shares[layers] = False
+        decoder.shares[layers] = not decoder.turns_by_length and decoder.agree(lambda: _both_ways(decoder, layers))
     return decoder.shares.get(layers, True)
 
 
 @torch.no_grad()
-def _shares(decoder: Decoder, layers: range) -> bool:
-    """Whether what follows a beginning of five tokens comes out of layers as it does in two whole sequences, both run in one pass."""
+def _both_ways(decoder: Decoder, layers: range) -> tuple[Tensor, Tensor]:
+    """What follows a beginning of five tokens, as it comes out of layers after it and in two whole sequences; all in one pass."""
     tokens = tuple(token % decoder.config.vocab_size for token in range(1, 8))
     tried = [AnswerSequence(tokens, (0,)), AnswerSequence((*tokens[:5], *tokens[:2]), (0,))]
     hidden = None
@@ -200,7 +194,7 @@ def _shares(decoder: Decoder, layers: range) -> bool:
             hidden.put(i, torch.arange(len(tokens) * width, device=decoder.device).view(-1, width).cos().to(decoder.head_dtype))
     parts = [Part([0, 1]), Part([2, 3], Beginning(AnswerSequence(tokens[:5], (0,))))]
     found = dict(_run_parts(decoder, Prefixed([*tried, *tried], hidden), parts, layers.start, layers.stop, 64))
-    return all(decoder.is_close(found[i + 2][5:], found[i][5:]) for i in range(2))
+    return torch.cat([found[2][5:], found[3][5:]]), torch.cat([found[0][5:], found[1][5:]])
 
 
 @torch.no_grad()
