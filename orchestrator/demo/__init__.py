@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from editing.errors import ModelError
+from editing.files.locks import alone
 from orchestrator.progress import Progress
 
 FACTS = Path(__file__).with_name("facts.jsonl")
@@ -53,20 +54,22 @@ def smollm2_folder(cache: Path, progress: Progress) -> Path:
 
 
 def _converted(folder: Path, called: str, fetch: Callable[[Path], None], progress: Progress) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        fetch(partial / _GGUF)
-    except ModelError:
-        partial.rmdir()
-        raise
-    progress.console.print(f"converting {called} from GGUF to safetensors, once; about a minute")
-    _convert(partial, folder.name)
-    shutil.rmtree(folder, ignore_errors=True)  # without config.json it is what an interrupted removal left
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(folder.with_name(f"{folder.name}.lock")):
+        if (folder / "config.json").is_file():
+            return folder
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            fetch(partial / _GGUF)
+        except ModelError:
+            partial.rmdir()
+            raise
+        progress.console.print(f"converting {called} from GGUF to safetensors, once; about a minute")
+        _convert(partial, folder.name)
+        shutil.rmtree(folder, ignore_errors=True)  # without config.json it is what an interrupted removal left
+        partial.rename(folder)
     return folder
 
 
