@@ -28,8 +28,8 @@ from editing.atomic import whole_folder
 from editing.errors import InputError, ModelError, first_line, ran_out_of_memory
 from editing.files.adapter import CONFIG, WEIGHTS
 from editing.files.checkpoint_files import convert_command, stamp_of
-from editing.files.locks import alone
 from editing.files.gguf_files import import_gguf
+from editing.files.locks import alone
 from editing.files.saving import save_plain
 
 logger = logging.getLogger("ultraedit")
