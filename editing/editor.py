@@ -9,7 +9,8 @@
 
 All passes of a turn use the statistics of its first one. A turn is applied whole or not at all: if a number is not finite it is
 refused, and weights and statistics are then what they were before it. What each step computes is in rooms of its own:
-:mod:`editing.turn_capture`, :mod:`editing.method.solver`, :mod:`editing.passes`, :mod:`editing.edited_weights`, :mod:`editing.report`.
+:mod:`editing.turn_capture`, :mod:`editing.preserved`, :mod:`editing.method.solver`, :mod:`editing.passes`, :mod:`editing.edited_weights`,
+:mod:`editing.report`.
 """
 
 import math
@@ -32,32 +33,27 @@ from editing.files.checkpoint_files import BaseFiles
 from editing.files.saving import save_edited, save_plain
 from editing.files.weights import keys_in_files
 from editing.first_turn import ENOUGH, find_strength
-from editing.method.features import Features
 from editing.method.lifelong import LifelongStatistics
 from editing.method.moments import Moments
-from editing.method.output_side import OutputSide
-from editing.method.preserve import PreservingRidge, ridges_of_keys
+from editing.method.preserve import PreservingRidge
 from editing.method.residuals import check_outputs
 from editing.method.rows import SITES, Site, TurnRows
 from editing.method.solver import Solution, TurnSolver
 from editing.method.whitening import check_width
-from editing.model.capture import capture
 from editing.model.decoder import Decoder
 from editing.model.framing import has_template, resolve_framings
 from editing.model.joining import Joiner
 from editing.model.modules import resolve
 from editing.model.prefix import Prefixed, predict, run_prefix
-from editing.model.token_keys import token_keys
 from editing.model.tokenization import AnswerSequence
 from editing.moment_prior import FULL_TURN, MomentPrior
-from editing.neighbours import check_count, neighbours_of
 from editing.passes import TurnPasses
+from editing.preserved import Preserved
 from editing.presets.resolve import resolve_settings
 from editing.ranges import consecutive
-from editing.reference_text import ReferenceText
 from editing.report import PhaseClock, make_report, mean_accuracy
 from editing.requests import EditRequest
-from editing.sharding.collectives import Collectives, SingleWorker, rows_of_first_replica
+from editing.sharding.collectives import Collectives, SingleWorker
 from editing.sharding.shards import Shape
 from editing.subject_targets import put_in_context, read_contexts, solve_targets
 from editing.turn import PreparedTurn, Turn, TurnReport, in_turns, tokenize
@@ -110,6 +106,7 @@ class Editor:
         start: First layer of the suffix: the lowest edited layer.
         collectives: As given.
         capture: Captures the rows of a turn.
+        preserved: What edits must leave as it is.
     """
 
     def __init__(
@@ -147,11 +144,8 @@ class Editor:
         if config.solves_targets:
             check_outputs(self.shards, self.sites)
         self.capture = TurnCapture(self.decoder, self.modules, self.sites, self.start, config, self.collectives)
-        self._text = ReferenceText.of(config, self.joiner, self.decoder.max_tokens)
+        self.preserved = Preserved(self.decoder, self.joiner, self.modules, self.sites, self.start, self.weights, config, self.collectives)
         self._contexts = read_contexts(config.subject_contexts)
-        check_count(config.preserve_neighbours)
-        self._reference: dict[str, PreservingRidge] | None = None
-        self._outputs: dict[str, OutputSide] | None = None
         self._prior = MomentPrior.of(self.joiner, self.decoder.max_tokens, self.shards, self.sites) if config.small_turns else None
         self._of_prior: LifelongStatistics | None = None
 
@@ -221,7 +215,7 @@ class Editor:
     @property
     def text_sha256(self) -> str:
         """Digest of the reference text as it was read; ``none`` if there is none."""
-        return self._text.sha256
+        return self.preserved.text.sha256
 
     @property
     def uses_masters(self) -> bool:
@@ -281,24 +275,6 @@ class Editor:
         """
         dtype = dtype or self.config.prefix_dtype
         return run_prefix(self.decoder, sequences, stop=self.start, batch_tokens=self.config.batch_tokens, apart=apart, dtype=dtype)
-
-    def prepare_reference_text(self) -> dict[str, PreservingRidge]:
-        """Run the unedited model over the reference text, once, and keep what the preserving ridges need of it.
-
-        The first turn does it. All workers call this.
-
-        Returns:
-            By module, what its ridge knows of the text; empty if there is no text to preserve.
-        """
-        if self._reference is None:
-            self._reference = self._observe_text() if self._text.passages else {}
-        return self._reference
-
-    def prepare_outputs(self) -> dict[str, OutputSide]:
-        """As :meth:`prepare_reference_text`: by module edited at the answers, which of its outputs the text depends on; empty unless asked for."""
-        if self._outputs is None:
-            self._outputs = self._observe_outputs() if self.config.weighs_outputs and self._text.predicted else {}
-        return self._outputs
 
     def finds_rate(self, turn: Turn) -> bool:
         """Whether a turn, if it is the next one, finds the learning rate, from the configured strength."""
@@ -412,10 +388,10 @@ class Editor:
     def _observe_turn(self, prepared: PreparedTurn) -> _ObservedTurn:
         """What a turn's shifts are found from, with the weights as they are; changes none of them, nor the statistics."""
         clock = PhaseClock()
-        self.prepare_reference_text()
-        self.prepare_outputs()
+        self.preserved.of_text()
+        self.preserved.of_outputs()
         rows = self.capture(prepared, tokens=self.config.preserves)
-        neighbours = self._observe_neighbours(prepared)
+        neighbours = self.preserved.of_neighbours(prepared)
         clock.lap("capture")
         num_settled: int | None = None
         if self.config.solves_targets:
@@ -466,43 +442,6 @@ class Editor:
         turns = [put_in_context(prepared.turn, context, self.joiner, self.decoder.max_tokens) for context in self._contexts]
         return [replace(prepared, turn=turn, prefixed=self.run_prefix(turn.sequences_at(own))) for turn in turns]
 
-    def _observe_text(self) -> dict[str, PreservingRidge]:
-        features = {name: Features(shard, "keys", self.collectives) for name, shard in self.shards.items()}
-        with self.unedited():
-            prefixed = self.run_prefix(self._text.passages)
-            found = token_keys(self.decoder, self.modules, prefixed, start=self.start, batch_tokens=self.config.batch_tokens)
-            keys = ((name, rows_of_first_replica(tokens, self.collectives)) for name, tokens in found)
-            return ridges_of_keys(keys, features, self.config.preserve, self.config.preserve_rank, self.decoder.device)
-
-    def _observe_outputs(self) -> dict[str, OutputSide]:
-        config, text = self.config, self._text.predicted
-        modules = {name: module for name, module in self.modules.items() if self.sites[name] == "answer"}
-        with self.unedited():
-            batches = self.run_prefix(text).batches(batch_tokens=config.batch_tokens, device=self.decoder.device)
-            weights = torch.ones(sum(len(sequence.answer_ids) for sequence in text))
-            rows = capture(self.decoder, modules, batches, weights, start=self.start, batch_tokens=config.batch_tokens)
-        features = {name: Features(self.shards[name], "values", self.collectives) for name in modules}
-        found = {name: rows_of_first_replica(gradients, self.collectives) for name, gradients in rows.value_gradients.items()}
-        return {name: OutputSide.of_gradients(gradients, config.preserve_outputs, features[name]) for name, gradients in found.items()}
-
-    def _observe_neighbours(self, prepared: PreparedTurn) -> dict[str, PreservingRidge]:
-        """By module edited at the answers, the second moment of the keys at which the turn's neighbours would be answered."""
-        config, replica = self.config, self.collectives.replica
-        if not config.holds_neighbours:
-            return {}
-        of_each = neighbours_of(prepared.turn, self.joiner, config.preserve_neighbours, self.decoder.max_tokens)
-        everyone, ranges = [neighbour for several in of_each for neighbour in several], consecutive(len(several) for several in of_each)
-        shares = [[number for i in share for number in ranges[i]] for share in prepared.shares]
-        own = self.run_prefix([everyone[number] for number in shares[replica]])
-        modules = {name: module for name, module in self.modules.items() if self.sites[name] == "answer"}
-        parts: dict[str, list[Tensor]] = {name: [] for name in modules}
-        for name, keys in token_keys(self.decoder, modules, own, start=self.start, batch_tokens=config.batch_tokens, of_rows=True):
-            parts[name].append(keys)
-        positions = [torch.tensor(share, dtype=torch.int64) for share in shares]  # each has one row
-        gathered = {name: self.collectives.all_gather_rows(torch.cat(keys), positions) for name, keys in parts.items()}
-        features = {name: Features(self.shards[name], "keys", self.collectives) for name in modules}
-        return ridges_of_keys(gathered.items(), features, config.preserve, config.preserve_rank, self.decoder.device)
-
     def _with_turn(self, before: LifelongStatistics, rows: TurnRows, turn: Turn) -> LifelongStatistics:
         """Statistics with those of one more turn."""
         sizes = {site: [count for count in turn.group_row_counts(self.config.group_size, site) if count] for site in SITES}
@@ -545,7 +484,7 @@ class Editor:
         return (self.config.strength or 0.0) * weights / shift
 
     def _solver(self, statistics: LifelongStatistics, rate: float | None, neighbours: Mapping[str, PreservingRidge] | None) -> TurnSolver:
-        text, outputs, remembered = self.prepare_reference_text(), self.prepare_outputs(), self.lifelong.remembered
+        text, outputs, remembered = self.preserved.of_text(), self.preserved.of_outputs(), self.lifelong.remembered
         return TurnSolver(statistics, self.shards, self.config, self.collectives, text, remembered, neighbours, outputs, rate)
 
     def _passes(

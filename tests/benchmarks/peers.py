@@ -65,8 +65,8 @@ def ultraedit(bench: Bench, edits: Sequence[TokenizedEdit], *, preset: str | Non
     options |= {"framings": bench.framings, "answer_end": bench.joiner.answer_end, "edits_per_turn": EDITS_PER_TURN}
     editor = Editor(bench.model, bench.tokenizer, EditorConfig(**options))
     which = ("reference", tuple(editor.modules), editor.config.preserve, bench.text)
-    editor._reference = bench.once(which, editor.prepare_reference_text)  # of the unedited model, so the same for every setting
-    editor._outputs = bench.once((*which, editor.config.preserve_outputs), editor.prepare_outputs)
+    editor.preserved._of_text = bench.once(which, editor.preserved.of_text)  # of the unedited model, so the same for every setting
+    editor.preserved._of_outputs = bench.once((*which, editor.config.preserve_outputs), editor.preserved.of_outputs)
     for turn in in_turns(edits, editor.config.edits_per_turn):
         editor.apply_turn(editor.prepare([turn])[0], measure=False)
     return str

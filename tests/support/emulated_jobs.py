@@ -89,8 +89,8 @@ def edit(name: str, device: str, num_edits: int = 4, per_turn: int = 2, batch_to
         *earlier, last = in_turns(edits, per_turn, before=0)
         for prepared in one.prepare(earlier):
             one.apply_turn(prepared)
-        one.prepare_reference_text()
-        one.prepare_outputs()
+        one.preserved.of_text()
+        one.preserved.of_outputs()
         calls = Counter[str]()
         for owner, method, kind in ((Decoder, "span", "runs"), (TurnCapture, "__call__", "captures")):
             on.enter_context(mock.patch.object(owner, method, _counted(getattr(owner, method), calls, kind)))

@@ -67,7 +67,7 @@ def test_the_gradients_are_those_of_the_texts_own_loss_in_the_unedited_model() -
         return outputs[name]
 
     hooks = [m.register_forward_hook(lambda _m, _in, out, name=name: keep(name, out)) for name, m in one.modules.items()]
-    for passage in one._text.predicted:
+    for passage in one.preserved.text.predicted:
         rows = len(passage.answer_ids)
         logits = one.model(input_ids=torch.tensor([passage.input_ids])).logits[0, -rows:]
         torch.nn.functional.cross_entropy(logits, torch.tensor(passage.answer_ids), reduction="sum").backward()
@@ -77,8 +77,8 @@ def test_the_gradients_are_those_of_the_texts_own_loss_in_the_unedited_model() -
     for hook in hooks:
         hook.remove()
     one.apply(requests())
-    assert abs(sum(len(passage.answer_ids) for passage in one._text.predicted) - PREDICTED_TOKENS) < 0.1 * PREDICTED_TOKENS
-    for name, side in one.prepare_outputs().items():
+    assert abs(sum(len(passage.answer_ids) for passage in one.preserved.text.predicted) - PREDICTED_TOKENS) < 0.1 * PREDICTED_TOKENS
+    for name, side in one.preserved.of_outputs().items():
         found = side.rest * torch.eye(side.directions.shape[1]).double() + side.directions.T * (side.values - side.rest) @ side.directions
         torch.testing.assert_close(found, dense_side(torch.cat(seen[name]), 0.5), rtol=1e-3, atol=1e-4)
         assert side.values.max() > 2  # or there is nothing to tell apart
@@ -89,7 +89,7 @@ def test_what_the_text_depends_on_changes_less() -> None:
     plain, weighing = editor(**options), editor(**options, preserve_outputs=0.9)
     for one in (plain, weighing):
         one.apply(requests())
-    for name, side in weighing.prepare_outputs().items():
+    for name, side in weighing.preserved.of_outputs().items():
         sensitive = side.directions[side.values > 1]
 
         def share(weight: torch.Tensor, name: str = name, directions: torch.Tensor = sensitive) -> float:

@@ -194,16 +194,16 @@ def test_the_keys_of_a_text_are_those_of_the_unedited_model(form: str, tmp_path:
     modules, seen = list(one.modules), {name: list[torch.Tensor]() for name in one.modules}
     hooks = [m.register_forward_hook(lambda _m, inputs, _out, name=name: seen[name].append(inputs[0][0].clone())) for name, m in one.modules.items()]
     with torch.no_grad():
-        for passage in one._text.passages:
+        for passage in one.preserved.text.passages:
             one.model(input_ids=torch.tensor([passage.input_ids]))
     for hook in hooks:
         hook.remove()
     one.apply(requests())
-    one._reference = None  # as in a run that is resumed
-    assert sum(len(p.input_ids) for p in one._text.passages) > 2 * 2048
+    one.preserved._of_text = None  # as in a run that is resumed
+    assert sum(len(p.input_ids) for p in one.preserved.text.passages) > 2 * 2048
     for name in modules:
         expected = torch.cat(seen[name]).double()
-        ridge = one.prepare_reference_text()[name]
+        ridge = one.preserved.of_text()[name]
         assert ridge.count == len(expected)
         found = ridge.squares if isinstance(ridge, SketchRidge) else ridge.moment.total.diagonal()
         torch.testing.assert_close(found, expected.square().sum(0), rtol=1e-4, atol=1e-5)
@@ -222,7 +222,7 @@ def test_a_text_changes_less_where_it_is_preserved(form: str) -> None:
 def test_without_a_preserving_ridge_no_text_is_observed() -> None:
     one = editor(preserve="off", preserve_text="everyday")
     one.apply(requests())
-    assert not one.prepare_reference_text()
+    assert not one.preserved.of_text()
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])
@@ -244,7 +244,7 @@ def test_what_is_kept_of_a_module_is_counted(options: dict[str, object]) -> None
     one = editor(**options)
     one.apply(requests())
     tensors = [t for ridge in one.lifelong.preserved.values() for t in (getattr(ridge, "directions", None), getattr(ridge, "squares", None))]
-    ridges = (*one.lifelong.preserved.values(), *one.prepare_reference_text().values())
+    ridges = (*one.lifelong.preserved.values(), *one.preserved.of_text().values())
     tensors += [ridge.moment.total for ridge in ridges if isinstance(ridge, ExactRidge)]
     tensors += [second.total for second in one.lifelong.whitening.values()]
     kept = sum(t.numel() * t.element_size() for t in tensors if t is not None)
