@@ -293,7 +293,10 @@ class Editor:
             TurnRefused: As :meth:`apply_turn` does; the last halving may leave nothing that changes a weight.
         """
         before, turns, observed = self.lifelong, self.turns, self._observe_turn(prepared)
-        weights = [tensor.to("cpu", copy=True) for tensor in self.weights.in_place()]
+        goal = self.config.strength_goal if self._seeks_goal(prepared.turn) else 0.0
+        if before.rate is not None:
+            most_halvings = 0  # what earlier turns have done is no reason to write this one weakly
+        weights = [tensor.to("cpu", copy=True) for tensor in self.weights.in_place()] if goal or most_halvings else []  # else nothing is taken back
 
         def take_back() -> None:
             with uninterrupted():
@@ -305,8 +308,8 @@ class Editor:
             take_back,
             lambda: self._held(prepared),
             is_harmless,
-            goal=self.config.strength_goal if self._seeks_goal(prepared.turn) else 0.0,
-            most_halvings=most_halvings if before.rate is None else 0,  # what earlier turns have done is no reason to write this one weakly
+            goal=goal,
+            most_halvings=most_halvings,
         )
         return replace(report, halvings=halvings, strength=share * (self.config.strength or 0.0))
 
