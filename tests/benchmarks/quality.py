@@ -127,7 +127,7 @@ class Search:
         """Families and settings that the tuning part of a data set chose for a number of edits."""
         rows = [row for row in self.of("tune") if row["data"] == data]
         sizes = sorted({row["size"] for row in rows})
-        nearest = max((s for s in sizes if s <= size), default=sizes[0])
+        nearest = max((s for s in sizes if s <= size), default=min(sizes, default=0))
         return {(row["family"], row["setting"]) for row in choose(row for row in rows if row["size"] == nearest)}
 
     def write(self) -> None:
@@ -156,6 +156,8 @@ class Search:
             part = [edit for edit in edits if is_tuning(edit) == (stage == "tune")]
             random.Random(seed).shuffle(part)
             chosen = self.chosen(data, min(size, len(part))) if only_chosen else None
+            if chosen is not None and (untuned := sorted({setting.family for setting in settings} - {family for family, _ in chosen})):
+                raise SystemExit(f"{self._file}: no tuned setting of {', '.join(untuned)} on {data}; run the stage tune first")
             for setting in settings:
                 if chosen is None or (setting.family, setting.name) in chosen:
                     self._measure(stage, data, part[:size], seed, setting)

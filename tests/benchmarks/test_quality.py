@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ def plan(tmp_path: Path) -> Plan:
         stages=("tune", "report"),
         look=Sizes(evaluated=6, generated=2, text_tokens=4),
     )
+
+
+def test_a_report_of_what_was_not_tuned_says_so(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"results\.jsonl: no tuned setting of mlp on facts; run the stage tune first"):
+        Search(replace(plan, stages=("report",)), tmp_path / "out").run()
 
 
 @pytest.mark.thorough
