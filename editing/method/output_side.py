@@ -5,14 +5,15 @@ alike, though other text is sensitive to some of them and hardly to others. How 
 the module's outputs tell. With their second moment on the one side and the ridge on the other, what is held back is the Kronecker product
 of both, as in K-FAC (Martens, Grosse 2015), which CrispEdit (arXiv 2602.15823) uses to tell the directions that cost nothing:
 
-    H = (1 - m) I + m d_out mean(g g') / tr mean(g g')          (d_out, d_out), eigenvalues h, vectors U; their mean is 1
+    H = (1 - m) I + m d_out mean(g g') / tr mean(g g')          (d_out, d_out), eigenvalues h, at least 0.4, vectors U
     S = argmin ||K S - T||^2 + tr(M S H S')                     M (d_in, d_in) of the preserving ridge, K (n, d_in), T (n, d_out)
       = M^-1 K' R,   R u_j = (K M^-1 K' + h_j I)^-1 T u_j       = M^-1 K' V ((V'T U) / (s_i + h_j)) U'
 
     s, V   eigenvalues and vectors of K M^-1 K' (n, n)          m    preserve_outputs, 0 for the ridge alone
 
-``m < 1`` leaves something of the ridge in directions that the text's rows do not touch. There are fewer rows than a wide module has
-outputs, so ``H`` is kept as the directions that they span, ``U (r, d_out)``, and ``1 - m`` for all others; ``d_out x d_out`` never exists.
+Directions that the text's rows hardly touch keep some of the ridge, :data:`LEAST`: nothing else bounds the weights there, and with less
+they grow (docs/LOG.md, "A floor for the output side"). There are fewer rows than a wide module has outputs, so ``H`` is kept as the
+directions that they span, ``U (r, d_out)``, and one value for all others; ``d_out x d_out`` never exists.
 
 ``H`` is of the unedited model and does not change. Where outputs are sliced over shards the gradients and ``T`` travel, a few rows each.
 
@@ -27,6 +28,9 @@ from torch import Tensor
 
 from editing.method.features import Features
 from editing.method.shift import Shift
+
+LEAST = 0.4
+"""Share of the ridge that no direction falls below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class OutputSide:
             directions = vectors.T
         squares = squares.clamp(min=0)
         scaled = squares * (features.num_features / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny))
-        return cls(features.broadcast(1 - share + share * scaled), features.broadcast(directions.contiguous()), 1 - share)
+        values = (1 - share + share * scaled).clamp(min=LEAST)
+        return cls(features.broadcast(values), features.broadcast(directions.contiguous()), max(LEAST, 1 - share))
 
     def solve(self, left: Tensor, gram: Tensor, targets: Tensor, features: Features) -> Shift:
         """The shift, or the shard's slice of it.

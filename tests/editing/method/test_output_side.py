@@ -22,7 +22,8 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 def dense_side(gradients: torch.Tensor, share: float) -> torch.Tensor:
     second = gradients.double().T @ gradients.double()
-    return (1 - share) * torch.eye(second.shape[0]).double() + share * second / second.diagonal().mean()
+    values, vectors = torch.linalg.eigh((1 - share) * torch.eye(second.shape[0]).double() + share * second / second.diagonal().mean())
+    return vectors @ (values.clamp(min=0.4).unsqueeze(1) * vectors.T)
 
 
 def solved(side: OutputSide, moment: torch.Tensor, keys: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
