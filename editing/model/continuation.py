@@ -9,16 +9,18 @@ template or another sentence before it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from editing.model.beginnings import After, Beginning, Part, whole
 from editing.model.decoder import Decoder
 from editing.model.hidden_store import HiddenStore
 from editing.model.matmul import full_speed
 from editing.model.past import Kept, KeysAndValues, Past, padded
-from editing.model.prefix import Prefixed, run_prefix
+from editing.model.prefix import Prefixed, batches_of, run_prefix
 from editing.model.tokenization import AnswerSequence, Batch
 
 
@@ -54,8 +56,10 @@ class Continued:
         heads = _part(prefixed, [slice(0, cut) for cut in cuts])
         tails = _part(prefixed, [slice(cut, None) for cut in cuts])
         longest = heads.select([i for i, cut in enumerate(cuts) if cut])
-        found = iter(_run_heads(decoder, longest, start, batch_tokens))
-        return cls(tails.sequences, tails.hidden, [next(found) if cut else [] for cut in cuts], torch.tensor(cuts, device=decoder.device), start)
+        read = read_sequences(decoder, longest, whole(longest.sequences), start=start, batch_tokens=batch_tokens)
+        found = {one.number: one.layers for one in read}
+        in_order = (found[i] for i in range(len(longest.sequences)))
+        return cls(tails.sequences, tails.hidden, [next(in_order) if cut else [] for cut in cuts], torch.tensor(cuts, device=decoder.device), start)
 
     def select(self, indices: Sequence[int]) -> "Continued":
         """The given sequences only."""
@@ -83,6 +87,58 @@ class Continued:
         return Past(layers, self._lengths(indices), self.start)
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A sequence that layers have seen.
+
+    Attributes:
+        number: Which one.
+        final: ``(d,)`` final hidden state of its last token.
+        layers: Keys and values of its tokens, by layer that ran.
+    """
+
+    number: int
+    final: Tensor
+    layers: list[KeysAndValues]
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.layers[0][0].shape[1]
+
+
+@torch.no_grad()
+def read_sequences(decoder: Decoder, prefixed: Prefixed, parts: Sequence[Part], *, start: int, batch_tokens: int) -> Iterator[Read]:
+    """Run layers from ``start`` on over sequences, batch by batch, and keep what they leave for tokens to come.
+
+    Args:
+        decoder: The model, whose suffix is in memory.
+        prefixed: The sequences.
+        parts: Which of them share batches or a beginning.
+        start: First layer that runs.
+        batch_tokens: Padded tokens of a batch.
+    """
+    for batch, hidden in batches_of(prefixed, parts, batch_tokens=batch_tokens, device=decoder.device):
+        width = batch.input_ids.shape[1]
+        given = _keeping(decoder, batch, width)
+        with full_speed(decoder.device, decoder.model):
+            final = decoder.span(batch.input_ids, hidden, start, decoder.num_layers, given)
+        layers = given["past_key_values"].layers[start:]
+        for b, i in enumerate(batch.indices):
+            length = len(prefixed.sequences[i].input_ids)
+            last = length - 1 - (layers[0].keys.shape[2] - width)
+            yield Read(i, final[b, last], [(layer.keys[b, :, :length], layer.values[b, :, :length]) for layer in layers])
+
+
+def _keeping(decoder: Decoder, batch: Batch, width: int) -> dict[str, Any]:
+    """Arguments of the body whose cache keeps a batch's keys and values, with those of its beginning."""
+    if isinstance(batch.past, Beginning):
+        return batch.past.arguments(decoder.body, width)
+    if isinstance(batch.past, After):
+        return batch.past.beginning.past(len(batch.indices)).arguments(decoder.body, width)
+    return {"past_key_values": Cache(layer_class_to_replicate=Kept)}
+
+
 def can_continue(decoder: Decoder, start: int) -> bool:
     """Whether a family's tails, with the keys and values of what precedes them, give what whole sequences give; tried once, on a short input.
 
@@ -101,8 +157,8 @@ def can_continue(decoder: Decoder, start: int) -> bool:
 def _both_ways(decoder: Decoder, start: int) -> tuple[Tensor, Tensor]:
     """Last hidden states of short sequences: from their subjects on, and of the whole ones."""
     numbers = [token % decoder.config.vocab_size for token in range(1, 8)]
-    whole = [AnswerSequence(tuple(numbers), (0,), subject=4), AnswerSequence(tuple(numbers[2:]), (0,), subject=2)]
-    prefixed = run_prefix(decoder, whole, stop=start, batch_tokens=64)
+    sequences = [AnswerSequence(tuple(numbers), (0,), subject=4), AnswerSequence(tuple(numbers[2:]), (0,), subject=2)]
+    prefixed = run_prefix(decoder, sequences, stop=start, batch_tokens=64)
     continued = Continued.at_subjects(decoder, prefixed, start=start, batch_tokens=64)
     found, expected = ([hidden[-1] for hidden in _finals(decoder, way, start)] for way in (continued, prefixed))
     return torch.stack(found), torch.stack(expected)
@@ -128,20 +184,6 @@ def _part(prefixed: Prefixed, parts: Sequence[slice]) -> Prefixed:
         if hidden is not None and prefixed.hidden is not None:
             hidden.put(i, prefixed.hidden.get(i)[part])
     return Prefixed(sequences, hidden)
-
-
-@torch.no_grad()
-def _run_heads(decoder: Decoder, heads: Prefixed, start: int, batch_tokens: int) -> list[list[KeysAndValues]]:
-    """Keys and values of all tokens of sequences, in the layers of the suffix."""
-    found: dict[int, list[KeysAndValues]] = {}
-    for batch, hidden in heads.batches(batch_tokens=batch_tokens, device=decoder.device):
-        cache = Cache(layer_class_to_replicate=Kept)
-        with full_speed(decoder.device, decoder.model):
-            decoder.span(batch.input_ids, hidden, start, decoder.num_layers, {"past_key_values": cache})
-        for b, i in enumerate(batch.indices):
-            length = len(heads.sequences[i].input_ids)
-            found[i] = [(layer.keys[b, :, :length], layer.values[b, :, :length]) for layer in cache.layers[start:]]
-    return [found[i] for i in range(len(heads.sequences))]
 
 
 def _length(past: list[KeysAndValues]) -> int:

@@ -7,48 +7,19 @@ A text that has ended leaves its batch: in chat most have after a few tokens, an
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import Cache
 
 from editing.config import DEFAULT_BATCH_TOKENS
-from editing.model.beginnings import After, Beginning
+from editing.model.continuation import Read, read_sequences
 from editing.model.decoder import Decoder
 from editing.model.matmul import full_speed
-from editing.model.past import Kept, KeysAndValues, Past, padded
-from editing.model.prefix import Prefixed, batches_of, parts_of
-from editing.model.tokenization import AnswerSequence, Batch
+from editing.model.past import Past, padded
+from editing.model.prefix import Prefixed, parts_of
+from editing.model.tokenization import AnswerSequence
 
 _MOST_BYTES = 2**28
 """Of keys and values of the texts that are written together, unless one alone has more."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A prompt that the layers have seen.
-
-    Attributes:
-        number: Which one.
-        final: ``(d,)`` final hidden state of its last token.
-        layers: Keys and values of its tokens, by layer.
-    """
-
-    number: int
-    final: Tensor
-    layers: list[KeysAndValues]
-
-    @property
-    def length(self) -> int:
-        """Tokens."""
-        return self.layers[0][0].shape[1]
-
-    def size(self, max_new_tokens: int) -> int:
-        """Bytes of keys and values, with those of the tokens to come."""
-        of_a_token = sum(part.element_size() * part.shape[0] * part.shape[2] for layer in self.layers for part in layer)
-        return of_a_token * (self.length + max_new_tokens)
 
 
 @torch.no_grad()
@@ -64,44 +35,23 @@ def greedy_tokens(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tok
         at_once: Texts that are written together, at the most.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    with full_speed(decoder.device, decoder.model):
-        for several in _together(_read(decoder, prompts), max_new_tokens, at_once):
+    prefixed = Prefixed([AnswerSequence(tuple(ids), (0,)) for ids in prompts], None)
+    parts = parts_of(decoder, prefixed.sequences, 0, decoder.num_layers)
+    read = read_sequences(decoder, prefixed, parts, start=0, batch_tokens=DEFAULT_BATCH_TOKENS)
+    for several in _together(read, max_new_tokens, at_once):
+        with full_speed(decoder.device, decoder.model):
             for numbers, tokens in _write(decoder, several, max_new_tokens, ends):
                 for number, token in zip(numbers, tokens, strict=True):
                     written[number].append(token)
     return written
 
 
-def _read(decoder: Decoder, prompts: Sequence[list[int]]) -> Iterator[_Read]:
-    """Run all layers over the prompts."""
-    prefixed = Prefixed([AnswerSequence(tuple(ids), (0,)) for ids in prompts], None)
-    parts = parts_of(decoder, prefixed.sequences, 0, decoder.num_layers)
-    for batch, _ in batches_of(prefixed, parts, batch_tokens=DEFAULT_BATCH_TOKENS, device=decoder.device):
-        width = batch.input_ids.shape[1]
-        given = _keeping(decoder, batch, width)
-        final = decoder.span(batch.input_ids, None, 0, decoder.num_layers, given)
-        layers = given["past_key_values"].layers
-        for b, i in enumerate(batch.indices):
-            length = len(prompts[i])
-            last = length - 1 - (layers[0].keys.shape[2] - width)
-            yield _Read(i, final[b, last], [(layer.keys[b, :, :length], layer.values[b, :, :length]) for layer in layers])
-
-
-def _keeping(decoder: Decoder, batch: Batch, width: int) -> dict[str, Any]:
-    """Arguments of the body whose cache keeps a batch's keys and values, with those of its beginning."""
-    if isinstance(batch.past, Beginning):
-        return batch.past.arguments(decoder.body, width)
-    if isinstance(batch.past, After):
-        return batch.past.beginning.past(len(batch.indices)).arguments(decoder.body, width)
-    return {"past_key_values": Cache(layer_class_to_replicate=Kept)}
-
-
-def _together(prompts: Iterator[_Read], max_new_tokens: int, at_once: int) -> Iterator[list[_Read]]:
+def _together(prompts: Iterator[Read], max_new_tokens: int, at_once: int) -> Iterator[list[Read]]:
     """Prompts whose texts are written together."""
-    several: list[_Read] = []
+    several: list[Read] = []
     used = 0
     for one in prompts:
-        size = one.size(max_new_tokens)
+        size = _size(one, max_new_tokens)
         if several and (len(several) == at_once or used + size > _MOST_BYTES):
             yield several
             several, used = [], 0
@@ -111,7 +61,7 @@ def _together(prompts: Iterator[_Read], max_new_tokens: int, at_once: int) -> It
         yield several
 
 
-def _write(decoder: Decoder, several: list[_Read], max_new_tokens: int, ends: Collection[int]) -> Iterator[tuple[list[int], list[int]]]:
+def _write(decoder: Decoder, several: list[Read], max_new_tokens: int, ends: Collection[int]) -> Iterator[tuple[list[int], list[int]]]:
     """Numbers of the prompts whose texts go on, with a token of each; again and again."""
     numbers, finals = [one.number for one in several], torch.stack([one.final for one in several])
     lengths = torch.tensor([one.length for one in several]).to(decoder.device)
@@ -133,3 +83,9 @@ def _write(decoder: Decoder, several: list[_Read], max_new_tokens: int, ends: Co
         finals = decoder.span(likeliest.unsqueeze(1), None, 0, decoder.num_layers, attention)[:, 0]
         layers, lengths = [(layer.keys, layer.values) for layer in attention["past_key_values"].layers], lengths + 1
     yield numbers, decoder.likeliest(finals).tolist()
+
+
+def _size(one: Read, max_new_tokens: int) -> int:
+    """Bytes of its keys and values, with those of the tokens to come."""
+    of_a_token = sum(part.element_size() * part.shape[0] * part.shape[2] for layer in one.layers for part in layer)
+    return of_a_token * (one.length + max_new_tokens)

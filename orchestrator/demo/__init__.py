@@ -54,9 +54,11 @@ def smollm2_folder(cache: Path, progress: Progress) -> Path:
 
 
 def _converted(folder: Path, called: str, fetch: Callable[[Path], None], progress: Progress) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder.with_name(f"{folder.name}.lock")):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file():  # another process was converting it
             return folder
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
