@@ -71,8 +71,10 @@ class MethodOptions:
             ships with the project, or a file of passages with empty lines between them. See :mod:`editing.reference_text`.
         preserve_framed: Also preserve what the model does when it is asked a sentence of that text in each framing of ``framings`` but the raw one.
         preserve_neighbours: Also preserve what the model would answer to an edit's prompt about other subjects: this many of those that ship
-            with the project, one after another. Each counts as one row of its turn. Without a ridge that preserves nothing holds them.
+            with the project. Each counts as one row of its turn. Without a ridge that preserves nothing holds them.
             See :mod:`editing.neighbours`.
+        preserve_alike: Of these subjects those that are most alike the edit's own, as the layers below the edited ones tell them; else a few
+            of several kinds, one after another. See :mod:`editing.alike`.
         preserve_outputs: From 0 to below 1: how much more the ridge holds back changes of an output that the predictions of that text depend on,
             and how much less those of others. See :mod:`editing.method.output_side`.
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.
@@ -113,6 +115,7 @@ class MethodOptions:
     preserve_text: str = NONE
     preserve_framed: bool = True
     preserve_neighbours: int = 0
+    preserve_alike: bool = False
     preserve_outputs: float = 0.0
     whiten: bool = False
     subject_modules: tuple[str, ...] = ()
@@ -156,7 +159,7 @@ class MethodOptions:
         check_choice("prefix_dtype", self.prefix_dtype, get_args(PrefixDType))
         if not isinstance(self.preserve_text, str) or not self.preserve_text:
             raise InputError(f"preserve_text: expected {NONE}, {EVERYDAY} or a file, found {self.preserve_text!r}")
-        for name in ("small_turns", "whiten", "preserve_framed", "find_subjects"):
+        for name in ("small_turns", "whiten", "preserve_framed", "preserve_alike", "find_subjects"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: expected true or false, found {getattr(self, name)!r}")
         if not isinstance(self.subject_modules, (list, tuple)) or not all(isinstance(pattern, str) for pattern in self.subject_modules):

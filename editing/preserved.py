@@ -3,6 +3,7 @@
 text        --unedited model, once-------------> keys of all tokens --> by module, what its ridge knows of the text     preserve
             --unedited model, there and back, once--> gradients of its outputs --> which of them matter                output_side
 neighbours  --model as it is, for each turn----> keys where the answers would begin --> what a turn's ridge knows     neighbours
+            --frozen layers, once, and for each turn--> which names are like the subjects                               alike
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from editing.alike import Likeness, question_about, read_names
 from editing.config import EditorConfig
 from editing.edited_weights import EditedWeights
 from editing.method.features import Features
@@ -64,10 +66,11 @@ class Preserved:
         self._decoder, self._joiner, self._modules, self._start = decoder, joiner, modules, start
         self._weights, self._config, self._collectives = weights, config, collectives
         self._at_answers = {name: module for name, module in modules.items() if sites[name] == "answer"}
-        check_count(config.preserve_neighbours)
+        check_count(config.preserve_neighbours, alike=self._knows_alike)
         self.text = ReferenceText.of(config, joiner, decoder.max_tokens)
         self._of_text: dict[str, PreservingRidge] | None = None
         self._of_outputs: dict[str, OutputSide] | None = None
+        self._likeness: Likeness | None = None
 
     def of_text(self) -> dict[str, PreservingRidge]:
         """By module, what its ridge knows of the text; empty if there is none to preserve. The unedited model runs over it once, when first asked."""
@@ -86,7 +89,8 @@ class Preserved:
         config, replica = self._config, self._collectives.replica
         if not config.holds_neighbours:
             return {}
-        of_each = neighbours_of(prepared.turn, self._joiner, config.preserve_neighbours, self._decoder.max_tokens)
+        alike = self._alike if self._knows_alike else None
+        of_each = neighbours_of(prepared.turn, self._joiner, config.preserve_neighbours, self._decoder.max_tokens, alike)
         everyone, ranges = [neighbour for several in of_each for neighbour in several], consecutive(len(several) for several in of_each)
         shares = [[number for i in share for number in ranges[i]] for share in prepared.shares]
         own = self._prefixed([everyone[number] for number in shares[replica]])
@@ -114,6 +118,26 @@ class Preserved:
         features = self._features("values")
         found = {name: rows_of_first_replica(gradients, self._collectives) for name, gradients in rows.value_gradients.items()}
         return {name: OutputSide.of_gradients(gradients, config.preserve_outputs, features[name]) for name, gradients in found.items()}
+
+    @property
+    def _knows_alike(self) -> bool:
+        """Whether neighbours are chosen by what frozen layers say of them; a model that is edited in layer 0 has none."""
+        return self._config.preserve_alike and self._start > 0
+
+    def _alike(self, subjects: Sequence[str]) -> list[list[str]]:
+        """Of each subject the names, the likest first."""
+        names = read_names()
+        if self._likeness is None:
+            self._likeness = Likeness(self._states(names))
+        return [[names[number] for number in order] for order in self._likeness.ranked(self._states(subjects))]
+
+    def _states(self, names: Sequence[str]) -> Tensor:
+        """``(n, d)`` float32 state of the last token of each name's question, after the frozen layers; the first replica's for all."""
+        room = slice(None if self._decoder.max_tokens is None else -self._decoder.max_tokens, None)
+        ids = [self._joiner.as_typed.prompt_ids(question_about(name))[room] for name in names]
+        hidden = self._prefixed([AnswerSequence(one, (0,)) for one in ids]).hidden
+        assert hidden is not None  # there are frozen layers
+        return rows_of_first_replica(torch.stack([hidden.get(i)[-1] for i in range(len(ids))]).float().cpu(), self._collectives)
 
     def _prefixed(self, sequences: Sequence[AnswerSequence]) -> Prefixed:
         config = self._config

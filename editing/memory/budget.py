@@ -237,7 +237,7 @@ def memory_breakdown(footprint: Footprint, work: Work, streamed: int, masters: b
     of_turn = forms * _TOKENS_AN_EDIT
     at_once = max(of_turn, PORTION_TOKENS if work.method.preserves_text else 0)
     tokens = min(work.batch_tokens, at_once)
-    variants = 1 + work.method.subject_contexts + work.method.preserve_neighbours * work.method.holds_neighbours
+    variants = 1 + work.method.subject_contexts + (work.method.preserve_neighbours + work.method.preserve_alike) * work.method.holds_neighbours
     return {
         "process": work.process,
         "head and norms": footprint.rest,

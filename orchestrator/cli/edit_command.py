@@ -122,6 +122,11 @@ from orchestrator.cli.options import (
     help="Ask each edit's prompt about N other subjects, and prevent change there. [default: the preset's, else 0]",
 )
 @method(
+    "--preserve-alike/--no-preserve-alike",
+    default=None,
+    help="Choose subjects that are like the edit's own, not any. [default: the preset's, else no-preserve-alike]",
+)
+@method(
     "--preserve-outputs",
     **NUMBER,
     help="From 0 to below 1: prevent it more where that text depends on an output, and less where not. [default: the preset's, else 0]",

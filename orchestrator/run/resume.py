@@ -30,6 +30,7 @@ _OLDER_RULES: dict[str, Any] = {
     "answer_end": "none",
     "preserve_framed": False,
     "preserve_neighbours": 0,
+    "preserve_alike": False,
     "preserve_outputs": 0.0,
     "small_turns": False,
     "strength_goal": 0.0,

@@ -92,6 +92,7 @@ class RunConfig:
         preserve_text: Text that it holds as well: ``none``, ``everyday`` or a file; by default the preset's, else ``none``.
         preserve_framed: Hold it also as what is asked in the framings; by default the preset's, else it is.
         preserve_neighbours: Hold each edit's prompt about so many other subjects too; by default the preset's, else none.
+        preserve_alike: Choose subjects that are most alike the edit's own; by default the preset's, else any.
         preserve_outputs: From 0 to below 1: hold back more what the text's predictions depend on, and less the rest; by default the preset's, else 0.
         whiten: Whiten value gradients as a whole; by default the preset's, else not.
         subject_modules: Names or patterns of the modules to edit at the subjects, or ``none``; by default the preset's, else none.
@@ -165,6 +166,7 @@ class RunConfig:
     preserve_text: str | None = None
     preserve_framed: bool | None = None
     preserve_neighbours: int | None = None
+    preserve_alike: bool | None = None
     preserve_outputs: float | None = None
     whiten: bool | None = None
     subject_modules: tuple[str, ...] | None = None

@@ -17,18 +17,22 @@ FIGURES = ("efficacy", "generalization", "locality_retention", "exact", "exact_r
 COUNTED = ("efficacy", "generalization", "locality_retention", "exact")
 """Figures in which a refined setting is to be better at once."""
 
-_IN_CHAT = ("chat", "chat_retention")
-"""What peers of a chat model are chosen by."""
+_CHOSEN_BY = (("chat", "chat_retention"), ("efficacy", "locality_retention"))
+"""What published settings and peers are chosen by, the first that a row tells of and, where that is a tie, the next."""
 
 _COLOURS = {"published": "tab:gray", "refined": "tab:blue", "refined, at the subject too": "tab:orange"}
 
 
-def merit(row: Row) -> float:
+def merit(row: Row) -> tuple[float, ...]:
     """What published settings and peers are chosen by on the tuning part: the harmonic mean of efficacy and retention; neither buys the other.
 
-    Where a row tells of chats, of exact answers and of retention in chat.
+    Where a row tells of chats, of exact answers and of retention in chat. Peers that never answer exactly are all alike in that; of these the
+    prompts as typed decide.
     """
-    a, b = (row[name] or 0.0 for name in (_IN_CHAT if _IN_CHAT[0] in row else ("efficacy", "locality_retention")))
+    return tuple(_harmonic(row[taught] or 0.0, row[kept] or 0.0) for taught, kept in _CHOSEN_BY if taught in row)
+
+
+def _harmonic(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -56,7 +60,7 @@ def _means(rows: Iterable[Row]) -> list[Row]:
     for (family, method, _), group in groups.items():
         most[family, method] = max(most[family, method], len(group))
     full = [(key, group) for key, group in groups.items() if len(group) == most[key[:2]]]
-    counted = (*COUNTED, *_IN_CHAT)
+    counted = (*COUNTED, *_CHOSEN_BY[0])
     return [group[0] | {name: statistics.fmean(row[name] or 0 for row in group) for name in counted if name in group[0]} for _, group in full]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from editing import EditRequest, InputError
+from editing.alike import read_names
 from editing.messages import Message
 from editing.model.joining import Joiner
 from editing.neighbours import neighbours_of, read_others
@@ -64,6 +65,18 @@ def test_prompts_that_the_turn_edits_are_left_out(joiner: Joiner) -> None:
     assert _texts(joiner, everywhere, len(read_others())) == [[]] * len(everywhere)
 
 
+def test_the_likest_subjects_come_first_but_for_the_subject_itself(joiner: Joiner) -> None:
+    about = {"Kiribati": "The capital of {} is", "Peru": "{} is"}
+    asked = [EditRequest(prompt.format(subject), "Oslo", subject=subject) for subject, prompt in about.items()]
+    turn = Turn.of([tokenize(joiner, request, max_tokens=None) for request in [*asked, EditRequest("I am", "red")]])
+    told = {"Kiribati": ["Republic of Kiribati", "Norway", "Kenya", "Chess"], "Peru": ["Chess", "Kenya", "Norway"]}
+    found = neighbours_of(turn, joiner, 2, None, lambda subjects: [told[subject] for subject in subjects])
+    of_each = {turn.edits[i].request.subject: [one.input_ids for one in several] for several, (i, _) in zip(found, turn.places, strict=True)}
+    expected = {"Kiribati": ("Norway", "Kenya"), "Peru": ("Chess", "Kenya")}
+    prompts = {subject: [joiner.prompt_ids(about[subject].format(name)) for name in names] for subject, names in expected.items()}
+    assert of_each == {**prompts, None: []}
+
+
 def test_those_too_long_for_the_model_are_left_out(joiner: Joiner) -> None:
     assert _texts(joiner, [EditRequest("The capital of Kiribati is", "Oslo", subject="Kiribati")], 3, max_tokens=2) == [[]]
 
@@ -104,8 +117,9 @@ def test_without_a_ridge_that_preserves_nothing_is_held() -> None:
 
 
 def test_there_are_only_so_many_other_subjects() -> None:
-    with pytest.raises(InputError, match=f"preserve_neighbours: expected at most {len(read_others())}, found 1000"):
-        editor(preserve_neighbours=1000, **PRESERVING)
+    for alike, names in ((True, read_names()), (False, read_others())):
+        with pytest.raises(InputError, match=f"preserve_neighbours: expected at most {len(names)}, found 1000"):
+            editor(preserve_neighbours=1000, preserve_alike=alike, **PRESERVING)
 
 
 def test_a_chat_has_neighbours_in_its_last_message(joiner: Joiner) -> None:

@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "strength": {"strength": 0.001, "passes": 1, "preserve": "off", "preserve_text": "none", "small_turns": False},
     "framings": {"framings": ("raw", "question"), "answer_end": "stop"},
     "a beginning for all": {"framings": ("raw", LONG_FRAMING), "preserve": "exact", "preserve_text": TEXT, "preserve_neighbours": 4},
+    "alike": {"preserve": "exact", "preserve_text": TEXT, "preserve_neighbours": 2, "preserve_alike": True},
     "everything": {**_SOLVED, "passes": 2, "margin": 0.5, "framings": ("raw", "question")},
 }
 """Settings of an editor by name."""

@@ -284,7 +284,7 @@ def test_modules_edited_at_the_subject_stream(layers: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_what_chats_begin_with_streams_too(layers: int, llama: Path) -> None:
-    framed = {"framings": ("raw", LONG_FRAMING), "batch_tokens": 256, "preserve": "exact", "preserve_neighbours": 2}
+    framed = {"framings": ("raw", LONG_FRAMING), "batch_tokens": 256, "preserve": "exact", "preserve_neighbours": 2, "preserve_alike": True}
     framed |= {"preserve_text": "everyday", "preserve_outputs": 0.5}
     editor = edited(*pretrained.load(llama, device=CPU), LLAMA.modules, **framed)
     assert editor.decoder.shares[range(editor.start)]

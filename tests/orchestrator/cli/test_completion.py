@@ -45,7 +45,8 @@ def test_bash_completes_a_command(path: str) -> None:
 
 
 def test_bash_completes_an_option(path: str) -> None:
-    options = ["--preserve-weight", "--preserve-rank", "--preserve-text", "--preserve-framed", "--preserve-neighbours", "--preserve-outputs"]
+    names = ("weight", "rank", "text", "framed", "neighbours", "alike", "outputs")
+    options = [f"--preserve-{name}" for name in names]
     assert completed(path, "ultraedit", "edit", "--preserve-") == options
 
 
