@@ -33,11 +33,22 @@ def test_one_dimension_that_is_large_for_all_decides_nothing() -> None:
 
 
 def test_a_name_that_is_near_to_everything_is_put_back() -> None:
-    directions = torch.eye(12)
-    hub = directions.mean(dim=0, keepdim=True) + torch.tensor([[0.05] + [0.0] * 11])
-    crowd = torch.cat([hub, hub * 1.01, hub * 0.99, hub * 1.02])
-    likeness = Likeness(torch.cat([directions, crowd]))
-    assert likeness._crowded[12:].min() > likeness._crowded[:12].max()
+    """Against the formula, written out name by name in double precision."""
+    generator = torch.Generator().manual_seed(2)
+    shared = torch.randn(1, 6, generator=generator)
+    names = torch.cat([torch.randn(20, 6, generator=generator), shared + 0.4 * torch.randn(10, 6, generator=generator)])
+    subjects = shared + torch.randn(8, 6, generator=generator)
+    apart = (names.double() - names.double().mean(dim=0)) / names.double().std(dim=0)
+    asked = (subjects.double() - names.double().mean(dim=0)) / names.double().std(dim=0)
+    crowded = [sum(sorted((_cosine(one, other) for k, other in enumerate(apart) if k != i), reverse=True)[:9]) / 9 for i, one in enumerate(apart)]
+    plain = [sorted(range(30), key=lambda i: -_cosine(apart[i], subject)) for subject in asked]
+    expected = [sorted(range(30), key=lambda i: crowded[i] - 2 * _cosine(apart[i], subject)) for subject in asked]
+    assert Likeness(names).ranked(subjects) == expected
+    assert plain != expected
+
+
+def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(one @ other / (one.norm() * other.norm()))
 
 
 def test_the_frozen_layers_alone_decide_so_edits_change_no_choice() -> None:

@@ -20,13 +20,15 @@ CEILINGS = {
     "preserve outputs": (3, 9, 3),
     "preserve sketch": (3, 9, 3),
     "whiten": (3, 9, 3),
+    "alike": (3, 5, 4),
     "subject, solved": (29, 13, 8),
     "everything": (35, 17, 12),
 }
 """Copies to the device, waits and copies to the host that a turn may take beside one copy and one wait for each batch that runs through layers.
 
 The wait of a batch is transformers' own, and there is none where what follows the subjects is run. A further pass or a step of the solved
-targets adds to them, edits and modules do not. But for eigenvectors, for which the host waits module by module.
+targets adds to them, edits and modules do not. But for eigenvectors, for which the host waits module by module, and for states of subjects, by which
+the host chooses neighbours.
 """
 
 ONE_PASS = (3, 5, 3)
