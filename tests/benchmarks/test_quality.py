@@ -114,3 +114,20 @@ def test_a_refined_setting_is_chosen_by_its_smallest_lead() -> None:
         row("refined", "strong", 0.99, 0.12, 0.6, 0.9),
     ]
     assert [found["setting"] for found in choose([*rows, *again])] == ["best", "strong"]  # by the means of both orders
+
+
+def test_peers_that_are_alike_in_chat_are_chosen_as_typed() -> None:
+    def peer(setting: str, chat: float, kept_in_chat: float, efficacy: float, kept: float) -> dict[str, object]:
+        figures = {
+            "chat": chat,
+            "chat_retention": kept_in_chat,
+            "efficacy": efficacy,
+            "locality_retention": kept,
+            "generalization": 0.1,
+            "exact": 0.1,
+        }
+        return {"family": "one", "method": "lora", "setting": setting, **figures}
+
+    never = [peer("small", 0.0, 0.9, 0.1, 0.9), peer("large", 0.3, 0.0, 0.6, 0.5), peer("larger", 0.4, 0.0, 0.9, 0.1)]
+    assert [row["setting"] for row in choose(never)] == ["large"]
+    assert [row["setting"] for row in choose([*never, peer("sometimes", 0.1, 0.1, 0.0, 0.0)])] == ["sometimes"]
