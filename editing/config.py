@@ -73,8 +73,8 @@ class MethodOptions:
         preserve_neighbours: Also preserve what the model would answer to an edit's prompt about other subjects: this many of those that ship
             with the project. Each counts as one row of its turn. Without a ridge that preserves nothing holds them.
             See :mod:`editing.neighbours`.
-        preserve_alike: Of these subjects those that are most alike the edit's own, as the layers below the edited ones tell them; else a few
-            of several kinds, one after another. See :mod:`editing.alike`.
+        preserve_alike: Of these subjects those that are most alike the edit's own, as the layers below the edited ones tell them; else, or if
+            there is no such layer, a few of several kinds, one after another. See :mod:`editing.alike`.
         preserve_outputs: From 0 to below 1: how much more the ridge holds back changes of an output that the predictions of that text depend on,
             and how much less those of others. See :mod:`editing.method.output_side`.
         whiten: Whiten value gradients with their full second moment, not feature by feature. See :mod:`editing.method.whitening`.

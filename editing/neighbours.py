@@ -71,6 +71,7 @@ def neighbours_of(turn: Turn, joiner: Joiner, count: int, max_tokens: int | None
 class _About:
     """A prompt, in which another subject may stand in the place of its own."""
 
+    prompt: str
     before: str
     subject: str
     after: str
@@ -81,12 +82,12 @@ class _About:
         for subject in filter(None, (request.subject, likely_subject(prompt))):
             if span := subject_span(prompt, subject):
                 before, after = prompt[: span[0]], prompt[span[1] :]
-                return None if subject_span(before, subject) else cls(before, subject, after)  # else it would still be about the subject
+                return None if subject_span(before, subject) else cls(prompt, before, subject, after)  # else it would still be about the subject
         return None
 
     def following(self) -> list[str]:
         """Other subjects of several kinds, from a place on that the prompt alone decides."""
-        others, first = self.others(read_others()), crc32((self.before + self.subject + self.after).encode())
+        others, first = self.others(read_others()), crc32(self.prompt.encode())
         return [others[(first + k) % len(others)] for k in range(len(others))]
 
     def others(self, names: Sequence[str]) -> list[str]:
